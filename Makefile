@@ -1,0 +1,76 @@
+# Every environment is made by pip from the package index and is left alone until its inputs change.
+#
+#   make demo [IMAGE=my.jpg]    code a photograph at three qualities; needs no torch
+#   make test                   the tests, with torch in an environment of their own
+#   make test-all               the slow ones too
+#   make lint                   ruff and mypy
+#   make bench [IMAGE=my.jpg]   times of whole commands against `python -c "import torch"`
+#   make clean                  remove all that the Makefile has made
+#
+# PYTHON       the interpreter that makes the environments
+# CONSTRAINT   the file of pinned versions; `make test CONSTRAINT=` takes what the index has to offer, torch included
+# THREADS      threads of numpy and torch in the tests; more than one is slow beside a busy process
+
+PYTHON ?= python3
+CONSTRAINT = constraints.txt
+IMAGE =
+THREADS = 1
+
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+PINS = $(if $(CONSTRAINT),-c $(CONSTRAINT))
+INPUTS = Makefile constraints.txt pyproject.toml
+
+CODING = click numpy onnxruntime pillow rich safetensors
+CHECKS = einops hatchling hypothesis mypy ninja onnx pytest ruff torch
+# Installed without what they depend on: of compressai only the entropy coder is used, of scikit-image the photographs.
+BARE = compressai scikit-image
+# The oldest versions that pyproject.toml admits, numpy 1 among them.
+OLDEST = click==8.1.0 numpy==1.26.0 onnxruntime==1.18.0 pillow==10.1.0 rich==13.0.0 safetensors==0.4.2
+
+.PHONY: demo test test-all lint bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/ready
+	.venv/bin/python -m hpcmcodec.evaluation.demo $(if $(IMAGE),"$(IMAGE)")
+
+test: .venv-test/ready
+	OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) .venv-test/bin/python -m pytest
+
+test-all: .venv-test/ready .venv-oldest/ready
+	HPCM_OLDEST="$(CURDIR)/.venv-oldest/bin/python" \
+	OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) .venv-test/bin/python -m pytest -m ""
+
+lint: .venv-test/ready
+	.venv-test/bin/ruff check .
+	.venv-test/bin/mypy
+
+bench: .venv-test/ready
+	.venv-test/bin/python -m hpcmcodec.evaluation.speed $(if $(IMAGE),"$(IMAGE)")
+
+clean:
+	rm -rf .venv .venv-test .venv-oldest demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find hpcmcodec tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/ready: $(INPUTS)
+	@echo "Making .venv (without torch)"
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) $(PINS) $(CODING)
+	.venv/bin/python $(PIP_INSTALL) $(PINS) --no-deps $(BARE)
+	.venv/bin/python $(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+.venv-test/ready: $(INPUTS)
+	@echo "Making .venv-test (with torch; the first time takes minutes)"
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/python $(PIP_INSTALL) $(PINS) $(CODING) $(CHECKS)
+	.venv-test/bin/python $(PIP_INSTALL) $(PINS) --no-deps $(BARE)
+	.venv-test/bin/python $(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+.venv-oldest/ready: $(INPUTS)
+	@echo "Making .venv-oldest (without torch)"
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP_INSTALL) $(OLDEST)
+	.venv-oldest/bin/python $(PIP_INSTALL) --no-deps compressai==1.2.8
+	.venv-oldest/bin/python $(PIP_INSTALL) --no-deps --editable .
+	touch $@

@@ -1,0 +1,562 @@
+"""The command line: ``hpcm encode``, ``hpcm decode``, ``hpcm info``, a thin layer over the library.
+
+What a script can rely on:
+
+- Results go to the file named (or standard output for ``-``), everything said to people goes to standard error:
+  errors and usage mistakes one line each, then notes about conversions and one line of bytes, bits per pixel and
+  seconds, both silenced by ``--quiet``.
+- A file appears whole or not at all: it is written beside its place under a hidden name and renamed. Whether it may be
+  written is checked before the work.
+- The exit codes of `EXIT_CODES`.
+
+Starting up counts: ``hpcm info`` takes about as long as Python and click need to load. So this module imports click and
+the standard library only; a command imports what it needs, numpy and onnxruntime for coding alone, rich (0.12 s) when
+there is a bar to show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import signal
+import stat
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from hpcmcodec import __version__
+from hpcmcodec.container import DEFAULT_MAX_PIXELS
+from hpcmcodec.errors import HpcmError, InputError, OutputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType, TracebackType
+
+    from rich.progress import Progress
+
+    Function = TypeVar("Function", bound=Callable[..., object])
+
+__all__ = ["EXIT_CODES", "cli", "main"]
+
+# Each line of the help stays within 80 columns.
+EXIT_CODES = {
+    0: "done",
+    1: "an error of the program itself: please report it",
+    2: "wrong usage: unknown option, missing argument, value out of range",
+    3: "the input is not a readable image, or not a valid .hpcm file",
+    4: "not supported here: version, model, device, alpha, animation, size",
+    5: "integrity failure: a checksum or the decoded latents do not agree",
+    6: "the output exists or cannot be written",
+    130: "interrupted",
+}
+
+# Seconds of work after which a bar appears: shorter work is over before a bar is read.
+_PROGRESS_AFTER_SECONDS = 1.0
+
+
+class _Settings:
+    """The options that every command shares, wherever on the line they stand."""
+
+    def __init__(self) -> None:
+        self.debug = False
+        self.quiet = False
+        self.max_pixels: int | None = None
+
+
+class _Cli(click.Group):
+    """A click group that reports each failure as one line with the exit code of `EXIT_CODES`."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        settings = _Settings()
+        kwargs.update(prog_name="hpcm", standalone_mode=False, obj=settings)
+        try:
+            code = super().main(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  reported, with an exit code
+            code = _report(error, settings)
+        sys.exit(code or 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # Caught here, before click's own handlers: they would turn a closed pipe into exit code 1 and print an empty
+        # line for an interruption.
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            raise click.exceptions.Exit(_report(error, ctx.ensure_object(_Settings))) from error
+
+
+def _report(error: BaseException, settings: _Settings) -> int:
+    """Says in one line what went wrong; returns the exit code."""
+    if settings.debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        _say("error: interrupted")
+        return 130
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "hpcm"
+        _say(f"error: {error.format_message().rstrip('.')}; see '{command} --help'")
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return OutputError.exit_code  # quiet: whoever reads us has seen enough
+    if isinstance(error, HpcmError) and error.exit_code != HpcmError.exit_code:
+        _say(f"error: {error}")
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        _say("error: not enough memory for an image of this size")
+        return UnsupportedError.exit_code
+    _say(f"error: {type(error).__name__}: {error} (an error of the program; --debug shows where)")
+    return HpcmError.exit_code
+
+
+def _say(text: str) -> None:
+    """Writes one line to standard error; that nobody can read it does not fail the work."""
+    with contextlib.suppress(OSError):
+        click.echo(f"hpcm: {_printable(text)}", err=True)
+
+
+def _printable(text: str) -> str:
+    """`text` on one line, with what could steer a terminal escaped: file names may hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+
+
+# --------------------------------------------------------------------------------------------------------- options
+
+
+def _store(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value and parameter.name:
+        setattr(ctx.ensure_object(_Settings), parameter.name, value)
+
+
+def _shared_options(function: Function) -> Function:
+    """The options that work before and after the name of a command."""
+    for decorate in (
+        click.version_option(__version__, prog_name="hpcm", message="%(prog)s %(version)s"),
+        click.option("--debug", is_flag=True, expose_value=False, callback=_store, help="Show tracebacks."),
+        click.option("--quiet", is_flag=True, expose_value=False, callback=_store, help="Say nothing but errors."),
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(min=1),
+            metavar="N",
+            expose_value=False,
+            callback=_store,
+            help=f"Refuse images of more pixels.  [default: {DEFAULT_MAX_PIXELS}; for info: no limit]",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+def _finite(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # passes click's range, whose comparisons are all false
+        raise click.BadParameter("not a number", ctx, parameter)
+    return value
+
+
+_EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+_input = click.argument("source", metavar="INPUT", type=click.Path(allow_dash=True))
+_force = click.option("-f", "--force", is_flag=True, help="Overwrite the output if it exists.")
+_device = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
+
+
+def _output(suffix: str) -> Callable[[Function], Function]:
+    text = f"The file to write.  [default: INPUT with {suffix} as its suffix; '-' where INPUT is '-']"
+    return click.option("-o", "--output", "target", metavar="OUTPUT", type=click.Path(allow_dash=True), help=text)
+
+
+# -------------------------------------------------------------------------------------------------------- commands
+
+
+@click.group(
+    cls=_Cli,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=False,
+    epilog=_EPILOG,
+)
+@_shared_options
+def cli() -> None:
+    """A learned codec for photographs.
+
+    \b
+      hpcm encode photo.jpg -o photo.hpcm
+      hpcm decode photo.hpcm -o photo.png
+      hpcm info photo.hpcm
+
+    '-' as INPUT or OUTPUT is standard input or output. An ICC profile, EXIF and XMP are kept.
+    """
+
+
+@cli.command(epilog=_EPILOG)
+@_input
+@_output(".hpcm")
+@click.option(
+    "-q",
+    "--quality",
+    type=click.FloatRange(0, 100),
+    callback=_finite,
+    default=50,
+    show_default=True,
+    help="From 0 (smallest file) to 100 (best picture); decimals are allowed.",
+)
+@_force
+@_device
+@_shared_options
+@click.pass_obj
+def encode(settings: _Settings, source: str, target: str | None, quality: float, force: bool, device: str) -> None:
+    """Code the image INPUT as a .hpcm file.
+
+    JPEG, PNG, WebP, AVIF, TIFF, GIF, PPM, BMP and JPEG 2000 are read. EXIF's orientation is applied. Greyscale,
+    palette, CMYK and more than 8 bits are converted, an opaque alpha channel is dropped, each with a note; other alpha
+    and animations are refused.
+    """
+    started = time.perf_counter()
+    _check_input(source)
+    output = _Output(source, target, ".hpcm", force)
+    from hpcmcodec import codec, image
+
+    max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
+    with _about(source):
+        with _mute_libraries(settings):
+            picture = image.load(_read(source) if source == "-" else source, max_pixels=max_pixels)
+        if not settings.quiet:
+            for note in picture.notes:
+                _say(f"note: {_label(source)}: {note}")
+        with _Progress("encoding", settings) as progress:
+            data = codec.encode(picture, quality, device=device, max_pixels=max_pixels, progress=progress)
+    output.write(data)
+    height, width, _ = picture.pixels.shape
+    _summarise(settings, source, output.name, len(data), width * height, started)
+
+
+@cli.command(epilog=_EPILOG)
+@_input
+@_output(".png")
+@click.option(
+    "--scale",
+    type=click.Choice(["s1", "s2", "s3"]),
+    help="Decode a preview from this scale and the coarser ones; INPUT may have been cut after them.",
+)
+@_force
+@_device
+@_shared_options
+@click.pass_obj
+def decode(settings: _Settings, source: str, target: str | None, scale: str | None, force: bool, device: str) -> None:
+    """Decode the .hpcm file INPUT to a PNG."""
+    started = time.perf_counter()
+    if target not in (None, "-") and Path(target).suffix.lower() not in ("", ".png"):
+        raise click.UsageError(f"decode writes PNG, so OUTPUT must end in .png, not {Path(target).suffix}")
+    _check_input(source)
+    output = _Output(source, target, ".png", force)
+    from hpcmcodec import codec, image
+
+    data = _read(source)
+    with _about(source), _Progress("decoding", settings) as progress:
+        picture = codec.decode(
+            data,
+            device=device,
+            scale=scale,
+            max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS,
+            progress=progress,
+        )
+    png = io.BytesIO()
+    image.write_png(picture, png)
+    output.write(png.getbuffer())
+    _summarise(settings, source, output.name, len(data), picture.width * picture.height, started)
+
+
+@cli.command(epilog=_EPILOG)
+@_input
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@_shared_options
+@click.pass_obj
+def info(settings: _Settings, source: str, as_json: bool) -> None:
+    """Print what the header of the .hpcm file INPUT says.
+
+    \b
+    The JSON object has these keys:
+      format_version  of the container
+      model           name of the weights, null where this installation lacks them
+      model_id        of the weights, in hexadecimal
+      width, height   in pixels
+      quality         0 to 100
+      bytes, bpp      size of the file, and in bits per pixel
+      color           "sRGB", or "ICC (n bytes)" with a profile of its own
+      tiles           number of separately coded tiles
+      streams         bytes of each scale: z, s1, s2, s3
+      metadata        bytes of each chunk: ICC, EXIF, XMP
+      complete        false where the file has been cut
+    """
+    _check_input(source)
+    from hpcmcodec import container, weights
+
+    data = _read(source)
+    with _about(source):
+        header = container.parse_header(data, max_pixels=settings.max_pixels)
+        model = weights.model_name(header.model_id)
+    metadata = {chunk.name: chunk.length for chunk in header.chunks}
+    facts: dict[str, Any] = {
+        "format_version": header.version,
+        "model": model,
+        "model_id": header.model_id.hex(),
+        "width": header.width,
+        "height": header.height,
+        "quality": header.quality / 100,
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (header.width * header.height), 6),
+        "color": f"ICC ({metadata['ICC']} bytes)" if "ICC" in metadata else "sRGB",
+        "tiles": header.tile_rows * header.tile_cols,
+        "streams": {scale: header.bytes_of(scale) for scale in container.SCALES},
+        "metadata": metadata,
+        "complete": len(data) == header.file_bytes,
+    }
+    text = json.dumps(facts, indent=2) if as_json else _describe(_label(source), facts, header.file_bytes)
+    _write_stdout(text.encode() + b"\n")
+
+
+def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
+    """The text form of ``info``, one aligned line a fact."""
+    size = f"{facts['bytes']} bytes, {facts['bpp']:.3f} bpp"
+    if not facts["complete"]:
+        size += f"; {file_bytes} bytes when whole"
+    rows = {
+        "Format": f"version {facts['format_version']}",
+        "Model": f"{facts['model'] or 'not in this installation'} ({facts['model_id']})",
+        "Resolution": f"{facts['width']}x{facts['height']}",
+        "Quality": f"{facts['quality']:g}",
+        "Size": size,
+        "Color": facts["color"],
+        "Tiles": str(facts["tiles"]),
+        "Streams": ", ".join(f"{scale} {n_bytes}" for scale, n_bytes in facts["streams"].items()) + " bytes",
+        "Metadata": ", ".join(f"{name} {n_bytes} bytes" for name, n_bytes in facts["metadata"].items()) or "none",
+    }
+    return "\n".join([_printable(label), *(f" * {name:<10} : {value}" for name, value in rows.items())])
+
+
+def _summarise(settings: _Settings, source: str, target: str, n_bytes: int, n_pixels: int, started: float) -> None:
+    if not settings.quiet:
+        seconds = time.perf_counter() - started
+        written = "standard output" if target == "-" else target
+        _say(f"{_label(source)} -> {written}: {n_bytes} bytes, {8 * n_bytes / n_pixels:.3f} bpp, {seconds:.2f} s")
+
+
+# ------------------------------------------------------------------------------------------------- input and output
+
+
+def _label(source: str) -> str:
+    return "standard input" if source == "-" else source
+
+
+@contextlib.contextmanager
+def _about(source: str) -> Iterator[None]:
+    """Errors from inside carry the name of the input."""
+    try:
+        yield
+    except HpcmError as error:
+        if str(error).startswith(f"{source}: "):
+            raise
+        raise type(error)(f"{_label(source)}: {error}") from error
+
+
+@contextlib.contextmanager
+def _mute_libraries(settings: _Settings) -> Iterator[None]:
+    """Keeps libtiff from writing about damage, in lines of its own, to the file descriptor of standard error."""
+    try:
+        kept = -1 if settings.debug else os.dup(2)
+    except OSError:  # standard error is closed
+        kept = -1
+    if kept < 0:
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _check_input(source: str) -> None:
+    """Raises `InputError` where `source` is no file, before anything is said about the output."""
+    if source == "-":
+        return
+    try:
+        mode = Path(source).stat().st_mode
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{source}: is a directory")
+
+
+def _read(source: str) -> bytes:
+    if source == "-" and sys.stdin is None:
+        raise InputError("standard input is closed")
+    try:
+        return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(f"{_label(source)}: {error.strerror or error}") from error
+
+
+def _write_stdout(data: bytes | memoryview) -> None:
+    if sys.stdout is None:
+        raise OutputError("standard output is closed")
+    try:
+        rest = memoryview(data)
+        while rest:  # with PYTHONUNBUFFERED this is a raw file, which may write less than it is given
+            rest = rest[sys.stdout.buffer.write(rest) or 0 :]
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: {error.strerror or error}") from error
+
+
+class _Output:
+    """Where a result goes: refused at once if it may not be written there, written whole or not at all.
+
+    A link is followed, so that the link stays and its target is replaced. Devices and pipes are written directly:
+    renaming a file over /dev/null would replace the device.
+
+    Attributes:
+        name: the path as given or derived from the input's name, "-" for standard output.
+    """
+
+    def __init__(self, source: str, target: str | None, suffix: str, force: bool) -> None:
+        if target is None:
+            target = "-" if source == "-" else str(Path(source).with_suffix(suffix))
+        self.name = target
+        if target == "-":
+            if not force and sys.stdout is not None and sys.stdout.isatty():
+                raise click.UsageError("the output is binary and would go to the terminal: name a file with -o")
+            return
+        try:
+            self._path = Path(target).resolve()
+            mode = self._path.stat().st_mode if self._path.exists() else None
+            same = mode is not None and source != "-" and self._path.samefile(source)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+            raise OutputError(f"{target}: {getattr(error, 'strerror', None) or error}") from error
+        self._force = force
+        self._direct = mode is not None and not stat.S_ISREG(mode)
+        if mode is not None and stat.S_ISDIR(mode):
+            raise OutputError(f"{target}: is a directory")
+        if same:
+            raise OutputError(f"{target}: is the input itself")
+        if self._direct:
+            return
+        if mode is not None and not force:
+            raise self._exists()
+        if not self._path.parent.is_dir():
+            raise OutputError(f"{target}: there is no directory {self._path.parent}")
+        if not os.access(self._path.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{target}: the directory cannot be written to")
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Writes `data`; raises `OutputError`, leaving nothing behind."""
+        if self.name == "-":
+            _write_stdout(data)
+            return
+        try:
+            if self._direct:
+                self._path.write_bytes(data)
+            else:
+                self._replace(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{self.name}: {error.strerror or error}") from error
+
+    def _replace(self, data: bytes | memoryview) -> None:
+        # A name of fixed length: one made from the target's could pass the 255 bytes that file systems allow.
+        temporary = self._path.with_name(f".hpcm-{os.urandom(8).hex()}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+            if self._path.exists():
+                if not self._force:  # it appeared during the work
+                    raise self._exists()
+                temporary.chmod(stat.S_IMODE(self._path.stat().st_mode))
+            temporary.replace(self._path)
+        except BaseException:  # interruptions too
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _exists(self) -> OutputError:
+        return OutputError(f"{self.name}: exists already; -f overwrites it")
+
+
+# --------------------------------------------------------------------------------------------------------- progress
+
+
+class _Progress:
+    """A bar on standard error for work that lasts, if that is a terminal; entering gives the callback, or None.
+
+    rich honours NO_COLOR and terminals that cannot draw. The bar is taken away at the end: the summary line stays.
+    """
+
+    def __init__(self, label: str, settings: _Settings) -> None:
+        self._label = label
+        self._wanted = not settings.quiet and sys.stderr is not None and sys.stderr.isatty()
+        self._started = time.perf_counter()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Callable[[float], None] | None:
+        return self._update if self._wanted else None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _update(self, fraction: float) -> None:
+        if self._bar is None:
+            if time.perf_counter() - self._started < _PROGRESS_AFTER_SECONDS:
+                return
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.add_task(self._label, total=1.0)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=fraction)
+
+
+# ------------------------------------------------------------------------------------------------------ entry point
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """The ``hpcm`` program: runs `cli` and ends the process.
+
+    SIGTERM ends it as SIGINT does, so that no temporary file stays. The process is left through ``os._exit`` once all
+    is flushed: taking down an interpreter that has loaded numpy and onnxruntime takes 50 to 130 ms.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # Pillow's, about oddities in files: each takes two lines
+    code: object = HpcmError.exit_code
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:  # outside the commands: while the line was parsed or the last line said
+        code = 130
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # absent, closed, or its reader is gone
+            stream.flush()
+    os._exit(code if isinstance(code, int) else HpcmError.exit_code)

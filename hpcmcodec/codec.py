@@ -1,0 +1,341 @@
+"""The codec's public API: `encode` an image to the bytes of a file, `decode` them to an image.
+
+    encode:  pixels -> g_a, gain -> y -> h_a -> z; for each tile: z, then y in eleven steps (`model/coder.py`); container
+    decode:  container -> for each tile z, eleven steps -> y_hat; ungain, g_s -> pixels
+
+Two engines do this. `light` (CPU): the transforms are onnxruntime graphs, the entropy path runs in numpy; torch is never
+imported. `torch` (CUDA, and on a CPU when asked for): the same functions over torch tensors. Both decode a file to the
+same latent integers; pixels may differ by a level, since transforms are ordinary floating point.
+
+The latent plane is cut into tiles that are coded independently; the transforms run over the whole plane, in strips with a
+halo as wide as their receptive field, so that there are no seams and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import numpy as np
+
+from hpcmcodec import container, weights
+from hpcmcodec.container import DEFAULT_MAX_PIXELS, LATENT, TILE_SIDE
+from hpcmcodec.errors import InputError, UnsupportedError
+from hpcmcodec.image import load, to_image
+from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.schedule import SCALES
+from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, ExactOps, probe
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from hpcmcodec.image import ImageSource
+
+Progress = Callable[[float], None]
+
+STRIP_LATENTS = 64 * 256  # positions of the latent plane that a transform sees at once, without its halo
+ANALYSIS_HALO = 8  # latent rows: radius 4 of g_a, 3 of h_a behind it, rounded up to z's stride
+Z_STRIDE = 4
+_TRANSFORM_SHARE = 0.5  # of the time, for the progress shown
+
+
+def encode(
+    image: ImageSource,
+    quality: float = 50.0,
+    *,
+    device: str = "cpu",
+    engine: str = "auto",
+    model: str = weights.DEFAULT_MODEL,
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    progress: Progress | None = None,
+) -> bytes:
+    """Encode an image to the bytes of an `.hpcm` file.
+
+    Args:
+        image: a path, the bytes of an image file, a PIL image, or an array (H, W, 3) of uint8 RGB.
+        quality: 0 (smallest) to 100 (best), steps of 0.01.
+        device: "cpu" or "cuda".
+        engine: "light", "torch", or "auto" (light on a CPU).
+        model: which packaged weights.
+        max_pixels: larger images are refused; None lifts the limit.
+        progress: called with the fraction done, in [0, 1].
+
+    Raises:
+        ValueError: quality, device or engine out of range.
+        InputError, UnsupportedError: the image cannot be read, or is of a kind that is not supported.
+    """
+    if not 0 <= quality <= 100:
+        raise ValueError(f"quality is 0 to 100, not {quality}")
+    picture = load(image, max_pixels=max_pixels)
+    hundredths = round(quality * 100)
+    runner = _engine(weights.load(model), device, engine)
+    height, width, _ = picture.pixels.shape
+    y, z = runner.analyse(_pad(picture.pixels), hundredths, _part(progress, 0, _TRANSFORM_SHARE))
+    tiles = list(_tiles(y.shape[0], y.shape[1]))
+    streams: dict[str, list[container.Stream]] = {s: [] for s in container.SCALES}
+    for i, (row, column, rows, columns) in enumerate(tiles):
+        tile_z = z[
+            row // Z_STRIDE : -(-(row + rows) // Z_STRIDE), column // Z_STRIDE : -(-(column + columns) // Z_STRIDE)
+        ]
+        share = (1 - _TRANSFORM_SHARE) / len(tiles)
+        with runner.lock:
+            coded, _ = runner.coder.encode(
+                y[row : row + rows, column : column + columns],
+                tile_z,
+                hundredths,
+                _part(progress, _TRANSFORM_SHARE + i * share, share),
+            )
+        for s, c in coded.items():
+            streams[s].append(container.Stream(c.data, c.latents_crc))
+    return container.pack(
+        model_id=runner.model_id,
+        width=width,
+        height=height,
+        quality=hundredths,
+        streams=streams,
+        metadata=picture.metadata,
+    )
+
+
+def decode(
+    data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
+    *,
+    device: str = "cpu",
+    engine: str = "auto",
+    scale: str | None = None,
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    progress: Progress | None = None,
+) -> Image.Image:
+    """Decode an `.hpcm` file to a PIL image (RGB, with the metadata that the file carries in `info`).
+
+    Args:
+        data: a path, the bytes, or a binary file object.
+        device, engine: as for `encode`.
+        scale: "s1", "s2" or "s3" decodes a preview from the streams up to that scale alone; the file may be cut after them.
+        max_pixels, progress: as for `encode`.
+
+    Raises:
+        InputError: not an `.hpcm` file, truncated, or malformed.
+        UnsupportedError: version, model, pixel limit, device.
+        IntegrityError: damaged, or the decoded latents are not those that were encoded.
+        ValueError: scale, device or engine out of range.
+    """
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"scale is one of {', '.join(SCALES)}, not {scale!r}")
+    y_hat, header, metadata, runner = _decode_latents(
+        _read(data), device, engine, scale, max_pixels, _part(progress, 0, 1 - _TRANSFORM_SHARE)
+    )
+    pixels = runner.synthesise(y_hat, header.quality, _part(progress, 1 - _TRANSFORM_SHARE, _TRANSFORM_SHARE))
+    return to_image(np.ascontiguousarray(pixels[: header.height, : header.width]), metadata)
+
+
+def decode_latents(
+    data: bytes, *, device: str = "cpu", engine: str = "auto", max_pixels: int | None = DEFAULT_MAX_PIXELS
+) -> np.ndarray:
+    """y_hat (h, w, M) int32 in sixteenths of the quantisation step: the integers that are the same on every machine."""
+    return _decode_latents(data, device, engine, None, max_pixels, None)[0]
+
+
+def _decode_latents(
+    data: bytes, device: str, engine: str, scale: str | None, max_pixels: int | None, progress: Progress | None
+) -> tuple[np.ndarray, container.Header, dict[str, bytes], _Engine]:
+    reader = container.Reader(data, max_pixels=max_pixels)
+    wanted = container.SCALES if scale is None else container.SCALES[: container.SCALES.index(scale) + 1]
+    if scale is None:
+        reader.verify_complete()
+    else:
+        there = reader.scales()
+        if len(there) < len(wanted):
+            raise InputError(f"truncated: the file ends before the end of scale {wanted[len(there)]}")
+    header = reader.header
+    runner = _engine(weights.find(header.model_id), device, engine)
+    y_hat = np.empty((header.latent_height, header.latent_width, runner.config.latent), np.int32)
+    for i, (row, column, rows, columns) in enumerate(header.tiles):
+        streams = {s: reader.stream(s, i) for s in wanted}
+        crcs = {s: header.stream_info(s, i).latents_crc for s in wanted}
+        with runner.lock:
+            y_hat[row : row + rows, column : column + columns] = runner.coder.decode(
+                streams,
+                crcs,
+                header.quality,
+                rows,
+                columns,
+                _part(progress, i / len(header.tiles), 1 / len(header.tiles)),
+            )
+    return y_hat, header, reader.metadata(partial=scale is not None), runner
+
+
+# --- engines -------------------------------------------------------------------------------------------------------------
+
+
+class _Engine(Protocol):
+    """Transforms and latent coder of one model on one device. `lock` guards the coder's ops."""
+
+    config: Config
+    model_id: bytes
+    coder: LatentCoder
+    lock: threading.RLock
+
+    def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+        """pixels (16 h, 16 w, 3) uint8 -> y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32."""
+
+    def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
+        """y_hat (h, w, M) int32 in sixteenths -> pixels (16 h, 16 w, 3) uint8."""
+
+
+class LightEngine:
+    """onnxruntime for the transforms, numpy for the entropy path."""
+
+    def __init__(self, w: weights.Weights) -> None:
+        probe(NUMPY)
+        self.config, self.model_id, self.weights = w.config, w.model_id, w
+        self.coder = LatentCoder(w.config, ExactOps(NUMPY, w.under("entropy"), w.grids), w.under("tables"))
+        self.lock = threading.RLock()
+        self._sessions: dict[str, Any] = {}
+
+    def _session(self, graph: str) -> Any:
+        import onnxruntime
+
+        with self.lock:
+            if graph not in self._sessions:
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = _cores()
+                options.log_severity_level = 3
+                # Spinning threads would go on taking the cores from the numpy code that follows.
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                path = self.weights.path.with_name(f"{self.weights.path.stem}.{graph}.onnx")
+                self._sessions[graph] = onnxruntime.InferenceSession(
+                    str(path), options, providers=["CPUExecutionProvider"]
+                )
+            return self._sessions[graph]
+
+    def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+        inputs = {"scale8": _factors(self.weights, "g_a.s8", quality), "gain": _factors(self.weights, "gain", quality)}
+        session = self._session("analysis")
+        return analyse_strips(lambda x: session.run(["y", "z"], {"pixels": x, **inputs}), pixels, self.config, tick)
+
+    def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
+        inputs = {
+            "scale8": _factors(self.weights, "g_s.s8", quality),
+            "ungain": _factors(self.weights, "ungain", quality) * np.float32(2.0**-MEAN_SHIFT),
+        }
+        session = self._session("synthesis")
+        return synthesise_strips(lambda y: session.run(["pixels"], {"y_hat": y, **inputs})[0], y_hat, self.config, tick)
+
+
+@lru_cache(maxsize=4)
+def _make_engine(name: str, kind: str, device: str) -> _Engine:
+    w = weights.load(name)
+    if kind == "light":
+        return LightEngine(w)
+    try:
+        from hpcmcodec.model.engine import TorchEngine
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"device {device} needs {error.name}, which is not installed: pip install torch"
+        ) from error
+    return TorchEngine(w, device)
+
+
+_engine_lock = threading.Lock()
+
+
+def _engine(w: weights.Weights, device: str, engine: str) -> _Engine:
+    if engine not in ("auto", "light", "torch"):
+        raise ValueError(f"engine is auto, light or torch, not {engine!r}")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device is cpu or cuda, not {device!r}")
+    kind = ("light" if device == "cpu" else "torch") if engine == "auto" else engine
+    if kind == "light" and device != "cpu":
+        raise ValueError("the light engine runs on the CPU alone")
+    with _engine_lock:
+        return _make_engine(w.name, kind, device)
+
+
+# --- strips and tiles ------------------------------------------------------------------------------------------------------
+
+
+def analyse_strips(
+    run: Callable[[np.ndarray], Any], pixels: np.ndarray, config: Config, tick: Progress | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The analysis graph over strips that start at multiples of z's stride, so that its own padding acts at the bottom only."""
+    h, w = pixels.shape[0] // LATENT, pixels.shape[1] // LATENT
+    y = np.empty((h, w, config.latent), np.float32)
+    z = np.empty((-(-h // Z_STRIDE), -(-w // Z_STRIDE), config.hyper), np.float32)
+    for a, b in _strips(h, w):
+        top, bottom = max(0, a - ANALYSIS_HALO), min(h, b + ANALYSIS_HALO)
+        strip_y, strip_z = run(pixels[top * LATENT : bottom * LATENT])
+        y[a:b] = strip_y[a - top : b - top]
+        z[a // Z_STRIDE : -(-b // Z_STRIDE)] = strip_z[(a - top) // Z_STRIDE : -(-(b - top) // Z_STRIDE)]
+        if tick:
+            tick(b / h)
+    return y, z
+
+
+def synthesise_strips(
+    run: Callable[[np.ndarray], Any], y_hat: np.ndarray, config: Config, tick: Progress | None
+) -> np.ndarray:
+    """The synthesis graph over strips with the halo that its 3x3 convolutions need: bit-identical to the whole plane."""
+    h, w, _ = y_hat.shape
+    halo = config.synthesis_blocks[1] + -(-config.synthesis_blocks[0] // 2)
+    pixels = np.empty((h * LATENT, w * LATENT, 3), np.uint8)
+    for a, b in _strips(h, w):
+        top, bottom = max(0, a - halo), min(h, b + halo)
+        strip = run(y_hat[top:bottom])
+        pixels[a * LATENT : b * LATENT] = strip[(a - top) * LATENT : (b - top) * LATENT]
+        if tick:
+            tick(b / h)
+    return pixels
+
+
+def _strips(h: int, w: int) -> Iterator[tuple[int, int]]:
+    rows = max(Z_STRIDE, STRIP_LATENTS // w // Z_STRIDE * Z_STRIDE)
+    for a in range(0, h, rows):
+        yield a, min(a + rows, h)
+
+
+def _tiles(h: int, w: int) -> Iterator[tuple[int, int, int, int]]:
+    for row in range(0, h, TILE_SIDE):
+        for column in range(0, w, TILE_SIDE):
+            yield row, column, min(TILE_SIDE, h - row), min(TILE_SIDE, w - column)
+
+
+def _pad(pixels: np.ndarray) -> np.ndarray:
+    """Replicate the last row and column up to multiples of 16."""
+    h, w, _ = pixels.shape
+    return np.pad(pixels, ((0, -h % LATENT), (0, -w % LATENT), (0, 0)), "edge") if h % LATENT or w % LATENT else pixels
+
+
+def _factors(w: weights.Weights, name: str, quality: int) -> np.ndarray:
+    """Per-channel scales (1, C, 1, 1) at a quality: log-linear between the anchors."""
+    table = w.tensors[f"{name}.log_scale"]
+    position = quality / 10000 * (len(table) - 1)
+    i = min(int(position), len(table) - 2)
+    f = position - i
+    return np.exp(table[i] * (1 - f) + table[i + 1] * f).astype(np.float32)[None, :, None, None]
+
+
+def _part(progress: Progress | None, start: float, share: float) -> Progress | None:
+    return None if progress is None else lambda done: progress(start + share * done)
+
+
+def _read(data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO) -> bytes:
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    if isinstance(data, (str, os.PathLike)):
+        try:
+            return Path(data).read_bytes()
+        except OSError as error:
+            raise InputError(f"{os.fspath(data)}: {error.strerror or error}") from error
+    if hasattr(data, "read"):
+        return bytes(data.read())
+    raise TypeError(f"a file must be a path, bytes or a binary file, not {type(data).__name__}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,483 @@
+r"""Image files in and out: 8-bit RGB pixels, the metadata as bytes, and a note for each conversion.
+
+The codec knows one kind of picture, (H, W, 3) uint8 RGB. `load` turns what people have into it:
+
+    ============================  ===================================================================================
+    input                         treatment
+    ============================  ===================================================================================
+    RGB, 8 bits                   taken as it is, its ICC profile kept
+    greyscale, bilevel            repeated in R, G and B; through its profile to sRGB where it has a greyscale profile
+    palette, YCbCr                converted
+    9 to 16 bits a sample         reduced to 8 bits
+    CMYK                          through its profile to sRGB; by the plain formula where it has none
+    alpha opaque everywhere       dropped
+    any other alpha, animation,   refused (`UnsupportedError`)
+    several pages, Lab, 32 bits
+    ============================  ===================================================================================
+
+Every row but the first leaves a line in `Picture.notes`: nothing of the input is changed or dropped in silence.
+EXIF's Orientation is applied to the pixels, once, and set to 1 in the EXIF that is kept (in place: the block is not
+rewritten, so that thumbnails and maker notes, whose offsets count from its start, survive).
+
+Metadata are bytes by name: "ICC" is a profile of the RGB pixels (without one they are sRGB); "EXIF" a TIFF structure
+*without* the prefix ``Exif\0\0``, as PNG, WebP and AVIF hold it; "XMP" a packet.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import re
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from hpcmcodec.errors import HpcmError, InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy.typing as npt
+
+    Pixels: TypeAlias = npt.NDArray[np.uint8]
+    ImageSource: TypeAlias = (
+        "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Pixels | Picture"
+    )
+
+__all__ = ["Picture", "load", "to_image", "write_png"]
+
+# The formats that are read: signature, Pillow's name and module. A list of our own instead of Image.open, which
+# 1. warns of or refuses images by a limit that belongs to the whole process, while ours belongs to one call;
+# 2. would try every decoder of Pillow on a hostile file (EPS starts Ghostscript);
+# 3. loads all 45 modules for a file that no common one accepts.
+_FORMATS = (
+    (re.compile(rb"\xff\xd8\xff"), "JPEG", "JpegImagePlugin"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG", "PngImagePlugin"),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), "WEBP", "WebPImagePlugin"),
+    (re.compile(rb"....ftyp(avif|avis|mif1|msf1)", re.DOTALL), "AVIF", "AvifImagePlugin"),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), "TIFF", "TiffImagePlugin"),
+    (re.compile(rb"GIF8[79]a"), "GIF", "GifImagePlugin"),
+    (re.compile(rb"P[1-6]\s"), "PPM", "PpmImagePlugin"),
+    (re.compile(rb"BM"), "BMP", "BmpImagePlugin"),
+    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "), "JPEG2000", "Jpeg2KImagePlugin"),
+)
+_SIGNATURE_BYTES = 16
+# AVIF and JPEG 2000 state their bit depth near the start; Pillow does not report it.
+_DEPTH_BYTES = 1 << 16
+
+_EXIF_PREFIX = b"Exif\0\0"
+_ORIENTATION = 0x0112
+# IFD0 of a TIFF file describes the layout of its strips too; these are the tags that are about the photograph.
+_DESCRIPTIVE_TAGS = (
+    0x010E,  # ImageDescription
+    0x010F,  # Make
+    0x0110,  # Model
+    0x0131,  # Software
+    0x0132,  # DateTime
+    0x013B,  # Artist
+    0x4746,  # Rating
+    0x8298,  # Copyright
+    0x8769,  # the EXIF directory
+    0x8825,  # the GPS directory
+)
+
+# Pillow's modes that `_to_rgb` converts, in words (RGB itself leaves no note), and some that it refuses.
+_KINDS = {
+    "RGB": "",
+    "RGBX": "",
+    "1": "black and white",
+    "L": "greyscale",
+    "P": "palette",
+    "YCbCr": "YCbCr",
+    "CMYK": "CMYK",
+}
+_REFUSED = {"I": "32-bit or signed integer pixels", "F": "floating-point pixels", "LAB": "Lab pixels"}
+
+
+class Picture(NamedTuple):
+    """What `load` returns.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB, contiguous, the right way up.
+        metadata: bytes by name, "ICC", "EXIF" and "XMP" where present.
+        notes: one line for each conversion that was made.
+    """
+
+    pixels: Pixels
+    metadata: dict[str, bytes]
+    notes: tuple[str, ...]
+
+
+def load(source: ImageSource, *, max_pixels: int | None) -> Picture:
+    """Reads an image as 8-bit RGB.
+
+    Args:
+        source: a path, the bytes of an image file, a binary file object (read from where it stands to its end), a PIL
+            image, an array (H, W, 3) of uint8 in sRGB, or a `Picture`, which is returned as it is.
+        max_pixels: the largest width * height; checked in the file's header, before pixels are decoded. None: no limit.
+
+    Raises:
+        InputError: not a readable image: missing, empty, of no known format, truncated, damaged.
+        UnsupportedError: more than `max_pixels`, alpha that is not opaque, an animation, a pixel type without a
+            meaning in 8-bit RGB.
+        TypeError, ValueError: the source is of another type, or the array of another shape or dtype.
+    """
+    if isinstance(source, Picture):
+        _check_size(source.pixels.shape[1], source.pixels.shape[0], max_pixels)
+        return source
+    if isinstance(source, np.ndarray):
+        return Picture(_check_array(source, max_pixels), {}, ())
+    if isinstance(source, Image.Image):
+        return _convert(source, b"", max_pixels)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _read(io.BytesIO(source), max_pixels)
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            with Path(source).open("rb") as file:
+                return _read(file if file.seekable() else io.BytesIO(file.read()), max_pixels)
+        except HpcmError as error:
+            raise type(error)(f"{os.fspath(source)}: {error}") from error
+        except OSError as error:
+            raise InputError(f"{os.fspath(source)}: {error.strerror or error}") from error
+    if hasattr(source, "read"):
+        return _read(io.BytesIO(source.read()), max_pixels)
+    raise TypeError(
+        f"an image must be a path, bytes, a binary file, a PIL image or an array, not {type(source).__name__}"
+    )
+
+
+def to_image(pixels: Pixels, metadata: dict[str, bytes]) -> Image.Image:
+    r"""A PIL image, mode RGB, of `pixels` (H, W, 3) uint8, with `metadata` where Pillow's writers look for it.
+
+    ``info`` gets "icc_profile", "exif" (with the prefix ``Exif\0\0`` that Pillow's JPEG writer wants and its others
+    take off) and "xmp". Of these, Pillow's writers take only the profile by themselves:
+    ``image.save(name, exif=image.info.get("exif", b""), xmp=image.info.get("xmp", b""))`` keeps all.
+    """
+    image = Image.fromarray(pixels)
+    if "ICC" in metadata:
+        image.info["icc_profile"] = metadata["ICC"]
+    if "EXIF" in metadata:
+        image.info["exif"] = _EXIF_PREFIX + _bare_exif(metadata["EXIF"])
+    if "XMP" in metadata:
+        image.info["xmp"] = metadata["XMP"]
+    return image
+
+
+def write_png(image: Image.Image, file: BinaryIO) -> None:
+    """Writes `image` as PNG, with the ICC profile, EXIF and XMP of its ``info``.
+
+    Compression level 1: about the size of Pillow's default for photographs, in a third of the time.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    options: dict[str, Any] = {}
+    if image.info.get("icc_profile"):
+        options["icc_profile"] = image.info["icc_profile"]
+    if image.info.get("exif"):
+        options["exif"] = image.info["exif"]
+    if image.info.get("xmp"):
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", image.info["xmp"])
+    image.save(file, format="PNG", compress_level=1, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _read(file: BinaryIO, max_pixels: int | None) -> Picture:
+    """`load` for a seekable binary file, from its start."""
+    start = file.read(_DEPTH_BYTES)
+    if not start:
+        raise InputError("not a readable image: the file is empty")
+    found = next(((name, module) for signature, name, module in _FORMATS if signature.match(start)), None)
+    if found is None:
+        known = ", ".join(name for _, name, _ in _FORMATS)
+        raise InputError(f"not a readable image: no format that is read here ({known})")
+    name, module = found
+    try:
+        importlib.import_module(f"PIL.{module}")
+        factory, accept = Image.OPEN[name]
+        answer = accept(start[:_SIGNATURE_BYTES]) if accept else True
+        if isinstance(answer, str):
+            raise UnsupportedError(answer)
+        file.seek(0)
+        image = factory(file, "")
+    except (HpcmError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnsupportedError(f"more pixels than Pillow's {name} reader allows ({error})") from error
+    except Exception as error:  # damaged files make Pillow's readers raise nearly anything, down to TypeError
+        raise InputError(f"not a readable image: damaged {name} header ({_one_line(error)})") from error
+    with image:
+        if name == "PNG":
+            _check_png_end(file)
+        return _convert(image, start, max_pixels)
+
+
+def _convert(image: Image.Image, start: bytes, max_pixels: int | None) -> Picture:
+    """The picture in `image`, whose pixels need not be decoded yet; `start` is the start of its file, if known."""
+    _check_size(image.width, image.height, max_pixels)
+    notes: list[str] = []
+    try:
+        _check_single(image, notes)
+        peak = _peak(image, start)
+        image.load()
+    except (HpcmError, MemoryError):
+        raise
+    except Exception as error:  # see _read
+        raise InputError(f"not a readable image: {_one_line(error)}") from error
+    # A first frame that is larger than the screen its header states enlarges a GIF.
+    _check_size(image.width, image.height, max_pixels)
+
+    exif, xmp = _exif(image, notes), _xmp(image)
+    icc = image.info.get("icc_profile") or b""
+    image = _drop_opaque_alpha(image, notes)
+    image = _reduce_to_8_bits(image, peak, notes)
+    image, icc = _to_rgb(image, icc, notes)
+    orientation, exif = _take_orientation(exif)
+    pixels = _orient(np.asarray(image), orientation)
+    if orientation != 1:
+        # XMP may repeat the tag of EXIF; readers that prefer it would turn the picture a second time.
+        xmp = re.sub(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[2-8]""", rb"\g<1>1", xmp)
+    metadata = {key: value for key, value in (("ICC", icc), ("EXIF", exif), ("XMP", xmp)) if value}
+    return Picture(pixels, metadata, tuple(notes))
+
+
+def _check_size(width: int, height: int, max_pixels: int | None) -> None:
+    if width < 1 or height < 1:
+        raise InputError(f"not a readable image: it has no pixels ({width}x{height})")
+    if max_pixels is not None and width * height > max_pixels:
+        raise UnsupportedError(
+            f"{width}x{height} is {width * height} pixels, the limit is {max_pixels}; raise max-pixels to allow it"
+        )
+
+
+def _check_array(array: npt.NDArray[Any], max_pixels: int | None) -> Pixels:
+    if array.dtype != np.uint8:
+        raise TypeError(f"an array of pixels must be uint8, not {array.dtype}")
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ValueError(f"an array of pixels must have the shape (H, W, 3), not {array.shape}")
+    _check_size(array.shape[1], array.shape[0], max_pixels)
+    return np.ascontiguousarray(array)
+
+
+def _check_single(image: Image.Image, notes: list[str]) -> None:
+    """Refuses animations and several pages; of a multi-picture JPEG (depth maps, gain maps) the first is the photo."""
+    if not getattr(image, "is_animated", False):
+        return
+    count = getattr(image, "n_frames", 2)
+    if image.format == "MPO":
+        notes.append(f"the first of {count} pictures in this JPEG is used")
+    elif image.format == "TIFF":
+        raise UnsupportedError(f"the file has {count} pages; only single pictures are supported")
+    else:
+        raise UnsupportedError(f"the image is an animation of {count} frames; only single pictures are supported")
+
+
+def _check_png_end(file: BinaryIO) -> None:
+    """Refuses a PNG cut after its pixels: Pillow accepts it, and the EXIF and XMP that may follow them were lost."""
+    position = len(b"\x89PNG\r\n\x1a\n")
+    kept = file.tell()
+    kind = b""
+    while kind != b"IEND":
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8:
+            raise InputError("not a readable image: the PNG is truncated")
+        length, kind = struct.unpack(">I4s", head)
+        position += 12 + length
+    file.seek(kept)
+
+
+def _peak(image: Image.Image, start: bytes) -> int:
+    """The largest value that a sample of the file can have: 255, or more for 9 to 16 bits (call before decoding).
+
+    Pillow reads colour of more than 8 bits as 8 bits and says so only in the raw mode of its decoder ("RGB;16B"), for
+    AVIF and JPEG 2000 nowhere.
+    """
+    if image.format == "AVIF":
+        # AV1CodecConfigurationBox (AV1 in ISO BMFF, 2.3.3): byte 2 holds tier, high_bitdepth, twelve_bit.
+        box = start.find(b"av1C")
+        flags = start[box + 6] if 0 <= box < len(start) - 6 else 0
+        return {0x40: 1023, 0x60: 4095}.get(flags & 0x60, 255)
+    if image.format == "JPEG2000":
+        # SIZ marker (ISO 15444-1, A.5.1): Ssiz of the first component stands 42 bytes behind SOC; bit 7 is the sign.
+        marker = start.find(b"\xff\x4f\xff\x51")
+        bits = (start[marker + 42] & 0x7F) + 1 if 0 <= marker < len(start) - 42 else 8
+        return max(255, (1 << bits) - 1)
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        for argument in arguments:
+            if isinstance(argument, str) and (depth := re.search(r";(12|16)", argument)):
+                return (1 << int(depth[1])) - 1
+            if image.format == "PPM" and isinstance(argument, int) and argument > 255:
+                return 65535  # Pillow scales the samples of PPM to this
+    return 65535 if image.mode.startswith("I;16") else 255
+
+
+# --------------------------------------------------------------------------------------------------------- colour
+
+
+def _drop_opaque_alpha(image: Image.Image, notes: list[str]) -> Image.Image:
+    """`image` without its alpha channel or transparent colour, in the mode that is left; refused where any is used."""
+    if not image.has_transparency_data:
+        return image
+    if image.mode == "La":  # premultiplied; Pillow converts it to nothing else
+        image = image.convert("LA")
+    key = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        # Pillow cannot make an alpha channel of a transparent 16-bit level: compare here.
+        opaque = not bool((np.asarray(image) == key).any())
+    else:
+        if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+            # The key has the 16 bits of the file, the pixels are reduced to 8 already: refuse whatever may match.
+            image = image.copy()
+            image.info["transparency"] = tuple(level >> 8 for level in key)
+        opaque = image.convert("RGBA").getchannel("A").getextrema()[0] == 255
+    if not opaque:
+        raise UnsupportedError("the image has transparent pixels; alpha is not supported")
+    notes.append("alpha dropped: it is opaque everywhere")
+    if image.mode in ("LA", "RGBA", "RGBa", "PA"):
+        return image.convert("L" if image.mode == "LA" else "RGB")
+    image = image.copy()
+    image.info.pop("transparency", None)
+    return image
+
+
+def _reduce_to_8_bits(image: Image.Image, peak: int, notes: list[str]) -> Image.Image:
+    """`image` with 8 bits a sample; Pillow has reduced colour already, greyscale is left to us."""
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and peak == 65535 and image.format in ("PNG", "PPM"))
+    if wide:
+        levels = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((levels * 255 + peak // 2) // peak).astype(np.uint8))
+    if peak > 255:
+        notes.append(f"{peak.bit_length()}-bit samples reduced to 8 bits")
+    return image
+
+
+def _to_rgb(image: Image.Image, icc: bytes, notes: list[str]) -> tuple[Image.Image, bytes]:
+    """`image` in mode RGB and the ICC profile that describes it (empty: sRGB)."""
+    mode = image.mode
+    if mode not in _KINDS:
+        raise UnsupportedError(f"{_REFUSED.get(mode, f'pixels of type {mode}')} cannot be coded as 8-bit RGB")
+    kind = _KINDS[mode]
+    # ICC.1:2022, 7.2: the colour space of the data at byte 16, the file's signature at byte 36.
+    space = icc[16:20] if len(icc) >= 128 and icc[36:40] == b"acsp" else b""
+    if space and space == {"1": b"GRAY", "L": b"GRAY", "CMYK": b"CMYK"}.get(mode):
+        converted = _through_profile(image.convert("L") if mode == "1" else image, icc)
+        if converted is not None:
+            notes.append(f"{kind} converted to sRGB through its colour profile")
+            return converted, b""
+    if kind:
+        notes.append(f"{kind} converted to RGB" + (" without a colour profile" if mode == "CMYK" else ""))
+    if icc and (space != b"RGB " or mode == "CMYK"):
+        notes.append("colour profile dropped: it is damaged or does not describe RGB")
+        icc = b""
+    return image.convert("RGB"), icc
+
+
+def _through_profile(image: Image.Image, icc: bytes) -> Image.Image | None:
+    """`image` converted from `icc` to sRGB; None where the profile cannot be used.
+
+    Relative colorimetric with black point compensation, the default of the programs that people make CMYK files with.
+    """
+    from PIL import ImageCms
+
+    try:
+        return ImageCms.profileToProfile(
+            image,
+            ImageCms.ImageCmsProfile(io.BytesIO(icc)),
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, ImportError, OSError, TypeError, ValueError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------- metadata
+
+
+def _exif(image: Image.Image, notes: list[str]) -> bytes:
+    """The EXIF block of a loaded image, without its prefix; empty where there is none."""
+    exif = image.info.get("exif")
+    text = image.info.get("Raw profile type exif")  # ImageMagick's way of keeping EXIF in PNG: three lines, then hex
+    try:
+        if not exif and isinstance(text, str):
+            exif = bytes.fromhex("".join(text.split("\n")[3:]))
+        if not exif and image.format == "TIFF":
+            exif = _exif_of_tiff(image)
+        if isinstance(exif, Image.Exif):
+            exif = exif.tobytes()
+    except Exception as error:  # noqa: BLE001  a damaged directory raises nearly anything; the pixels are still good
+        notes.append(f"EXIF dropped: it is damaged ({_one_line(error)})")
+        exif = b""
+    return _bare_exif(exif) if isinstance(exif, bytes) else b""
+
+
+def _exif_of_tiff(image: Image.Image) -> bytes:
+    """The tags of a TIFF file that are about the photograph. (Pillow has applied and removed Orientation.)"""
+    found = image.getexif()
+    kept = Image.Exif()
+    for tag in _DESCRIPTIVE_TAGS:
+        if tag in found:
+            kept[tag] = found.get_ifd(tag) if tag in (0x8769, 0x8825) else found[tag]
+    return kept.tobytes() if len(kept) else b""
+
+
+def _bare_exif(exif: bytes) -> bytes:
+    """EXIF from its TIFF header on; some writers set the prefix twice."""
+    return re.sub(rb"\A(?:Exif\0\0){1,2}", b"", exif)
+
+
+def _take_orientation(exif: bytes) -> tuple[int, bytes]:
+    """The Orientation (1..8) that `exif` asks for, and `exif` with that tag set to 1; damaged blocks stay as they are.
+
+    TIFF 6.0, section 2: byte order, 42, offset of the first directory; a directory is a count and entries of 12 bytes
+    (tag, type, count, value).
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 10:
+        return 1, exif
+    (directory,) = struct.unpack_from(order + "I", exif, 4)
+    if directory + 2 > len(exif):
+        return 1, exif
+    (count,) = struct.unpack_from(order + "H", exif, directory)
+    for entry in range(directory + 2, min(directory + 2 + 12 * count, len(exif) - 11), 12):
+        tag, kind = struct.unpack_from(order + "HH", exif, entry)
+        form = {1: "B", 3: "H", 4: "I"}.get(kind)
+        if tag == _ORIENTATION and form is not None:
+            (orientation,) = struct.unpack_from(order + form, exif, entry + 8)
+            if not 2 <= orientation <= 8:
+                return 1, exif
+            upright = bytearray(exif)
+            struct.pack_into(order + form, upright, entry + 8, 1)
+            return orientation, bytes(upright)
+    return 1, exif
+
+
+def _orient(pixels: Pixels, orientation: int) -> Pixels:
+    """`pixels` (H, W, 3) the way EXIF's Orientation wants them seen (EXIF 2.32, 4.6.4.A), contiguous."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _xmp(image: Image.Image) -> bytes:
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")  # the latter: PNG before Pillow 11
+    if isinstance(xmp, str):
+        return xmp.encode()
+    return xmp if isinstance(xmp, bytes) else b""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

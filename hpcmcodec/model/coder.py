@@ -1,0 +1,177 @@
+"""Latents to streams and back: the walk over the steps joined to the entropy coder, for one tile.
+
+Symbols are residuals, round(y - mean), coded step by step, in each step channel by channel of the folded array in raster
+order, only where a latent exists. A symbol whose table gives zero more than `entropy.SKIP_PROBABILITY` is not coded: it
+is zero by rule on both sides. y_hat = 16 * symbol + mean, in sixteenths, int32: the symbol limit of `rans` keeps it far
+from overflow. Every scale's stream comes with the CRC-32 of the integers it decodes to, little-endian int32 in the order
+of coding: z's values, or y_hat where the scale codes it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcmcodec.errors import IntegrityError
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.context import walk
+from hpcmcodec.model.entropy import skipped_levels
+from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, symbols_of
+from hpcmcodec.numerics import MEAN_SHIFT, ExactOps
+from hpcmcodec.rans import Decoder, Encoder, Tables, bits
+
+Ints = Any  # numpy.ndarray of int32
+Tick = Callable[[float], None]
+
+
+class Coded(NamedTuple):
+    """One stream of a tile: its bytes, the CRC of the integers it decodes to, and the tables' own estimate in bits."""
+
+    data: bytes
+    latents_crc: int
+    estimate_bits: float
+
+
+class LatentCoder:
+    """Codes tiles with one model: exact ops, the tables of z (one a channel) and of y (one a scale level)."""
+
+    def __init__(self, config: Config, ops: ExactOps, tables: Mapping[str, np.ndarray]) -> None:
+        self.config, self.ops = config, ops
+        self.z_tables = Tables(tables["z.cdf"], tables["z.sizes"], tables["z.offsets"])
+        self.y_tables = Tables(tables["y.cdf"], tables["y.sizes"], tables["y.offsets"])
+        self.skipped = skipped_levels(self.y_tables.cdf, self.y_tables.sizes, self.y_tables.offsets)
+
+    def encode(
+        self, y: np.ndarray, z: np.ndarray, quality: int, tick: Tick | None = None
+    ) -> tuple[dict[str, Coded], Ints]:
+        """y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32; quality in hundredths of q.
+
+        Returns the stream of each scale, and y_hat (h, w, M) int32 in sixteenths.
+        """
+        h, w, _ = y.shape
+        out: dict[str, Coded] = {}
+        rows, columns, n = z.shape
+        encoder = Encoder(self.z_tables, z.size)
+        indexes = np.repeat(np.arange(n), rows * columns)
+        symbols = encoder.clamp(_round(z.transpose(2, 0, 1).ravel()), indexes)
+        encoder.put(symbols, indexes)
+        out["z"] = Coded(encoder.finish(), _crc(symbols), bits(self.z_tables, symbols, indexes))
+        z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
+
+        encoders = {s: Encoder(self.y_tables, symbols_of(s, h, w, self.config.latent)) for s in SCALES}
+        crcs, estimates, planes = dict.fromkeys(SCALES, 0), dict.fromkeys(SCALES, 0.0), dict[str, np.ndarray]()
+
+        def residuals(step: Step, means: Ints, levels: Ints, exists: Any) -> Ints:
+            if step.scale not in planes:
+                planes[step.scale] = decimate(
+                    y[None], step.scale, np.zeros((1, *grid(step.scale, h, w), y.shape[2]), np.float32)
+                )
+            plane = planes[step.scale]
+            folded = fold(plane, step, np.zeros((*plane.shape[:3], plane.shape[3] // GROUPS[step.scale]), np.float32))
+            symbols = _round(_flat(folded)[exists] - means.astype(np.float32) * np.float32(2.0**-MEAN_SHIFT))
+            self.observe(symbols, levels)
+            coded = ~self.skipped[levels]
+            symbols[~coded] = 0
+            symbols[coded] = encoders[step.scale].clamp(symbols[coded], levels[coded])
+            encoders[step.scale].put(symbols[coded], levels[coded])
+            estimates[step.scale] += bits(self.y_tables, symbols[coded], levels[coded])
+            return symbols
+
+        y_hat = self._walk(z_hat, quality, h, w, residuals, crcs, tick)
+        for s in SCALES:
+            out[s] = Coded(encoders[s].finish(), crcs[s], estimates[s])
+        return out, y_hat
+
+    def observe(self, symbols: Ints, levels: Ints) -> None:
+        """Called with each step's symbols before they are limited; export's subclass counts them."""
+
+    def decode(
+        self,
+        streams: Mapping[str, bytes],
+        crcs: Mapping[str, int] | None,
+        quality: int,
+        h: int,
+        w: int,
+        tick: Tick | None = None,
+    ) -> Ints:
+        """y_hat (h, w, M) int32 in sixteenths, from the streams z, s1, ... that are there; missing scales get zero residuals.
+
+        crcs: the encoder's CRCs of the decoded integers, None where none were kept. IntegrityError where a stream is damaged or the decoded integers miss their CRC.
+        """
+        rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
+        indexes = np.repeat(np.arange(n), rows * columns)
+        symbols = Decoder(streams["z"], self.z_tables, indexes.size).get(indexes)
+        if crcs is not None and _crc(symbols) != crcs["z"]:
+            raise IntegrityError("decoded latents of z differ from the encoder's (CRC mismatch)")
+        z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
+        decoders = {
+            s: Decoder(streams[s], self.y_tables, symbols_of(s, h, w, self.config.latent))
+            for s in SCALES
+            if s in streams
+        }
+        found = dict.fromkeys(SCALES, 0)
+
+        def residuals(step: Step, means: Ints, levels: Ints, exists: Any) -> Ints:
+            symbols = np.zeros(len(levels), np.int32)
+            if step.scale in decoders:
+                coded = ~self.skipped[levels]
+                symbols[coded] = decoders[step.scale].get(levels[coded])
+            return symbols
+
+        def check(step: Step) -> None:
+            if (
+                crcs is not None
+                and step.last_of_scale
+                and step.scale in decoders
+                and found[step.scale] != crcs[step.scale]
+            ):
+                raise IntegrityError(f"decoded latents of {step.scale} differ from the encoder's (CRC mismatch)")
+
+        return self._walk(z_hat, quality, h, w, residuals, found, tick, check)
+
+    def _walk(
+        self,
+        z_hat: Ints,
+        quality: int,
+        h: int,
+        w: int,
+        residuals: Callable[[Step, Ints, Ints, Any], Ints],
+        crcs: dict[str, int],
+        tick: Tick | None,
+        check: Callable[[Step], None] | None = None,
+    ) -> Ints:
+        """Run the steps; `residuals` gives or takes each step's symbols, flat, where latents exist."""
+        xp = self.ops.xp
+
+        def code(step: Step, means: Any, levels: Any, mask: np.ndarray | None) -> Any:
+            shape = tuple(means.shape)
+            exists = slice(None) if mask is None else np.flatnonzero(_flat(mask))
+            m, s = _flat(xp.numpy(means))[exists], _flat(xp.numpy(levels))[exists]
+            y_hat = (residuals(step, m, s, exists) << np.int32(MEAN_SHIFT)) + m
+            crcs[step.scale] = _crc(y_hat, crcs[step.scale])
+            flat = np.zeros(means.shape[1] * means.shape[2] * means.shape[3], np.int32)
+            flat[exists] = y_hat
+            if check:
+                check(step)
+            if tick:
+                tick((step.index + 1) / len(STEPS))
+            return xp.array(flat.reshape(shape[3], shape[1], shape[2]).transpose(1, 2, 0)[None])
+
+        return xp.numpy(walk(self.ops, self.config, xp.array(z_hat[None]), [quality], h, w, code))[0]
+
+
+def _flat(folded: np.ndarray) -> np.ndarray:
+    """(1, rows, columns, C) -> flat, channel by channel in raster order."""
+    return folded[0].transpose(2, 0, 1).ravel()
+
+
+def _round(x: np.ndarray) -> Ints:
+    """To the nearest integer; the encoder's own limit keeps the conversion defined."""
+    return np.rint(np.clip(x, -(2.0**21), 2.0**21)).astype(np.int32)
+
+
+def _crc(values: Ints, start: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(values, "<i4").data, start)

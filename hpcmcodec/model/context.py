@@ -1,0 +1,165 @@
+"""The entropy path: from z to the parameters of every latent, in eleven steps, each seeing what the earlier ones coded.
+
+    z -> h_s -> features of each scale;  s1 step 0: parameters straight from the features, which are also the first carry
+    every later step:  cat(carry, y_hat so far) -> adaptor -> prior -> context;  heads(context) -> means, scale levels
+                       carry = cell(context, carry)      (s3: fused with the memory bank from the second step on)
+    to the finer scale: carry -> fusion net -> 1x1 to 4 D -> pixel shuffle, plus the finer scale's features
+
+`walk` is the only driver: encoder, decoder, previews and training hand it a `code` function that turns a step's
+parameters into its y_hat. Written over `ops` (exact: `numerics.ExactOps`; float and fake-quantised: `float_ops`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hpcmcodec.model import rwkv
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.memory import MemoryBank
+from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, positions, refine, unfold, valid
+from hpcmcodec.numerics import Act
+
+__all__ = ["Code", "decimate", "fold", "walk"]
+
+Code = Callable[[Step, Any, Any, Any], Any]
+"""code(step, means, levels, mask) -> y_hat, all folded (B, rows, columns, M / groups); mask None or bool (1, ...)."""
+
+
+def walk(ops: Any, config: Config, z: Any, quality: Sequence[Any], h: int, w: int, code: Code) -> Any:
+    """Run the eleven steps for y of h x w latents; returns y_hat (B, h, w, M).
+
+    z: (B, ceil(h/4), ceil(w/4), N) symbols; quality: one a sample (exact: hundredths of q). Exact ops give and take
+    means and y_hat as int32 sixteenths and levels as int32 0..63.
+    """
+    features = scale_features(ops, config, hyper_synthesis(ops, config, z, quality), h, w)
+    carry: Any = None
+    y_hat: Any = None
+    seen: Any = None  # y_hat as the context sees it
+    coarser = ""
+    for scale in SCALES:
+        rows, columns = grid(scale, h, w)
+        shape = (z.shape[0], rows, columns, config.latent)
+        finer, finer_code = ops.empty_latent(shape)
+        if carry is None:
+            carry = features[scale]
+        else:
+            finer, finer_code = refine(y_hat, coarser, finer), Act(refine(seen.x, coarser, finer_code.x), seen.grid)
+            carry = to_finer(ops, config, carry, coarser, features[scale])
+        y_hat, seen, coarser = finer, finer_code, scale
+        memory = None
+        if scale == "s3" and config.memory == "light":
+            memory = MemoryBank(
+                ops, "memory", config.memory_references, config.memory_compression, config.memory_temperature
+            )
+            memory.add(carry)
+        for step in (s for s in STEPS if s.scale == scale):
+            first = step.index == 0
+            context = carry if first else prior(ops, config, step, carry, seen)
+            means, levels = parameters(ops, config, context, step, f"{scale}.first" if first else f"{scale}.head")
+            mask = valid(step, h, w, config.latent)
+            values = code(step, means, levels, mask)
+            y_hat = unfold(values, step, ops.writable(y_hat))
+            if step is STEPS[-1]:
+                break
+            seen = Act(unfold(ops.latent_code(values), step, ops.writable(seen.x)), seen.grid)
+            if not first:
+                carry = rwkv.context_cell(ops, context, carry, f"{scale}.cell", config.cell_rates[SCALES.index(scale)])
+                if memory is not None:
+                    carry = remember(memory, carry, step)
+    return y_hat
+
+
+def remember(memory: MemoryBank, carry: Act, step: Step) -> Act:
+    """Fuse from the scale's second step on; store, except before the last step, after which nothing reads the memory."""
+    if len(memory.keys) > 1:
+        carry = memory.retrieve_and_fuse(carry)
+    if step is not STEPS[-2]:
+        memory.add(carry)
+    return carry
+
+
+def residual_block(ops: Any, x: Act, layer: str, rate: int = 2) -> Act:
+    """x + [depthwise 3x3 -> 1x1 -> LeakyReLU -> 1x1] (HPCM's DWConvRB)."""
+    width = x.x.shape[-1]
+    hidden = ops.lrelu(ops.linear(ops.depthwise(x, f"{layer}.dw"), f"{layer}.up", rate * width))
+    return ops.add(x, ops.linear(hidden, f"{layer}.down", width, x.grid, residual=True))
+
+
+def shuffle(a: Act) -> Act:
+    """(B, H, W, 4 C) -> (B, 2 H, 2 W, C); channels are ordered (row, column, C), so that whole pixels move."""
+    b, h, w, c4 = a.x.shape
+    x = a.x.reshape(b, h, w, 2, 2, c4 // 4)
+    x = x.transpose(0, 1, 3, 2, 4, 5) if not hasattr(x, "permute") else x.permute(0, 1, 3, 2, 4, 5)
+    return Act(x.reshape(b, 2 * h, 2 * w, c4 // 4), a.grid)
+
+
+def unshuffle(a: Act, stride: int) -> Act:
+    """(B, H, W, C) -> (B, H / s, W / s, s * s * C), the inverse order of `shuffle`."""
+    b, h, w, c = a.x.shape
+    x = a.x.reshape(b, h // stride, stride, w // stride, stride, c)
+    x = x.transpose(0, 1, 3, 2, 4, 5) if not hasattr(x, "permute") else x.permute(0, 1, 3, 2, 4, 5)
+    return Act(x.reshape(b, h // stride, w // stride, stride * stride * c), a.grid)
+
+
+def crop(a: Act, rows: int, columns: int) -> Act:
+    return Act(a.x[:, :rows, :columns], a.grid)
+
+
+def hyper_synthesis(ops: Any, config: Config, z: Any, quality: Sequence[Any]) -> Act:
+    """h_s: z (B, hz, wz, N) -> features (B, 4 hz, 4 wz, F), the quality entering as a bias on z."""
+    n, f = config.hyper, config.features
+    x = residual_block(ops, ops.hyper_latent(z, "h_s.quality", "h_s.z", quality), "h_s.0")
+    x = residual_block(ops, shuffle(ops.linear(x, "h_s.1", 4 * n)), "h_s.2")
+    return residual_block(ops, shuffle(ops.linear(x, "h_s.3", 4 * f)), "h_s.4")
+
+
+def scale_features(ops: Any, config: Config, x: Act, h: int, w: int) -> dict[str, Act]:
+    """What each scale sees of h_s: a 1x1 projection of the unshuffled features, cut to the scale's grid."""
+    out = {}
+    for scale, stride in (("s1", 4), ("s2", 2), ("s3", 1)):
+        seen = crop(x if stride == 1 else unshuffle(x, stride), *grid(scale, h, w))
+        out[scale] = ops.linear(seen, f"{scale}.features", config.width, f"{scale}.carry")
+    return out
+
+
+def to_finer(ops: Any, config: Config, carry: Act, scale: str, features: Act) -> Act:
+    """The carry of `scale` on the next finer grid, plus that scale's features (whose grid it takes)."""
+    if config.fusion == "rwkv":
+        carry = rwkv.fusion_net(ops, carry, f"{scale}.fusion", config.fusion_rate)
+    up = shuffle(ops.linear(carry, f"{scale}.finer", 4 * config.width, features.grid))
+    return ops.add(crop(up, *features.x.shape[1:3]), features)
+
+
+def prior(ops: Any, config: Config, step: Step, carry: Act, seen: Act) -> Act:
+    """context (B, rows, columns, D) of a step: adaptor (one a step), then the spatial prior shared by the scale's steps."""
+    shared = "s3" if step.scale == "s3" else "s12"
+    before, after = config.prior_blocks[shared == "s3"]
+    x = ops.linear([carry, seen], f"step{step.index}.adaptor", config.width, f"{shared}.context")
+    for i in range(before):
+        x = residual_block(ops, x, f"{shared}.prior.{i}")
+    x = ops.channel_scale(x, f"step{step.index}.scale")
+    for i in range(before, before + after):
+        x = residual_block(ops, x, f"{shared}.prior.{i}")
+    return x
+
+
+def parameters(ops: Any, config: Config, context: Act, step: Step, layer: str) -> tuple[Any, Any]:
+    """Means and levels of a step, folded; each group's head runs on the positions that carry the group alone."""
+    b, rows, columns, width = context.x.shape
+    n = config.latent // GROUPS[step.scale]
+    means, levels = ops.empty_parameters((b, rows, columns, n))
+    places: dict[int, list[Any]] = {}
+    for g, at in positions(step):
+        places.setdefault(g, []).append(at)
+    for g, slices in places.items():
+        blocks = [context.x[at] for at in slices]
+        flat = ops.xp.concat([x.reshape(b, 1, -1, width) for x in blocks], 2)
+        m, s = ops.head(Act(flat, context.grid), f"{layer}.{g}", n)
+        start = 0
+        for at, x in zip(slices, blocks, strict=True):
+            count = x.shape[1] * x.shape[2]
+            means[at] = m[:, 0, start : start + count].reshape(b, x.shape[1], x.shape[2], n)
+            levels[at] = s[:, 0, start : start + count].reshape(b, x.shape[1], x.shape[2], n)
+            start += count
+    return means, levels

@@ -1,0 +1,76 @@
+"""The torch engine: transforms as torch modules, the entropy path's exact operations over torch tensors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from hpcmcodec import weights
+from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.hpcm import from_weights
+from hpcmcodec.numerics import MEAN_SHIFT, ExactOps, TorchNamespace, probe
+
+Progress = Callable[[float], None]
+
+
+class TorchEngine:
+    """One model on one device ("cpu" or "cuda"). Raises UnsupportedError where there is no such device."""
+
+    def __init__(self, w: weights.Weights, device: str) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UnsupportedError(
+                "device cuda needs an NVIDIA GPU and a CUDA build of torch; "
+                + (
+                    "no GPU is usable here"
+                    if torch.backends.cuda.is_built()
+                    else f"torch {torch.__version__} has no CUDA"
+                )
+            )
+        self.config, self.model_id = w.config, w.model_id
+        self.namespace = TorchNamespace(device)
+        self.model = from_weights(w).to(device).eval()
+        with self.namespace.exact_mode():
+            probe(self.namespace)
+        self.coder = _ExactCoder(self.namespace, w)
+        self.lock = threading.RLock()
+
+    def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+        from hpcmcodec.codec import analyse_strips
+
+        q = torch.tensor([quality / 10000], device=self.namespace.device)
+
+        @torch.inference_mode()
+        def run(strip: np.ndarray) -> list[np.ndarray]:
+            x = torch.from_numpy(strip).to(self.namespace.device).permute(2, 0, 1)[None].float() / 255
+            return [t[0].cpu().numpy() for t in self.model.analyse(x, q)]
+
+        return analyse_strips(run, pixels, self.config, tick)
+
+    def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
+        from hpcmcodec.codec import synthesise_strips
+
+        q = torch.tensor([quality / 10000], device=self.namespace.device)
+
+        @torch.inference_mode()
+        def run(strip: np.ndarray) -> np.ndarray:
+            y = torch.from_numpy(strip).to(self.namespace.device)[None].float() * 2.0**-MEAN_SHIFT
+            x_hat = self.model.synthesise(y, q)[0].permute(1, 2, 0)
+            return np.asarray((x_hat * 255).round_().clamp_(0, 255).to(torch.uint8).cpu())
+
+        return synthesise_strips(run, y_hat, self.config, tick)
+
+
+class _ExactCoder(LatentCoder):
+    """LatentCoder whose walk runs in the namespace's exact mode."""
+
+    def __init__(self, namespace: TorchNamespace, w: weights.Weights) -> None:
+        super().__init__(w.config, ExactOps(namespace, w.under("entropy"), w.grids), w.under("tables"))
+        self.namespace = namespace
+
+    def _walk(self, *args: object, **kwargs: object) -> np.ndarray:
+        with self.namespace.exact_mode():
+            return super()._walk(*args, **kwargs)  # type: ignore[arg-type]

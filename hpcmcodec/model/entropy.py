@@ -1,0 +1,231 @@
+"""From a config to its layers, from float layers to the integers that coding uses, and the tables of the coder.
+
+`declare` runs the flow of `context.walk` once over arrays of zeros and records each layer that it names, so that there
+is no second list of layers to keep in step. `quantise` turns derived float tensors into the integer tensors of
+`numerics.ExactOps`; export and fake quantisation both call it.
+
+Tensors of a layer, by kind (names are `<layer>.<tensor>`):
+
+    linear, head   weight int16 (O, sum of inputs), step float32 (chunks, O), bias float32 (O), widths int32 (inputs)
+    depthwise      weight int16 (C, k * k), step float32 (1, C), bias float32 (C)
+    norm           gamma, beta float32 (C)
+    scale          scale float32 (C)
+    wkv            decay, boost float32 (C)
+    quality        table int32 (anchors, N), on the grid of z
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.context import walk
+from hpcmcodec.numerics import CODE_MAX, LEVELS, NUMPY, Act, Array, chunks, quantise_rows
+
+LEVELS_PER_OCTAVE = 6
+LEVEL_OF_ONE = 26  # level of scale 1: level 0 is 0.0496, level 63 is 71.8
+SKIP_PROBABILITY = 0.998  # symbols of a table that gives zero more than this are not coded: they are zero by rule
+
+
+def scale_of_level(level: np.ndarray) -> np.ndarray:
+    """The logistic scale, in quantisation steps, that a level stands for."""
+    return np.asarray(2.0 ** ((level - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """kind as in the module docstring; widths of the inputs; outputs; `branch`: it ends a residual branch; `omni`: OmniShift."""
+
+    kind: str
+    widths: tuple[int, ...]
+    out: int
+    branch: bool = False
+
+
+class _Declaration:
+    """Operations that compute nothing and remember the layers and grids that the flow names."""
+
+    xp = NUMPY
+
+    def __init__(self) -> None:
+        self.layers: dict[str, Layer] = {}
+        self.grids: set[str] = {"y"}
+
+    def _note(self, like: Act, layer: str, made: Layer, grid: str | None) -> Act:
+        known = self.layers.setdefault(layer, made)
+        if known != made:
+            raise ValueError(f"layer {layer} is used as {made} and as {known}")
+        grid = grid or layer
+        self.grids.add(grid)
+        return Act(np.zeros((*like.x.shape[:-1], made.out), np.float32), grid)
+
+    def linear(
+        self, inputs: Act | Sequence[Act], layer: str, out: int, grid: str | None = None, *, residual: bool = False
+    ) -> Act:
+        parts = [inputs] if isinstance(inputs, Act) else list(inputs)
+        return self._note(parts[0], layer, Layer("linear", tuple(p.x.shape[-1] for p in parts), out, residual), grid)
+
+    def head(self, context: Act, layer: str, channels: int) -> tuple[Array, Array]:
+        out = self._note(context, layer, Layer("head", (context.x.shape[-1],), 2 * channels), context.grid).x
+        return out[..., :channels].astype(np.int32), out[..., channels:].astype(np.int32)
+
+    def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
+        return self._note(a, layer, Layer("omnishift" if omni else "depthwise", (9,), a.x.shape[-1]), grid)
+
+    def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
+        return self._note(a, layer, Layer("norm", (), a.x.shape[-1]), grid)
+
+    def channel_scale(self, a: Act, layer: str) -> Act:
+        return self._note(a, layer, Layer("scale", (), a.x.shape[-1]), a.grid)
+
+    def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
+        return self._note(v, layer, Layer("wkv", (), v.x.shape[-1]), grid)
+
+    def hyper_latent(self, z: Array, layer: str, grid: str, quality: Sequence[int]) -> Act:
+        return self._note(Act(z, grid), layer, Layer("quality", (), z.shape[-1]), grid)
+
+    def relu_squared(self, a: Act, grid: str) -> Act:
+        self.grids.add(grid)
+        return Act(a.x, grid)
+
+    def pool(self, a: Act, grid: str) -> Act:
+        self.grids.add(grid)
+        return Act(a.x[:, :1, :1], grid)
+
+    def lrelu(self, a: Act) -> Act:
+        return a
+
+    def gate(self, r: Act, a: Act) -> Act:
+        return a
+
+    def blend(self, r: Act, a: Act, b: Act) -> Act:
+        return b
+
+    def add(self, a: Act, b: Act) -> Act:
+        return a
+
+    def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
+        return values[0]
+
+    def latent_code(self, y_hat: Array) -> Array:
+        return y_hat.astype(np.float32)
+
+    def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
+        return np.zeros(shape, np.int32), Act(np.zeros(shape, np.float32), "y")
+
+    def empty_parameters(self, shape: Sequence[int]) -> tuple[Array, Array]:
+        return np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+
+    def writable(self, x: Array) -> Array:
+        return x
+
+
+def declare(config: Config) -> tuple[dict[str, Layer], list[str]]:
+    """The layers of the entropy path by name, in the order of the flow, and the names of its grids, sorted."""
+    d = _Declaration()
+    walk(d, config, np.zeros((1, 2, 2, config.hyper), np.int32), [0], 8, 8, lambda step, means, levels, mask: means)
+    return d.layers, sorted(d.grids)
+
+
+def quantise(
+    layers: Mapping[str, Layer], derived: Mapping[str, np.ndarray], grids: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Integer tensors of every layer from its derived float tensors (`<layer>.<tensor>`, float32)."""
+    out: dict[str, np.ndarray] = {}
+    for name, layer in layers.items():
+        if layer.kind in ("linear", "head", "depthwise", "omnishift"):
+            w, widths = derived[f"{name}.weight"], layer.widths
+            pieces, start = [], 0
+            for _, a, b in chunks(widths):
+                pieces.append(quantise_rows(w[:, start : start + b - a]))
+                start += b - a
+            out[f"{name}.weight"] = np.concatenate([i for i, _ in pieces], 1)
+            out[f"{name}.step"] = np.stack([s for _, s in pieces])
+            out[f"{name}.bias"] = derived[f"{name}.bias"].astype(np.float32)
+            if layer.kind in ("linear", "head"):
+                out[f"{name}.widths"] = np.array(widths, np.int32)
+        elif layer.kind == "quality":
+            table = np.rint(derived[f"{name}.table"].astype(np.float64) * 2.0 ** grids["h_s.z"])
+            out[f"{name}.table"] = np.clip(table, -CODE_MAX, CODE_MAX).astype(np.int32)
+        else:
+            for tensor in {"norm": ("gamma", "beta"), "scale": ("scale",), "wkv": ("decay", "boost")}[layer.kind]:
+                out[f"{name}.{tensor}"] = derived[f"{name}.{tensor}"].astype(np.float32)
+    return out
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------------
+
+
+def logistic_cdf(x: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1 + np.tanh(x / 2)))
+
+
+def integer_cdf(pmf: np.ndarray, escape: float) -> np.ndarray:
+    """Cumulative frequencies (len(pmf) + 2,) int32 that sum to 65536, the last symbol being the escape; none is zero.
+
+    Every symbol first gets one count, the rest is shared by largest remainder.
+    """
+    p = np.append(np.maximum(pmf, 0), max(escape, 0)).astype(np.float64)
+    p /= p.sum()
+    free = 65536 - len(p)
+    exact = p * free
+    counts = np.floor(exact).astype(np.int64)
+    for i in np.argsort(-(exact - counts), kind="stable")[: free - int(counts.sum())]:
+        counts[i] += 1
+    return np.concatenate([[0], np.cumsum(counts + 1)]).astype(np.int32)
+
+
+def symmetric_table(magnitudes: np.ndarray) -> tuple[np.ndarray, int]:
+    """CDF of a symmetric distribution and its lowest value, from the probabilities of |v| = 0, 1, ..., R, the last beyond R."""
+    m = np.asarray(magnitudes, np.float64)
+    half = m[1:-1] / 2
+    return integer_cdf(np.concatenate([half[::-1], m[:1], half]), float(m[-1])), -len(half)
+
+
+def pack_tables(rows: Sequence[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
+    """cdf int32 (n, longest), sizes, offsets: the arrays of `rans.Tables`."""
+    cdf = np.zeros((len(rows), max(len(c) for c, _ in rows)), np.int32)
+    for i, (c, _) in enumerate(rows):
+        cdf[i, : len(c)] = c
+    return {
+        "cdf": cdf,
+        "sizes": np.array([len(c) for c, _ in rows], np.int32),
+        "offsets": np.array([o for _, o in rows], np.int32),
+    }
+
+
+def logistic_magnitudes(level: int) -> np.ndarray:
+    """Probabilities of |v| = 0, 1, ..., R and of all beyond, under the logistic that training assumes for a level."""
+    s = float(scale_of_level(np.array(level)))
+    reach = int(min(1 + np.ceil(s * 12), 900))
+    above = logistic_cdf(-(np.arange(reach + 1) + 0.5) / s)  # P(v > r + 0.5): no cancellation in the tail
+    return np.concatenate([1 - 2 * above[:1], 2 * -np.diff(above), 2 * above[-1:]])
+
+
+def logistic_tables() -> dict[str, np.ndarray]:
+    """One table a level from the logistic of its scale; export fits them to measured residuals instead."""
+    return pack_tables([symmetric_table(logistic_magnitudes(level)) for level in range(LEVELS)])
+
+
+def factorised_tables(cdf: np.ndarray, low: int) -> dict[str, np.ndarray]:
+    """One table a channel from cumulative probabilities (N, R + 1) at low - 0.5, low + 0.5, ...; cut to where mass is.
+
+    Both tails beyond half of 1 / 65536 go to the escape; zero always keeps an entry.
+    """
+    rows = []
+    for c in cdf:
+        inside = np.flatnonzero((c[1:] > 2.0**-17) & (c[:-1] < 1 - 2.0**-17))
+        a, b = min(int(inside[0]), -low), max(int(inside[-1]), -low) + 1
+        rows.append((integer_cdf(np.diff(c)[a:b], 1 - (c[b] - c[a])), low + a))
+    return pack_tables(rows)
+
+
+def skipped_levels(cdf: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """bool (levels,): whether the table gives zero more than SKIP_PROBABILITY, from the integers alone."""
+    at = -offsets.astype(np.int64)
+    rows: Any = np.arange(len(sizes))
+    return np.asarray((cdf[rows, at + 1] - cdf[rows, at]) > int(SKIP_PROBABILITY * 65536))

@@ -1,0 +1,244 @@
+"""The entropy path's operations in float, differentiable, and under fake quantisation (torch).
+
+`FloatOps` has the methods of `numerics.ExactOps` over real values: clamped to what the grid's codes can hold, not
+rounded. `FakeOps` returns the exact operation's result with the float operation's gradient, exact + (f - f.detach()),
+so training sees what coding will do and there is no third implementation of the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hpcmcodec.numerics import (
+    CODE_MAX,
+    LEVELS,
+    MEAN_MAX,
+    MEAN_SHIFT,
+    SIMILARITY_ONE,
+    SLOPE,
+    Y_GRID,
+    Act,
+    ExactOps,
+    TorchNamespace,
+)
+from hpcmcodec.ops.biwkv import biwkv4
+
+
+class _Bounded(torch.autograd.Function):
+    """clamp whose gradient still passes where it leads back into the range (as CompressAI's LowerBound)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.range = (low, high)
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (x,), (low, high) = ctx.saved_tensors, ctx.range
+        return torch.where((x < low) & (g > 0) | (x > high) & (g < 0), torch.zeros_like(g), g), None, None
+
+
+class _TorchFloat:
+    @staticmethod
+    def concat(xs: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat(list(xs), axis)
+
+
+class FloatOps:
+    """p: derived tensors by name (`<layer>.<tensor>`); grids: exponent by grid name."""
+
+    xp: Any = _TorchFloat()
+
+    def __init__(
+        self, p: Mapping[str, Tensor], grids: Mapping[str, int], observe: Callable[[str, Tensor], None] | None = None
+    ) -> None:
+        self.p, self.grids, self.observe = p, grids, observe
+        self.device = next(iter(p.values())).device
+
+    def _act(self, x: Tensor, grid: str) -> Act:
+        if self.observe is not None:
+            self.observe(grid, x.detach())
+        limit = CODE_MAX * 2.0 ** -self.grids[grid]
+        return Act(F.hardtanh(x, -limit, limit), grid)  # clamp, with a backward of one kernel instead of four
+
+    def linear(
+        self, inputs: Act | Sequence[Act], layer: str, out: int, grid: str | None = None, *, residual: bool = False
+    ) -> Act:
+        parts = [inputs] if isinstance(inputs, Act) else list(inputs)
+        w, b = self.p[f"{layer}.weight"], self.p[f"{layer}.bias"]
+        if len({p.x.shape[:-1] for p in parts}) == 1:
+            x = parts[0].x if len(parts) == 1 else torch.cat([p.x for p in parts], -1)
+            return self._act(F.linear(x, w, b), grid or layer)
+        y, start = b, 0
+        for p in parts:
+            y = y + F.linear(p.x, w[:, start : start + p.x.shape[-1]])
+            start += p.x.shape[-1]
+        return self._act(y, grid or layer)
+
+    def head(self, context: Act, layer: str, channels: int) -> tuple[Tensor, Tensor]:
+        """Means in quantisation steps and real-valued levels in 0..63; float32 throughout, since means reach hundreds."""
+        with torch.autocast(context.x.device.type, enabled=False):
+            o = F.linear(context.x.float(), self.p[f"{layer}.weight"], self.p[f"{layer}.bias"])
+        limit = MEAN_MAX / 2**MEAN_SHIFT
+        return o[..., :channels].clamp(-limit, limit), _Bounded.apply(
+            o[..., channels:] * 2**MEAN_SHIFT, 0.0, float(LEVELS - 1)
+        )  # type: ignore[no-untyped-call]
+
+    def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
+        w = self.p[f"{layer}.weight"]
+        k = int(round(w.shape[1] ** 0.5))
+        x = F.conv2d(
+            a.x.permute(0, 3, 1, 2), w.view(-1, 1, k, k), self.p[f"{layer}.bias"], padding=k // 2, groups=w.shape[0]
+        )
+        return self._act(x.permute(0, 2, 3, 1), grid or layer)
+
+    def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
+        return self._act(
+            F.layer_norm(
+                a.x.float(),
+                a.x.shape[-1:],
+                self.p[f"{layer}.gamma"],
+                self.p[f"{layer}.beta"],
+                4.0 ** -self.grids[a.grid],
+            ),
+            grid or layer,
+        )
+
+    def lrelu(self, a: Act) -> Act:
+        return Act(F.leaky_relu(a.x, SLOPE), a.grid)
+
+    def relu_squared(self, a: Act, grid: str) -> Act:
+        return self._act(F.relu(a.x).square(), grid)
+
+    def gate(self, r: Act, a: Act) -> Act:
+        return Act(torch.sigmoid(r.x) * a.x, a.grid)
+
+    def blend(self, r: Act, a: Act, b: Act) -> Act:
+        return Act(torch.sigmoid(r.x) * (a.x - b.x) + b.x, b.grid)
+
+    def add(self, a: Act, b: Act) -> Act:
+        return self._act(a.x + b.x, a.grid)
+
+    def channel_scale(self, a: Act, layer: str) -> Act:
+        return self._act(a.x * self.p[f"{layer}.scale"], a.grid)
+
+    def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
+        b, h, w, c = v.x.shape
+        out = biwkv4(
+            k.x.float().reshape(b, h * w, c),
+            v.x.float().reshape(b, h * w, c),
+            self.p[f"{layer}.decay"],
+            self.p[f"{layer}.boost"],
+        )
+        return self._act(out.reshape(b, h, w, c), grid or layer)
+
+    def pool(self, a: Act, grid: str) -> Act:
+        return self._act(a.x.float().mean((1, 2), keepdim=True), grid)
+
+    def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
+        if len(keys) == 1:
+            return values[0]
+        ks = torch.cat([k.x.float() for k in keys], 1)  # (B, R, 1, K)
+        sims = F.cosine_similarity(ks, query.x.float().expand_as(ks), -1, eps=1e-6)[..., 0]  # (B, R)
+        index = torch.arange(len(keys), device=sims.device)
+        order = (-8 * (sims.detach() * SIMILARITY_ONE).round() + index).argsort(-1)[:, :2]
+        weights = (sims.gather(-1, order) / temperature).softmax(-1)[:, None, None, :, None]
+        stacked = torch.stack([v.x.float() for v in values], -2)  # (B, 1, 1, R, C)
+        chosen = stacked.gather(-2, order[:, None, None, :, None].expand(-1, 1, 1, -1, stacked.shape[-1]))
+        return Act((weights * chosen).sum(-2), values[0].grid)
+
+    def hyper_latent(self, z: Tensor, layer: str, grid: str, quality: Sequence[float] | Tensor) -> Act:
+        """z (B, H, W, N) plus the bias at quality q in [0, 1] (B,), linear between the anchors."""
+        bias = interpolate(self.p[f"{layer}.table"], torch.as_tensor(quality, device=z.device, dtype=torch.float32))
+        return self._act(self._act(z, grid).x + bias[:, None, None, :], grid)
+
+    def latent_code(self, y_hat: Tensor) -> Tensor:
+        return self._act(y_hat, "y").x
+
+    def empty_latent(self, shape: Sequence[int]) -> tuple[Tensor, Act]:
+        return torch.zeros(tuple(shape), device=self.device), Act(torch.zeros(tuple(shape), device=self.device), "y")
+
+    def empty_parameters(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return torch.zeros(tuple(shape), device=self.device), torch.zeros(tuple(shape), device=self.device)
+
+    def writable(self, x: Tensor) -> Tensor:
+        """A copy: layers have saved x for their gradients."""
+        return x.clone()
+
+
+def interpolate(table: Tensor, q: Tensor) -> Tensor:
+    """table (K, C), q (B,) in [0, 1] -> (B, C): linear between anchors."""
+    position = q.clamp(0, 1) * (len(table) - 1)
+    i = position.floor().clamp(max=len(table) - 2).long()
+    f = (position - i)[:, None]
+    return table[i] * (1 - f) + table[i + 1] * f
+
+
+def _faked(method: str) -> Any:
+    def run(self: FakeOps, *args: Any, **kwargs: Any) -> Any:
+        f = getattr(FloatOps, method)(self, *args, **kwargs)
+        with self.namespace.exact_mode():
+            e = getattr(self.exact, method)(*(self._codes(a) for a in args), **kwargs)
+        if isinstance(f, Act):
+            return Act(_straight(e.x * 2.0 ** -self.grids[e.grid], f.x), f.grid)
+        return tuple(_straight(x * s, g) for x, s, g in zip(e, (2.0**-MEAN_SHIFT, 1.0), f, strict=True))
+
+    return run
+
+
+def _straight(exact: Tensor, f: Tensor) -> Tensor:
+    f = f.float()
+    return exact.float() + (f - f.detach())
+
+
+class FakeOps(FloatOps):
+    """FloatOps whose forward values are those of ExactOps over `integers` (from `entropy.quantise` of the same p)."""
+
+    def __init__(self, p: Mapping[str, Tensor], grids: Mapping[str, int], integers: Mapping[str, Any]) -> None:
+        super().__init__(p, grids)
+        self.namespace = TorchNamespace(str(self.device))
+        self.exact = ExactOps(self.namespace, integers, grids)
+
+    def _codes(self, a: Any) -> Any:
+        if isinstance(a, Act):
+            return Act((a.x.detach().float() * 2.0 ** self.grids[a.grid]).round_(), a.grid)
+        if isinstance(a, (list, tuple)) and a and isinstance(a[0], Act):
+            return [self._codes(i) for i in a]
+        return a
+
+    def hyper_latent(self, z: Tensor, layer: str, grid: str, quality: Sequence[float] | Tensor) -> Act:
+        f = super().hyper_latent(z, layer, grid, quality)
+        hundredths = [int(round(float(q) * 10000)) for q in quality]
+        with self.namespace.exact_mode():
+            e = self.exact.hyper_latent(z.detach().round().int(), layer, grid, hundredths)
+        return Act(_straight(e.x * 2.0 ** -self.grids[grid], f.x), grid)
+
+    def latent_code(self, y_hat: Tensor) -> Tensor:
+        f = super().latent_code(y_hat)
+        with self.namespace.exact_mode():
+            e = self.exact.latent_code((y_hat.detach() * 2**MEAN_SHIFT).round().int())
+        return _straight(e * 2.0**-Y_GRID, f)
+
+
+for _name in (
+    "linear",
+    "head",
+    "depthwise",
+    "norm",
+    "lrelu",
+    "relu_squared",
+    "gate",
+    "blend",
+    "add",
+    "channel_scale",
+    "wkv",
+    "pool",
+    "recall",
+):
+    setattr(FakeOps, _name, _faked(_name))

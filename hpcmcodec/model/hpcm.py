@@ -1,0 +1,329 @@
+"""The model as a torch module: raw parameters, training's forward pass, and CompressAI's interface.
+
+            x --g_a, gain(q)--> y --h_a--> z --Q--> h_s, eleven steps (`context.walk`) --> means, scales --> y_hat
+            x_hat <--g_s-- ungain(q) <-----------------------------------------------------------------------+
+
+The entropy path has no modules: `raw` holds a flat dictionary of parameters for the layers that `entropy.declare` finds,
+`derived()` merges them (OmniShift's kernels, branch gains) into what float ops, fake quantisation and export all read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpcmcodec import weights
+from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.context import walk
+from hpcmcodec.model.entropy import (
+    LEVEL_OF_ONE,
+    LEVELS_PER_OCTAVE,
+    Layer,
+    declare,
+    factorised_tables,
+    logistic_tables,
+    quantise,
+)
+from hpcmcodec.model.float_ops import FakeOps, FloatOps
+from hpcmcodec.model.rwkv import EXP_GRID, GATE_GRID
+from hpcmcodec.model.schedule import SCALES, Step, decimate, fold, grid
+from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis, lmbda
+from hpcmcodec.numerics import EXPONENT_MAX, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
+
+DEFAULT_GRID = 7
+FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID}
+Z_REACH = 40  # z values within +-Z_REACH have table entries of their own
+FIRST_LEVEL = 20.0  # level that heads start from: scale 0.5
+
+
+class FactorisedPrior(nn.Module):
+    """Three logistics a channel for z: a small parametric form of the fully factorised prior (Balle et al. 2018)."""
+
+    def __init__(self, channels: int, components: int = 3) -> None:
+        super().__init__()
+        self.mu = nn.Parameter(torch.randn(channels, components))
+        self.ls = nn.Parameter(torch.ones(channels, components))
+        self.w = nn.Parameter(torch.zeros(channels, components))
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """Cumulative probability at x (..., N), per channel."""
+        s = F.softplus(self.ls) + 0.05
+        out: Tensor = (torch.sigmoid((x.unsqueeze(-1) - self.mu) / s) * self.w.softmax(1)).sum(-1)
+        return out
+
+    def likelihood(self, z: Tensor) -> Tensor:
+        return (self.cdf(z + 0.5) - self.cdf(z - 0.5)).clamp_min(1e-9)
+
+
+def logistic_likelihood(v: Tensor, levels: Tensor) -> Tensor:
+    """Probability of the unit bin around v under a zero-mean logistic of the levels' scales (float32)."""
+    scale = torch.exp2((levels - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE)
+    v = v.abs()
+    return (torch.sigmoid((0.5 - v) / scale) - torch.sigmoid((-0.5 - v) / scale)).clamp_min(1e-9)
+
+
+def ste_round(x: Tensor) -> Tensor:
+    return x + (x.round() - x).detach()
+
+
+def _identity(out: int, n: int) -> Tensor:
+    """A matrix (out, n) that passes inputs on: channel i reads input i mod n."""
+    w = torch.zeros(out, n)
+    w[torch.arange(out), torch.arange(out) % n] = 1
+    return w
+
+
+def _first_values(name: str, layer: Layer, anchors: int) -> dict[str, Tensor]:
+    """Raw parameters of a layer. Every branch starts small and every path open, so that all receive gradients at once."""
+    c = layer.out
+    if layer.kind in ("linear", "head"):
+        n = sum(layer.widths)
+        w, bias = torch.randn(c, n) / math.sqrt(n), torch.zeros(c)
+        last = name.rsplit(".", 1)[-1]
+        if layer.kind == "head":
+            w, bias = 0.3 * w, torch.cat([torch.zeros(c // 2), torch.full((c // 2,), FIRST_LEVEL)])
+        elif layer.branch:
+            w = 0.3 * w
+        elif last in ("in", "adaptor"):
+            passed = layer.widths[:1] if last == "adaptor" else layer.widths
+            w = 0.3 * w
+            for i, k in enumerate(passed):
+                w[:, sum(layer.widths[:i]) :][:, :k] += _identity(c, k) / len(passed)
+        elif last in ("out", "finer"):
+            w = 0.2 * w + _identity(c, n)
+        return {"weight": w, "bias": bias} | ({"gain": torch.ones(c)} if layer.branch else {})
+    if layer.kind == "depthwise":
+        w = torch.randn(c, 9) * 0.1
+        w[:, 4] += 1
+        return {"weight": w, "bias": torch.zeros(c)}
+    if layer.kind == "omnishift":
+        return {"mix": torch.tensor([0.6, 0.2, 0.3]), "w1": torch.ones(c), "w3": torch.randn(c, 9) * 0.2 + 1 / 9}
+    if layer.kind == "norm":
+        return {"gamma": torch.ones(c), "beta": torch.zeros(c)}
+    if layer.kind == "scale":
+        return {"scale": torch.ones(c)}
+    if layer.kind == "wkv":
+        return {"decay": torch.linspace(0.5, EXPONENT_MAX - 1, c), "boost": torch.zeros(c)}
+    return {"table": torch.zeros(anchors, c)}
+
+
+class HPCM(nn.Module):
+    """A member of the family, built from its config; `grids` are the exponents of the activations' grids."""
+
+    def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.layers, names = declare(config)
+        self.grids: dict[str, int] = {n: FIXED_GRIDS.get(n, DEFAULT_GRID) for n in names} | dict(grids or {})
+        self.g_a, self.g_s, self.h_a = Analysis(config), Synthesis(config), HyperAnalysis(config)
+        self.gain, self.ungain = QScale(config.qualities, config.latent), QScale(config.qualities, config.latent)
+        with torch.no_grad():
+            anchors = torch.linspace(0, 1, config.qualities)
+            log_gain = (0.5 * torch.log(lmbda(anchors) / lmbda(torch.tensor(0.5))) + math.log(4.0))[:, None]
+            self.gain.log_scale += log_gain
+            self.ungain.log_scale -= log_gain
+        self.z_prior = FactorisedPrior(config.hyper)
+        self.stored: dict[str, Any] | None = (
+            None  # integers and tables of a shipped model: what its files are coded with
+        )
+        self.raw = nn.ParameterDict()
+        for name, layer in self.layers.items():
+            for tensor, value in _first_values(name, layer, config.qualities).items():
+                self.raw[f"{name}.{tensor}".replace(".", "/")] = nn.Parameter(value)
+
+    def derived(self) -> dict[str, Tensor]:
+        """The flat dictionary that ops and `entropy.quantise` read: gains merged into branches, OmniShift into one kernel."""
+        p: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+
+            def raw(tensor: str, prefix: str = name.replace(".", "/")) -> Tensor:
+                return self.raw[f"{prefix}/{tensor}"]
+
+            if layer.kind in ("linear", "head"):
+                w, b = raw("weight"), raw("bias")
+                if layer.branch:
+                    w, b = w * raw("gain")[:, None], b * raw("gain")
+                if layer.kind == "head":
+                    rows = torch.ones(layer.out, device=w.device)
+                    rows[layer.out // 2 :] = 2.0**-MEAN_SHIFT  # ops scale both halves as means: FloatOps.head
+                    w, b = w * rows[:, None], b * rows
+                p[f"{name}.weight"], p[f"{name}.bias"] = w, b
+            elif layer.kind == "omnishift":
+                mix, w3 = raw("mix"), raw("w3")
+                centre = torch.zeros_like(w3)
+                centre[:, 4] = 1
+                p[f"{name}.weight"] = mix[2] * w3 + (mix[0] + mix[1] * raw("w1"))[:, None] * centre
+                p[f"{name}.bias"] = torch.zeros_like(w3[:, 0])
+            elif layer.kind == "wkv":
+                p[f"{name}.decay"], p[f"{name}.boost"] = F.softplus(raw("decay")), raw("boost")
+            else:
+                for tensor in {
+                    "depthwise": ("weight", "bias"),
+                    "norm": ("gamma", "beta"),
+                    "scale": ("scale",),
+                    "quality": ("table",),
+                }[layer.kind]:
+                    p[f"{name}.{tensor}"] = raw(tensor)
+        return p
+
+    def integers(self, derived: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+        """The integer tensors that coding would use now (numpy)."""
+        p = self.derived() if derived is None else derived
+        return quantise(self.layers, {k: v.detach().float().cpu().numpy() for k, v in p.items()}, self.grids)
+
+    def ops(self, *, fake: bool = False, observe: Callable[[str, Tensor], None] | None = None) -> FloatOps:
+        p = self.derived()
+        return FakeOps(p, self.grids, self.integers(p)) if fake else FloatOps(p, self.grids, observe)
+
+    def analyse(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 3, 16 h, 16 w) in [0, 1], q (B,) -> y (B, h, w, M) and z before rounding (B, ceil(h/4), ceil(w/4), N)."""
+        y = self.g_a(x, self.g_a.s8.factors(q)).float() * self.gain.factors(q)
+        return y.permute(0, 2, 3, 1), self.h_a(y).float().permute(0, 2, 3, 1)
+
+    def synthesise(self, y_hat: Tensor, q: Tensor) -> Tensor:
+        """y_hat (B, h, w, M) in quantisation steps -> x_hat (B, 3, 16 h, 16 w), not clamped."""
+        x_hat: Tensor = self.g_s(y_hat.permute(0, 3, 1, 2) * self.ungain.factors(q), self.g_s.s8.factors(q)).float()
+        return x_hat
+
+    def estimate(
+        self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """y_hat (B, h, w, M), and likelihoods {"y": (B, n), "z": (B, m)}, flat, in the order of coding.
+
+        In training mode rates are taken at uniform noise around the residual, values pass by straight-through rounding.
+        """
+        ops = ops or self.ops()
+        noisy = self.training
+
+        def quantity(v: Tensor) -> Tensor:
+            return v + torch.rand_like(v) - 0.5 if noisy else v.round()
+
+        parts: list[Tensor] = []
+        scales: dict[str, Tensor] = {}
+
+        def code(step: Step, means: Tensor, levels: Tensor, mask: Any) -> Tensor:
+            if step.scale not in scales:
+                scales[step.scale] = decimate(
+                    y, step.scale, y.new_zeros(y.shape[0], *grid(step.scale, *y.shape[1:3]), y.shape[3])
+                )
+            r = fold(scales[step.scale], step, torch.zeros_like(means)) - means
+            likelihood = logistic_likelihood(quantity(r), levels)
+            y_hat = ste_round(r) + means
+            if mask is not None:
+                keep = torch.from_numpy(mask).to(y.device)
+                likelihood, y_hat = torch.where(keep, likelihood, torch.ones_like(likelihood)), y_hat * keep
+            parts.append(likelihood.flatten(1))
+            return y_hat
+
+        likelihood_z = self.z_prior.likelihood(quantity(z)).flatten(1)
+        y_hat = walk(ops, self.config, ste_round(z), q, y.shape[1], y.shape[2], code)
+        return y_hat, {"y": torch.cat(parts, 1), "z": likelihood_z}
+
+    def forward(self, x: Tensor, q: Tensor, *, fake: bool = False) -> dict[str, Any]:
+        """x (B, 3, H, W) in [0, 1], H and W multiples of 16; q (B,) in [0, 1].
+
+        Returns {"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}} as CompressAI's models do; likelihoods are flat (B, n).
+        """
+        y, z = self.analyse(x, q)
+        y_hat, likelihoods = self.estimate(y, z, q, ops=self.ops(fake=fake))
+        return {"x_hat": self.synthesise(y_hat, q), "likelihoods": likelihoods}
+
+    def coder(self) -> LatentCoder:
+        """Codes latents with the shipped integers of a loaded model, else with what export would make of the parameters now."""
+        namespace = TorchNamespace(str(next(self.parameters()).device))
+        if self.stored is not None:
+            return LatentCoder(
+                self.config, ExactOps(namespace, self.stored["entropy"], self.grids), self.stored["tables"]
+            )
+        return LatentCoder(self.config, ExactOps(namespace, self.integers(), self.grids), self.tables())
+
+    @torch.no_grad()
+    def tables(self) -> dict[str, Any]:
+        """Integer tables of z (from the trained prior) and y (from the logistic that training assumes)."""
+        reach = torch.arange(-Z_REACH, Z_REACH + 2, device=self.z_prior.mu.device) - 0.5
+        cdf = self.z_prior.cdf(reach[:, None].expand(-1, self.config.hyper)).T.double().cpu().numpy()
+        return {f"z.{k}": v for k, v in factorised_tables(cdf, -Z_REACH).items()} | {
+            f"y.{k}": v for k, v in logistic_tables().items()
+        }
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, q: Tensor) -> dict[str, Any]:
+        """x (B, 3, H, W) in [0, 1], H and W multiples of 16; q (B,) in [0, 1], rounded to 1/10000.
+
+        Returns {"strings": one list of bytes (B,) for each of z, s1, s2, s3, "shape": (h, w) of y}.
+        """
+        y, z = (t.cpu().numpy() for t in self.analyse(x, q))
+        coder = self.coder()
+        coded = [coder.encode(a, b, _hundredths(v))[0] for a, b, v in zip(y, z, q, strict=True)]
+        return {"strings": [[c[s].data for c in coded] for s in ("z", *SCALES)], "shape": tuple(y.shape[1:3])}
+
+    @torch.no_grad()
+    def decompress(self, strings: Sequence[Sequence[bytes]], shape: tuple[int, int], q: Tensor) -> dict[str, Tensor]:
+        """The inverse of `compress`: {"x_hat": (B, 3, 16 h, 16 w) in [0, 1]}. Raises IntegrityError for damaged strings."""
+        coder = self.coder()
+        y_hat = [
+            coder.decode(dict(zip(("z", *SCALES), s, strict=True)), None, _hundredths(v), *shape)
+            for s, v in zip(zip(*strings, strict=True), q, strict=True)
+        ]
+        steps = torch.stack([torch.from_numpy(v) for v in y_hat]).to(q.device).float() * 2.0**-MEAN_SHIFT
+        return {"x_hat": self.synthesise(steps, q).clamp(0, 1)}
+
+
+def _hundredths(q: Tensor) -> int:
+    return round(float(q) * 10000)
+
+
+def load_model(name: str = weights.DEFAULT_MODEL) -> HPCM:
+    """A packaged model as a torch module, in eval mode. Raises UnsupportedError for an unknown name."""
+    return from_weights(weights.load(name)).eval()
+
+
+def from_weights(w: weights.Weights) -> HPCM:
+    """The module of a weights file: its derived tensors are integer * step; it codes with the integers themselves."""
+    model = HPCM(w.config, w.grids)
+    entropy = w.under("entropy")
+    state = {k: torch.from_numpy(v).float() for k, v in w.tensors.items() if not k.startswith(("entropy.", "tables."))}
+    for name, layer in model.layers.items():
+        prefix = f"raw.{name.replace('.', '/')}/"
+        for tensor, value in raw_from_integers(name, layer, entropy, w.grids).items():
+            state[prefix + tensor] = value
+    model.load_state_dict(state, strict=False)
+    model.stored = {"entropy": entropy, "tables": w.under("tables")}
+    return model
+
+
+def raw_from_integers(
+    name: str, layer: Layer, entropy: Mapping[str, Any], grids: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Raw parameters whose derived tensors are a layer's stored integers times their steps."""
+
+    def stored(tensor: str) -> Tensor:
+        return torch.from_numpy(entropy[f"{name}.{tensor}"]).float()
+
+    if layer.kind in ("linear", "head", "depthwise", "omnishift"):
+        widths = [b - a for _, a, b in chunks(layer.widths)]
+        step = torch.repeat_interleave(stored("step"), torch.tensor(widths), 0).T
+        w, b = stored("weight") * step, stored("bias")
+        if layer.kind == "omnishift":
+            return {"mix": torch.tensor([0.0, 0.0, 1.0]), "w1": torch.zeros(layer.out), "w3": w}
+        if layer.kind == "head":
+            rows = torch.ones(layer.out)
+            rows[layer.out // 2 :] = 2.0**MEAN_SHIFT
+            w, b = w * rows[:, None], b * rows
+        return {"weight": w, "bias": b} | ({"gain": torch.ones(layer.out)} if layer.branch else {})
+    if layer.kind == "wkv":
+        return {"decay": torch.log(torch.expm1(stored("decay").clamp_min(1e-6))), "boost": stored("boost")}
+    if layer.kind == "quality":
+        return {"table": stored("table") * 2.0 ** -grids["h_s.z"]}
+    return {t: stored(t) for t in (("gamma", "beta") if layer.kind == "norm" else ("scale",))}
+
+
+def bits(likelihoods: Mapping[str, Tensor]) -> Tensor:
+    """(B,) bits of each sample."""
+    return torch.stack([-torch.log2(v).sum(1) for v in likelihoods.values()]).sum(0)

@@ -1,0 +1,122 @@
+"""Analysis and synthesis transforms of `lite` (torch, NCHW): g_a, g_s, h_a, and the quality gains.
+
+Everything runs at 1/8 and 1/16 of the image's resolution, behind a pixel unshuffle of 8: blocks of depthwise 3x3 and an
+inverted bottleneck, which CPUs run at their matrix product's rate and which keep 12 megapixels within memory. Ordinary
+floating point: nothing here is part of the entropy path.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.float_ops import interpolate
+
+LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.12
+SLOPE = 0.1
+
+
+def lmbda(q: Tensor) -> Tensor:
+    """The Lagrange multiplier of quality q in [0, 1]: loss = bpp + lmbda * 255^2 * MSE."""
+    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** q
+
+
+class QScale(nn.Module):
+    """Per-channel scale, log-linear in quality between anchors."""
+
+    def __init__(self, anchors: int, channels: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(anchors, channels))
+
+    def factors(self, q: Tensor) -> Tensor:
+        """(B,) in [0, 1] -> (B, C, 1, 1)."""
+        return interpolate(self.log_scale, q).exp()[:, :, None, None]
+
+
+class Block(nn.Module):
+    """x + [depthwise 3x3 -> 1x1 to 2 C -> LeakyReLU -> 1x1]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = 2 * channels
+        self.dw = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.up = nn.Conv2d(channels, hidden, 1)
+        self.down = nn.Conv2d(hidden, channels, 1)
+        nn.init.normal_(self.down.weight, std=0.1 / math.sqrt(hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.down(F.leaky_relu(self.up(self.dw(x)), SLOPE))
+        return out
+
+
+def patch_down(c_in: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * c_in, c_out, 1))
+
+
+class Analysis(nn.Module):
+    """g_a: x (B, 3, 16 h, 16 w) in [0, 1] -> y (B, M, h, w), before the gain."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        c8, c16 = c.analysis_widths
+        self.unshuffle = nn.PixelUnshuffle(8)
+        self.stem = nn.Conv2d(192, c8, 1)
+        self.b8 = nn.ModuleList(Block(c8) for _ in range(c.analysis_blocks[0]))
+        self.s8 = QScale(c.qualities, c8)
+        self.down = patch_down(c8, c16)
+        self.b16 = nn.ModuleList(Block(c16) for _ in range(c.analysis_blocks[1]))
+        self.out = nn.Conv2d(c16, c.latent, 1)
+
+    def forward(self, x: Tensor, scale8: Tensor) -> Tensor:
+        x = self.stem(self.unshuffle(x - 0.5))
+        for b in self.b8:
+            x = b(x)
+        x = self.down(x * scale8.to(x.dtype))
+        for b in self.b16:
+            x = b(x)
+        y: Tensor = self.out(x)
+        return y
+
+
+class Synthesis(nn.Module):
+    """g_s: y_hat (B, M, h, w), after ungain -> x_hat (B, 3, 16 h, 16 w), around [0, 1], not clamped."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        c8, c16 = c.synthesis_widths
+        self.inp = nn.Conv2d(c.latent, c16, 1)
+        self.b16 = nn.ModuleList(Block(c16) for _ in range(c.synthesis_blocks[1]))
+        self.up = nn.Sequential(nn.Conv2d(c16, 4 * c8, 1), nn.PixelShuffle(2))
+        self.s8 = QScale(c.qualities, c8)
+        self.b8 = nn.ModuleList(Block(c8) for _ in range(c.synthesis_blocks[0]))
+        self.head = nn.Conv2d(c8, 192, 1)
+        self.shuffle = nn.PixelShuffle(8)
+
+    def forward(self, y: Tensor, scale8: Tensor) -> Tensor:
+        x = self.inp(y)
+        for b in self.b16:
+            x = b(x)
+        x = self.up(x)
+        x = x * scale8.to(x.dtype)
+        for b in self.b8:
+            x = b(x)
+        x_hat: Tensor = self.shuffle(self.head(x)) + 0.5
+        return x_hat
+
+
+class HyperAnalysis(nn.Module):
+    """h_a: y after the gain (B, M, h, w) -> z (B, N, ceil(h / 4), ceil(w / 4)); y is replicated to a multiple of 4."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        w, n = c.hyper_analysis_width, c.hyper
+        self.net = nn.Sequential(nn.Conv2d(c.latent, w, 1), Block(w), patch_down(w, n), Block(n), patch_down(n, n))
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = F.pad(y, (0, -y.shape[3] % 4, 0, -y.shape[2] % 4), mode="replicate")
+        z: Tensor = self.net(y)
+        return z

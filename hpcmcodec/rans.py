@@ -1,0 +1,400 @@
+"""Entropy coding of integers with stored tables: CompressAI's rANS coder, kept within bounds whatever it is given.
+
+A *table* is a cumulative distribution over the consecutive integers low..high and one last entry, the escape, which
+announces a value outside that range. Each symbol is coded under the table that its index names. Frequencies are
+integers with the sum 2^16, so that coder and decoder agree on every machine.
+
+A stream, as `compressai.ans` 1.2 writes it, is the 32-bit little-endian words of a 64-bit rANS coder: the two words of
+its last state first, a value in [2^31, 2^63), then the words in the order in which decoding takes them. An escape is
+followed by groups of 4 bits: the number of groups of r, then r itself, least significant group first, where
+r = 2 (value - high - 1) above the range and r = 2 (low - value) - 1 below it. The format adds three rules:
+
+- No symbols, no bytes. 1 to 3 symbols are filled up to 4 with zeros under table 0.
+- Values lie within +-`MAX_SYMBOL`.
+- A stream holds at most `escape_budget(N)` escapes. N is the number of symbols that the stream could hold, including
+  those that both sides skip by rule: it is known before anything is decoded. The encoder clamps every later value
+  outside its table's range to that range (`Encoder.clamp`), before anything else is computed from the value.
+
+The extension itself checks nothing: wrong lengths, indexes or tables make it corrupt memory, and damaged streams make
+it read beyond their end. It is kept within bounds by what `Tables`, `Encoder` and `Decoder` check before each call and
+by the zeros that `Decoder` puts behind a stream.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcmcodec.errors import IntegrityError, UnsupportedError
+
+__all__ = ["MAX_SYMBOL", "Decoder", "Encoder", "Tables", "bits", "escape_budget"]
+
+MAX_SYMBOL = 2**20
+"""Largest absolute value of a symbol: beyond what the model's numbers reach, well below the coder's own 2^27."""
+
+_TOTAL = 1 << 16
+_MIN_SYMBOLS = 4
+_WORD_BYTES = 4
+_MIN_STATE, _STATE_LIMIT = 1 << 31, 1 << 63
+_GROUP_BITS = 4
+# Both ends of |value - low| < 2^21 give r < 2^22: six groups, and one for their number.
+_MAX_GROUPS = 6
+
+# Symbols a call. Escapes are counted after a call only, so each symbol of a decoding call costs padding; the encoder's
+# piece bounds its lists. Much smaller ones would be slow, since each call converts all tables.
+_DECODE_PIECE = 4096
+_ENCODE_PIECE = 65536
+
+# Words that decoding can take from the zeros behind a stream, in the worst case: one for a symbol; 41 for an escape (at
+# most 16 groups of value 15 come out of the state's 63 bits before zeros end their run, which announce 240 groups more,
+# 30 words); 18 for a word of the stream (whose 8 groups of value 15 announce 120 groups, 15 words).
+_WORDS_PER_ESCAPE = 41
+_WORDS_PER_WORD = 18
+
+_INSTALL = "pip install --no-deps compressai==1.2.8"
+_extension_lock = threading.Lock()
+_extension: ModuleType | None = None
+
+
+class Tables:
+    """Frequency tables, checked once, in the form that the coder takes.
+
+    Args:
+        cdf: (n_tables, max_size) integers; row i holds `sizes[i]` cumulative frequencies, rising strictly from 0 to
+            2^16. What follows them in the row is ignored. Entry j of a row is value `offsets[i] + j`, the last one the
+            escape.
+        sizes: (n_tables,) integers, at least 3: one value and the escape.
+        offsets: (n_tables,) integers, the smallest value that each table codes without its escape.
+
+    Attributes:
+        cdf, sizes, offsets: as given, int32, not writeable.
+        low, high: (n_tables,) int32, the smallest and largest value that each table codes without its escape; both
+            lie within +-`MAX_SYMBOL`.
+
+    Raises:
+        ValueError: shapes, dtypes or contents are not those above, or table 0 does not code the value 0.
+    """
+
+    def __init__(self, cdf: NDArray[np.integer], sizes: NDArray[np.integer], offsets: NDArray[np.integer]) -> None:
+        for name, array, n_dims in (("cdf", cdf, 2), ("sizes", sizes, 1), ("offsets", offsets, 1)):
+            if not np.issubdtype(array.dtype, np.integer) or array.ndim != n_dims:
+                raise ValueError(f"{name} is {array.ndim}-dimensional {array.dtype}, not {n_dims}-dimensional integers")
+        n_tables, max_size = cdf.shape
+        if n_tables == 0 or not len(sizes) == len(offsets) == n_tables:
+            raise ValueError(f"{n_tables} tables, {len(sizes)} sizes, {len(offsets)} offsets")
+        # int64 for the checks, so that no difference or sum of them overflows.
+        wide_cdf, wide_sizes, wide_offsets = (array.astype(np.int64) for array in (cdf, sizes, offsets))
+        if wide_sizes.min() < 3 or wide_sizes.max() > max_size:
+            raise ValueError(f"sizes from {wide_sizes.min()} to {wide_sizes.max()}, not within 3..{max_size}")
+        last = wide_cdf[np.arange(n_tables), wide_sizes - 1]
+        inside = np.arange(1, max_size) < wide_sizes[:, None]
+        # No frequency of zero (the coder would divide by it), hence none of 2^16 either (it keeps 16 bits of it).
+        rising = (wide_cdf[:, 1:] > wide_cdf[:, :-1]) | ~inside
+        wrong = (wide_cdf[:, 0] != 0) | (last != _TOTAL) | ~rising.all(axis=1)
+        if wrong.any():
+            raise ValueError(f"table {int(wrong.argmax())} does not rise strictly from 0 to {_TOTAL}")
+        high = wide_offsets + wide_sizes - 3
+        if wide_offsets.min() < -MAX_SYMBOL or high.max() > MAX_SYMBOL:
+            raise ValueError(f"values from {wide_offsets.min()} to {high.max()}, not within +-{MAX_SYMBOL}")
+        if not wide_offsets[0] <= 0 <= high[0]:
+            raise ValueError(f"table 0 codes {wide_offsets[0]}..{high[0]}: short streams are filled up with its zeros")
+
+        self.cdf = _frozen(wide_cdf)
+        self.sizes = _frozen(wide_sizes)
+        self.offsets = _frozen(wide_offsets)
+        self.low = self.offsets
+        self.high = _frozen(high)
+        self._for_coder = (
+            [row[:size].tolist() for row, size in zip(self.cdf, self.sizes, strict=True)],
+            self.sizes.tolist(),
+            self.offsets.tolist(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+def escape_budget(n_symbols: int) -> int:
+    """Escapes that a stream may hold, given how many symbols it could hold (skipped ones included)."""
+    return 64 + n_symbols // 64
+
+
+class Encoder:
+    """Writes one stream: for each part of the scale `clamp`, then `put`; `finish` gives the bytes.
+
+    Args:
+        tables: the tables that the indexes refer to.
+        n_symbols: all symbols that the stream could hold, skipped ones included (N of the module's docstring).
+
+    Raises:
+        UnsupportedError: CompressAI's coder is not installed.
+    """
+
+    def __init__(self, tables: Tables, n_symbols: int) -> None:
+        self._tables = tables
+        self._coder = _load_extension().BufferedRansEncoder()
+        self._n_symbols = _checked_count(n_symbols)
+        self._n_put = 0
+        self._finished = False
+        self._clamp_room = escape_budget(n_symbols)
+        self._put_room = escape_budget(n_symbols)
+
+    def clamp(self, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Limit symbols to what the stream can hold; later calls go on with what is left of the escape budget.
+
+        Args:
+            symbols: (N,) int32, in coding order.
+            indexes: (N,) integers, each symbol's table.
+
+        Returns:
+            (N,) int32: limited to +-`MAX_SYMBOL`; of those outside their table's range only the first ones, as many
+            as the budget has left, keep their value, the others are clamped to the range.
+
+        Raises:
+            TypeError, ValueError: dtypes, lengths or indexes do not fit.
+        """
+        indexes = _checked_indexes(indexes, self._tables)
+        _check_symbols(symbols, indexes)
+        limited = np.clip(symbols, np.int32(-MAX_SYMBOL), np.int32(MAX_SYMBOL))
+        escapes = np.flatnonzero(_is_escape(limited, indexes, self._tables))
+        beyond = escapes[self._clamp_room :]
+        self._clamp_room -= len(escapes) - len(beyond)
+        tables = indexes[beyond]
+        limited[beyond] = np.clip(limited[beyond], self._tables.low[tables], self._tables.high[tables])
+        return limited
+
+    def put(self, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> None:
+        """Code symbols that `clamp` has returned (or some of them). Arguments as for `clamp`; N may be 0.
+
+        Raises:
+            TypeError, ValueError: dtypes, lengths or indexes do not fit; a symbol is beyond +-`MAX_SYMBOL`; more
+                symbols or escapes than the stream may hold; the stream is finished.
+        """
+        indexes = _checked_indexes(indexes, self._tables)
+        _check_symbols(symbols, indexes)
+        if not len(symbols):
+            return
+        _check_range(symbols)
+        self._check_open()
+        self._n_put += len(symbols)
+        if self._n_put > self._n_symbols:
+            raise ValueError(f"{self._n_put} symbols for a stream of at most {self._n_symbols}")
+        self._put_room -= int(_is_escape(symbols, indexes, self._tables).sum())
+        if self._put_room < 0:
+            raise ValueError("more escapes than the stream may hold: clamp the symbols first")
+        for start in range(0, len(symbols), _ENCODE_PIECE):
+            piece = slice(start, start + _ENCODE_PIECE)
+            self._coder.encode_with_indexes(symbols[piece].tolist(), indexes[piece].tolist(), *self._tables._for_coder)
+
+    def finish(self) -> bytes:
+        """The stream, b"" where nothing was coded. Can be called once; `ValueError` after that."""
+        self._check_open()
+        self._finished = True
+        if self._n_put == 0:
+            return b""
+        fill = [0] * (_MIN_SYMBOLS - self._n_put)
+        if fill:
+            self._coder.encode_with_indexes(fill, fill, *self._tables._for_coder)
+        return bytes(self._coder.flush())
+
+    def _check_open(self) -> None:
+        if self._finished:
+            raise ValueError("the stream is finished")
+
+
+class Decoder:
+    """Reads one stream: `get` gives the next symbols.
+
+    Args:
+        data: the stream, its CRC checked by the caller (so damage is found earlier; nothing here relies on it).
+        tables: the tables that the indexes refer to.
+        n_symbols: as for `Encoder`.
+
+    Raises:
+        IntegrityError: no encoder writes a stream of this length or first state.
+        UnsupportedError: CompressAI's coder is not installed.
+    """
+
+    def __init__(self, data: bytes, tables: Tables, n_symbols: int) -> None:
+        self._tables = tables
+        self._coder = _load_extension().RansDecoder()
+        self._n_left = _checked_count(n_symbols)
+        self._budget = escape_budget(n_symbols)
+        self._n_escapes = 0
+        self._refusal = "" if data else "the stream is empty, but symbols are due"
+        if data:
+            _check_stream(data, n_symbols)
+            self._coder.set_stream(data.ljust(len(data) + _padding_bytes(n_symbols, len(data) // _WORD_BYTES), b"\0"))
+
+    def get(self, indexes: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Decode the next symbols.
+
+        Args:
+            indexes: (N,) integers, each symbol's table, in coding order; N may be 0.
+
+        Returns:
+            (N,) int32.
+
+        Raises:
+            IntegrityError: no encoder writes such a stream: it is empty, has too many escapes, or a value beyond
+                +-`MAX_SYMBOL`. So do all later calls.
+            TypeError, ValueError: `indexes` does not fit, or more symbols are asked for than the stream may hold.
+        """
+        indexes = _checked_indexes(indexes, self._tables)
+        if len(indexes) > self._n_left:
+            raise ValueError(f"{len(indexes)} symbols wanted, the stream has at most {self._n_left} more")
+        symbols = np.empty(len(indexes), np.int32)
+        for start in range(0, len(indexes), _DECODE_PIECE):
+            piece = slice(start, start + _DECODE_PIECE)
+            symbols[piece] = self._get_piece(indexes[piece])
+        self._n_left -= len(indexes)
+        return symbols
+
+    def _get_piece(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
+        # After a refusal the coder may stand anywhere in the padding: it is not asked again.
+        if self._refusal:
+            raise IntegrityError(self._refusal)
+        decoded = self._coder.decode_stream(indexes.tolist(), *self._tables._for_coder)
+        symbols = np.array(decoded, np.int32)
+        escaped = symbols[_is_escape(symbols, indexes, self._tables)]
+        self._n_escapes += len(escaped)
+        if self._n_escapes > self._budget:
+            self._refusal = f"the stream is damaged: more than {self._budget} values outside their tables"
+        elif len(escaped) and not -MAX_SYMBOL <= int(escaped.min()) <= int(escaped.max()) <= MAX_SYMBOL:
+            self._refusal = f"the stream is damaged: a value beyond +-{MAX_SYMBOL}"
+        if self._refusal:
+            raise IntegrityError(self._refusal)
+        return symbols
+
+
+def bits(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> float:
+    """What the tables say that symbols cost, in bits: log2(2^16 / frequency), and 4 for each group behind an escape.
+
+    A stream of at least 4 symbols takes between 4 and 8 bytes more (its state), and at most 4.5e-5 bits a symbol for
+    the coder's rounding.
+
+    Args:
+        tables: the tables that the indexes refer to.
+        symbols: (N,) int32 within +-`MAX_SYMBOL`.
+        indexes: (N,) integers, each symbol's table.
+
+    Raises:
+        TypeError, ValueError: dtypes, lengths or values do not fit.
+    """
+    indexes = _checked_indexes(indexes, tables)
+    _check_symbols(symbols, indexes)
+    if not len(symbols):
+        return 0.0
+    _check_range(symbols)
+    low, high = tables.low[indexes], tables.high[indexes]
+    escaped = _is_escape(symbols, indexes, tables)
+    entry = np.where(escaped, high + 1, symbols) - low
+    frequency = tables.cdf[indexes, entry + 1] - tables.cdf[indexes, entry]
+    above, below = 2 * (symbols - high - 1), 2 * (low - symbols) - 1
+    rest = np.where(symbols > high, above, below)[escaped]
+    n_groups = (rest[:, None] >> (_GROUP_BITS * np.arange(_MAX_GROUPS, dtype=np.int32)) != 0).sum()
+    return float((16.0 - np.log2(frequency)).sum() + _GROUP_BITS * (len(rest) + n_groups))
+
+
+def _load_extension() -> ModuleType:
+    """CompressAI's module `ans`, loaded from its file: importing the package would import torch and torchvision."""
+    global _extension
+    with _extension_lock:
+        if _extension is None:
+            # Under its own name, so that a later import of the package finds the same types and does not fail.
+            _extension = sys.modules.get("compressai.ans") or _load_from_file("compressai.ans")
+        return _extension
+
+
+def _load_from_file(name: str) -> ModuleType:
+    package, _, stem = name.partition(".")
+    try:
+        package_spec = importlib.util.find_spec(package)
+    except ValueError:  # a module of that name without a spec, put there by hand
+        package_spec = None
+    folders = (package_spec and package_spec.submodule_search_locations) or []
+    files = [Path(folder, stem + suffix) for folder in folders for suffix in EXTENSION_SUFFIXES]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        found = f"no {stem} for this Python in {folders[0]}" if folders else "it is not installed"
+        raise UnsupportedError(f"CompressAI's entropy coder is missing ({found}): {_INSTALL}")
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UnsupportedError(f"CompressAI's entropy coder cannot be loaded from {file}: {_INSTALL}")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise UnsupportedError(f"CompressAI's entropy coder cannot be loaded ({error}): {_INSTALL}") from error
+    return module
+
+
+def _checked_count(n_symbols: int) -> int:
+    if n_symbols < 0:
+        raise ValueError(f"{n_symbols} symbols")
+    return n_symbols
+
+
+def _checked_indexes(indexes: NDArray[np.integer], tables: Tables) -> NDArray[np.intp]:
+    if not np.issubdtype(indexes.dtype, np.integer):
+        raise TypeError(f"indexes are {indexes.dtype}, not integers")
+    if indexes.ndim != 1:
+        raise ValueError(f"indexes have the shape {indexes.shape}, not (N,)")
+    if len(indexes) and not 0 <= int(indexes.min()) <= int(indexes.max()) < len(tables):
+        raise ValueError(f"indexes from {indexes.min()} to {indexes.max()} for {len(tables)} tables")
+    return indexes.astype(np.intp, copy=False)
+
+
+def _check_symbols(symbols: NDArray[np.int32], indexes: NDArray[np.intp]) -> None:
+    if symbols.dtype != np.int32:
+        raise TypeError(f"symbols are {symbols.dtype}, not int32")
+    if symbols.shape != indexes.shape:
+        raise ValueError(f"symbols have the shape {symbols.shape}, indexes {indexes.shape}")
+
+
+def _check_range(symbols: NDArray[np.int32]) -> None:
+    if not -MAX_SYMBOL <= int(symbols.min()) <= int(symbols.max()) <= MAX_SYMBOL:
+        raise ValueError(f"symbols from {symbols.min()} to {symbols.max()}, not within +-{MAX_SYMBOL}")
+
+
+def _is_escape(symbols: NDArray[np.int32], indexes: NDArray[np.intp], tables: Tables) -> NDArray[np.bool_]:
+    """(N,) whether each symbol lies outside its table's range."""
+    outside: NDArray[np.bool_] = (symbols < tables.low[indexes]) | (symbols > tables.high[indexes])
+    return outside
+
+
+def _check_stream(data: bytes, n_symbols: int) -> None:
+    """Refuse lengths and states that no encoder writes; the bound on what decoding can read rests on both."""
+    n_coded = max(n_symbols, _MIN_SYMBOLS) if n_symbols else 0
+    n_escapes = min(n_symbols, escape_budget(n_symbols))
+    # At most 16 bits a table's entry, then an escape's groups, the rounding of the coder (below 2^-14 bits a symbol)
+    # and the state.
+    max_bits = 16 * n_coded + _GROUP_BITS * (1 + _MAX_GROUPS) * n_escapes + (n_coded >> 14) + 1 + 64
+    max_bytes = max_bits // 32 * _WORD_BYTES if n_coded else 0
+    if len(data) % _WORD_BYTES or not 2 * _WORD_BYTES <= len(data) <= max_bytes:
+        raise IntegrityError(
+            f"the stream is damaged: {len(data)} bytes, where {n_symbols} symbols take a multiple of {_WORD_BYTES} "
+            f"and at most {max_bytes}"
+        )
+    if not _MIN_STATE <= int.from_bytes(data[: 2 * _WORD_BYTES], "little") < _STATE_LIMIT:
+        raise IntegrityError("the stream is damaged: its first 8 bytes are not a state of the coder")
+
+
+def _padding_bytes(n_symbols: int, n_words: int) -> int:
+    """Zeros behind a stream that decoding cannot read beyond, whatever the stream holds."""
+    # The last call of the coder can take the escapes beyond the budget by as many symbols as it decodes.
+    n_escapes = min(n_symbols, escape_budget(n_symbols) + _DECODE_PIECE)
+    return _WORD_BYTES * (n_symbols + _WORDS_PER_ESCAPE * n_escapes + _WORDS_PER_WORD * n_words)
+
+
+def _frozen(array: NDArray[np.int64]) -> NDArray[np.int32]:
+    result = array.astype(np.int32)
+    result.setflags(write=False)
+    return result

@@ -1,0 +1,1 @@
+"""Training and export (torch). `python -m hpcmcodec.training --help`."""

@@ -1,0 +1,66 @@
+"""`python -m hpcmcodec.training`: cache, train (export: see `export.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def main() -> None:
+    """Train and export the weights of hpcm."""
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+def cache(out: Path, folders: tuple[Path, ...]) -> None:
+    """Decode the photographs of FOLDERS once into OUT."""
+    from hpcmcodec.training.data import build_cache
+
+    click.echo(f"{build_cache(out, folders)} images in {out}")
+
+
+@main.command()
+@click.option("--preset", default="lite", show_default=True)
+@click.option("--cache", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--run", required=True, type=click.Path(path_type=Path), help="Folder of the run; resumed where it exists."
+)
+@click.option("--stage", type=click.Choice(["b", "c"]), default="b", show_default=True)
+@click.option("--steps", default=100000, show_default=True)
+@click.option("--batch", default=8, show_default=True)
+@click.option("--size", default=256, show_default=True, help="Side of the crops in pixels.")
+@click.option("--lr", default=2e-3, show_default=True, help="Muon's rate (matrices).")
+@click.option("--adam-lr", default=1e-3, show_default=True, help="AdamW's rate (the rest).")
+@click.option(
+    "--hold", default=500, show_default=True, help="Steps at the full rates; then they fall as 1 / sqrt(step)."
+)
+@click.option("--warm", default=100, show_default=True, help="Steps of warm-up.")
+@click.option("--decay-from", type=int, help="From this step the rates also fall linearly, to nothing at --steps.")
+@click.option("--fake-from", type=int, help="Fake quantisation from this step on.")
+@click.option(
+    "--calibrate-at", type=int, multiple=True, help="Fix the grids from the activations' spread at this step."
+)
+@click.option("--validation", type=click.Path(exists=True, path_type=Path))
+@click.option("--every", default=500, show_default=True, help="Steps between validations.")
+@click.option("--images", default=16, show_default=True, help="Validation images to use.")
+@click.option(
+    "--init",
+    type=click.Path(exists=True, path_type=Path),
+    help="Start from another run's EMA (last.pt, or a packed state).",
+)
+@click.option("--stage-a", type=click.Path(exists=True, path_type=Path), help="Start from a packed state of stage A.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--polite", is_flag=True, help="Leave cores to other work as it comes and goes.")
+@click.option("--seed", default=0, show_default=True)
+def train(**options: object) -> None:
+    """Train stage B (context, rate alone) or C (everything)."""
+    from hpcmcodec.training.train import train as run
+
+    run(**options)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""From a training run to the weights that ship: integers, fitted tables, float16 transforms, onnxruntime graphs.
+
+The tables are fitted to what coding really produces: the exact path runs over photographs at several qualities, and the
+magnitudes of the residuals are counted for each scale level, blended with the logistic that training assumed where
+counts are few. Each graph's weights are Cast nodes over float16 tensors inside the safetensors file, by offset.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpcmcodec import weights
+from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.entropy import (
+    LEVELS,
+    logistic_magnitudes,
+    pack_tables,
+    symmetric_table,
+)
+from hpcmcodec.model.hpcm import HPCM, from_weights
+from hpcmcodec.numerics import NUMPY, ExactOps
+
+OPSET = 18
+PRIOR_COUNTS = 2000.0  # residuals that the logistic weighs against the counted ones, in each level
+TAIL = 2.0**-15  # a table ends where less probability than this is left: the escape takes it
+TRANSFORMS = ("g_a.", "g_s.", "h_a.")
+
+
+class _AnalysisGraph(nn.Module):
+    def __init__(self, model: HPCM) -> None:
+        super().__init__()
+        self.g_a, self.h_a = model.g_a, model.h_a
+
+    def forward(self, pixels: Tensor, scale8: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        x = pixels.permute(2, 0, 1)[None].float() * (1 / 255)
+        y = self.g_a(x, scale8) * gain
+        z = self.h_a(y)
+        return y[0].permute(1, 2, 0), z[0].permute(1, 2, 0)
+
+
+class _SynthesisGraph(nn.Module):
+    def __init__(self, model: HPCM) -> None:
+        super().__init__()
+        self.g_s = model.g_s
+
+    def forward(self, y_hat: Tensor, scale8: Tensor, ungain: Tensor) -> Tensor:
+        x_hat = self.g_s(y_hat.permute(2, 0, 1)[None].float() * ungain, scale8)
+        return (x_hat[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def load_run(path: Path) -> HPCM:
+    """The EMA of a run (`last.pt`) or of a packed state."""
+    from hpcmcodec.model.config import PRESETS
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model = HPCM(PRESETS[state["preset"]], state["grids"])
+    model.load_state_dict({k: v.float() for k, v in state["ema"].items()})
+    return model.eval()
+
+
+def export(
+    model: HPCM,
+    name: str,
+    out: Path,
+    photographs: Iterable[tuple[np.ndarray, int]],
+    lineage: Mapping[str, str] | None = None,
+) -> bytes:
+    """Write `out/name.safetensors` and its two graphs; returns the model id.
+
+    photographs: (pixels (16 h, 16 w, 3) uint8, quality in hundredths) to fit the tables to.
+    """
+    integers = model.integers()
+    tensors: dict[str, np.ndarray] = {f"entropy.{k}": v for k, v in integers.items()}
+    for key, value in model.state_dict().items():
+        if key.startswith(TRANSFORMS) and not key.endswith("log_scale"):
+            tensors[key] = value.half().numpy()
+        elif key.endswith("log_scale"):
+            tensors[key] = value.numpy()
+    # Everything below sees the transforms as they ship, rounded to float16.
+    model.load_state_dict(
+        {k: torch.from_numpy(v).float() for k, v in tensors.items() if not k.startswith("entropy.")}, strict=False
+    )
+    tables = fit_tables(model, integers, photographs)
+    tensors |= {f"tables.{k}": v for k, v in tables.items()}
+    model_id = weights.compute_model_id(model.config, model.grids, tensors)
+    metadata = {
+        "format": weights.FORMAT,
+        "name": name,
+        "config": model.config.to_json(),
+        "grids": weights.canonical_json(model.grids),
+        "model_id": model_id.hex(),
+        **(lineage or {}),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.safetensors"
+    from safetensors.numpy import save_file
+
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata=metadata)
+    shipped = from_weights(weights.load_file(path)).eval()
+    for graph, module, example, axes in _graphs(shipped):
+        write_graph(module, example, axes, path, out / f"{name}.{graph}.onnx", graph)
+    return model_id
+
+
+def fit_tables(
+    model: HPCM, integers: Mapping[str, np.ndarray], photographs: Iterable[tuple[np.ndarray, int]]
+) -> dict[str, np.ndarray]:
+    """Tables of z and y (`z.cdf`, `y.cdf`, ...), counted over the photographs with the exact path."""
+    first = model.tables()
+    coder = _Counting(model.config, ExactOps(NUMPY, integers, model.grids), first)
+    for pixels, quality in photographs:
+        with torch.no_grad():
+            x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+            y, z = model.analyse(x, torch.tensor([quality / 10000]))
+        coder.encode(y[0].numpy(), z[0].numpy(), quality)
+    rows = []
+    for level in range(LEVELS):
+        assumed = logistic_magnitudes(level)
+        counts = np.append(coder.counts[level, : len(assumed) - 1], coder.counts[level, len(assumed) - 1 :].sum())
+        p = counts + PRIOR_COUNTS * assumed / assumed.sum()
+        p /= p.sum()
+        beyond = p[::-1].cumsum()[::-1]  # probability of |v| >= r
+        reach = int(np.flatnonzero(beyond > TAIL)[-1])
+        reach = max(1, min(reach, len(p) - 2))
+        rows.append(symmetric_table(np.append(p[: reach + 1], beyond[reach + 1])))
+    return {k: v for k, v in first.items() if k.startswith("z.")} | {f"y.{k}": v for k, v in pack_tables(rows).items()}
+
+
+class _Counting(LatentCoder):
+    """A latent coder that counts residual magnitudes by level, and codes every symbol, skipped levels included."""
+
+    def __init__(self, config: Config, ops: ExactOps, tables: Mapping[str, np.ndarray]) -> None:
+        super().__init__(config, ops, tables)
+        self.skipped = np.zeros(LEVELS, bool)
+        self.counts = np.zeros((LEVELS, 1024), np.float64)
+
+    def observe(self, symbols: np.ndarray, levels: np.ndarray) -> None:
+        magnitude = np.minimum(np.abs(symbols), self.counts.shape[1] - 1)
+        self.counts += np.bincount(levels * self.counts.shape[1] + magnitude, minlength=self.counts.size).reshape(
+            self.counts.shape
+        )
+
+
+def _graphs(model: HPCM) -> list[tuple[str, nn.Module, tuple[Tensor, ...], dict[str, Any]]]:
+    c = model.config
+    analysis = (
+        torch.zeros(128, 192, 3, dtype=torch.uint8),
+        torch.ones(1, c.analysis_widths[0], 1, 1),
+        torch.ones(1, c.latent, 1, 1),
+    )
+    synthesis = (
+        torch.zeros(8, 12, c.latent, dtype=torch.int32),
+        torch.ones(1, c.synthesis_widths[0], 1, 1),
+        torch.ones(1, c.latent, 1, 1),
+    )
+    return [
+        (
+            "analysis",
+            _AnalysisGraph(model),
+            analysis,
+            {
+                "inputs": ["pixels", "scale8", "gain"],
+                "outputs": ["y", "z"],
+                "dynamic": {"pixels": {0: "H", 1: "W"}, "y": {0: "h", 1: "w"}, "z": {0: "hz", 1: "wz"}},
+            },
+        ),
+        (
+            "synthesis",
+            _SynthesisGraph(model),
+            synthesis,
+            {
+                "inputs": ["y_hat", "scale8", "ungain"],
+                "outputs": ["pixels"],
+                "dynamic": {"y_hat": {0: "h", 1: "w"}, "pixels": {0: "H", 1: "W"}},
+            },
+        ),
+    ]
+
+
+def write_graph(
+    module: nn.Module, example: tuple[Tensor, ...], axes: Mapping[str, Any], store: Path, out: Path, name: str
+) -> None:
+    """Export a module whose parameters are read as float16 from the safetensors file `store` beside the graph."""
+    import onnx
+
+    torch.onnx.export(
+        module,
+        example,
+        str(out),
+        input_names=axes["inputs"],
+        output_names=axes["outputs"],
+        dynamic_axes=axes["dynamic"],
+        opset_version=OPSET,
+        dynamo=False,
+    )
+    graph = onnx.load(str(out))
+    places = tensor_places(store)
+    casts, kept = [], []
+    for tensor in graph.graph.initializer:
+        if tensor.name not in places:
+            kept.append(tensor)
+            continue
+        dtype, shape, offset, length = places[tensor.name]
+        if dtype != "F16" or list(tensor.dims) != shape:
+            raise ValueError(f"{tensor.name}: {dtype} {shape} in {store.name}, {list(tensor.dims)} in the graph")
+        half = onnx.TensorProto(
+            name=f"{tensor.name}.f16",
+            data_type=onnx.TensorProto.FLOAT16,
+            dims=shape,
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        for key, value in (("location", store.name), ("offset", str(offset)), ("length", str(length))):
+            half.external_data.add(key=key, value=value)
+        kept.append(half)
+        casts.append(onnx.helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.graph.node]
+    del graph.graph.initializer[:], graph.graph.node[:]
+    graph.graph.initializer.extend(kept)
+    graph.graph.node.extend(nodes)
+    graph.graph.name = name
+    out.write_bytes(graph.SerializeToString())
+
+
+def tensor_places(path: Path) -> dict[str, tuple[str, list[int], int, int]]:
+    """name -> (dtype, shape, offset in the file, length) of every tensor of a safetensors file."""
+    with path.open("rb") as f:
+        (size,) = struct.unpack("<Q", f.read(8))
+        header = json.loads(f.read(size))
+    return {
+        k: (v["dtype"], v["shape"], 8 + size + v["data_offsets"][0], v["data_offsets"][1] - v["data_offsets"][0])
+        for k, v in header.items()
+        if k != "__metadata__"
+    }

@@ -1,0 +1,152 @@
+"""The packaged weights: where they are, what their headers say, and their tensors.
+
+One safetensors file holds a model: integers of the entropy path (`entropy.*`), tables (`tables.*`), transforms in
+float16 (`g_a.*`, `g_s.*`, `h_a.*`), gains in float32. Its metadata: "format", "name", "config" and "grids" (JSON) and
+"model_id" (hex). Two onnxruntime graphs beside it take their weights from the same file.
+
+Model id: the first 8 bytes of SHA-256 over ARITHMETIC (decimal), the config's decoding JSON, the grids' JSON, then for
+each tensor that decoding uses, in order of name: name, dtype, shape (decimal, comma-separated) and bytes, each of these
+fields followed by a zero byte.
+
+Importing this module imports the standard library alone: `hpcm info` needs no more.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hpcmcodec.errors import IntegrityError, UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hpcmcodec.model.config import Config
+
+FORMAT = "hpcm-weights-1"
+DEFAULT_MODEL = "lite-0"
+_DECODING = ("entropy.", "g_s.", "tables.", "ungain.")
+_MAX_HEADER = 1 << 20
+
+
+class Weights(NamedTuple):
+    """A model's tensors (numpy) and what its header says."""
+
+    name: str
+    path: Path
+    model_id: bytes
+    config: Config
+    grids: dict[str, int]
+    tensors: dict[str, np.ndarray]
+
+    def under(self, prefix: str) -> dict[str, np.ndarray]:
+        """The tensors whose names start with `prefix` and a dot, without it."""
+        return {k[len(prefix) + 1 :]: v for k, v in self.tensors.items() if k.startswith(f"{prefix}.")}
+
+
+def folder() -> Path:
+    """Where the weights are: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "data" / "weights"
+    return installed if installed.is_dir() else package.parent / "weights"
+
+
+def packaged() -> dict[str, Path]:
+    """Model name -> safetensors file."""
+    return {p.stem: p for p in sorted(folder().glob("*.safetensors"))}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, from its header alone. Raises IntegrityError where it has none."""
+    with path.open("rb") as f:
+        (size,) = struct.unpack("<Q", f.read(8).ljust(8, b"\0"))
+        if not 2 <= size <= _MAX_HEADER:
+            raise IntegrityError(f"{path}: not a weights file (its header takes {size} bytes)")
+        metadata = json.loads(f.read(size)).get("__metadata__", {})
+    if metadata.get("format") != FORMAT:
+        raise IntegrityError(f"{path}: weights of format {metadata.get('format')!r}, this version reads {FORMAT!r}")
+    return dict(metadata)
+
+
+def model_name(model_id: bytes) -> str | None:
+    """The name of the packaged model with this id, None where none has it."""
+    for name, path in packaged().items():
+        if read_metadata(path)["model_id"] == model_id.hex():
+            return name
+    return None
+
+
+def find(model_id: bytes) -> Weights:
+    """The packaged weights that a file names. Raises UnsupportedError where they are not here."""
+    name = model_name(model_id)
+    if name is None:
+        here = ", ".join(f"{n} ({read_metadata(p)['model_id']})" for n, p in packaged().items()) or "none"
+        raise UnsupportedError(
+            f"the file was written by model {model_id.hex()}, which is not in this version (it has: {here})"
+        )
+    return load(name)
+
+
+@lru_cache(maxsize=2)
+def load(name: str = DEFAULT_MODEL) -> Weights:
+    """Read a packaged model. Raises UnsupportedError for an unknown name."""
+    path = packaged().get(name)
+    if path is None:
+        raise UnsupportedError(f"no model {name!r} in this version; it has: {', '.join(packaged()) or 'none'}")
+    return load_file(path)
+
+
+def load_file(path: Path) -> Weights:
+    """Read a weights file. Raises IntegrityError where it is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    from hpcmcodec.model.config import Config
+
+    metadata = read_metadata(path)
+    try:
+        with safe_open(path, framework="numpy") as f:
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  not a mapping
+    except SafetensorError as error:
+        raise IntegrityError(f"{path}: damaged weights ({error})") from error
+    return Weights(
+        metadata["name"],
+        path,
+        bytes.fromhex(metadata["model_id"]),
+        Config.from_json(metadata["config"]),
+        json.loads(metadata["grids"]),
+        tensors,
+    )
+
+
+def compute_model_id(config: Config, grids: Mapping[str, int], tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The 8 bytes that files name their model by (module docstring)."""
+    import hashlib
+
+    import numpy as np
+
+    from hpcmcodec.numerics import ARITHMETIC
+
+    digest = hashlib.sha256()
+
+    def feed(part: bytes) -> None:
+        digest.update(part)
+        digest.update(b"\0")
+
+    feed(str(ARITHMETIC).encode())
+    feed(config.decoding_json().encode())
+    feed(canonical_json(dict(grids)).encode())
+    for name in sorted(k for k in tensors if k.startswith(_DECODING)):
+        t = tensors[name]
+        feed(name.encode())
+        feed(t.dtype.newbyteorder("<").str.encode())
+        feed(",".join(map(str, t.shape)).encode())
+        feed(np.ascontiguousarray(t, t.dtype.newbyteorder("<")).tobytes())
+    return digest.digest()[:8]
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,38 @@
+"""What all tests share: photographs, the Kodak images where there are any, and hypothesis without deadlines."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from hpcmcodec.evaluation import sample_photo
+
+# A deadline would be a timed assertion: it fails on a busy machine. In CI the same examples are drawn every time.
+settings.register_profile("hpcmcodec", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("hpcmcodec")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda"):
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device, or torch without CUDA")
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, Path]:
+    """Photographs in scikit-image's wheel, by name: RGB PNG, 600x400, 451x300, 512x512 and 741x500."""
+    return {name: sample_photo(name) for name in ("coffee", "chelsea", "astronaut", "motorcycle_left")}
+
+
+@pytest.fixture(scope="session")
+def kodak() -> list[Path]:
+    """The Kodak images, in order, from the folder that HPCM_KODAK names."""
+    folder = os.environ.get("HPCM_KODAK")
+    if not folder:
+        pytest.skip("HPCM_KODAK does not name a folder of the Kodak images")
+    paths = sorted(Path(folder).glob("*.png"))
+    if not paths:
+        pytest.fail(f"HPCM_KODAK names {folder}, which has no PNG images")
+    return paths

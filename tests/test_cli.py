@@ -1,0 +1,691 @@
+"""The command line: files and streams, exit codes, one line for each failure, nothing left behind."""
+
+import io
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image, ImageCms
+
+import hpcmcodec
+from hpcmcodec import container
+from hpcmcodec.cli import EXIT_CODES, cli
+
+MODULE = [sys.executable, "-m", "hpcmcodec"]
+# A program that runs `hpcm` after changing something inside; its arguments are those of hpcm.
+CALL_MAIN = "import hpcmcodec.cli; hpcmcodec.cli.main()"
+TO_SECOND_STREAM = "os.write(2, ' '.join(sorted(sys.modules)).encode())"
+
+
+def hpcm(*args: object, data: bytes = b"", **options: object) -> "subprocess.CompletedProcess[bytes]":
+    """The program as a user runs it."""
+    return subprocess.run([*MODULE, *map(str, args)], input=data, capture_output=True, check=False, **options)
+
+
+def inside(*args: object, data: bytes = b"") -> Result:
+    """The commands in this process: quicker, and open to changes of the test."""
+    return CliRunner().invoke(cli, [str(arg) for arg in args], input=data)
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+def pixels(source: Path | bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return np.asarray(image)
+
+
+def assert_refused(result: "subprocess.CompletedProcess[bytes] | Result", code: int, *words: str) -> None:
+    """Exit code `code`, and on standard error one line with these words."""
+    if isinstance(result, Result):
+        found, stderr, stdout = result.exit_code, result.stderr, result.stdout
+    else:
+        found, stderr, stdout = result.returncode, result.stderr.decode(), result.stdout.decode()
+    assert found == code, stderr
+    assert re.fullmatch(r"hpcm: error: [^\n]+\n", stderr), stderr
+    for word in words:
+        assert word in stderr
+    assert stdout == ""
+
+
+@pytest.fixture
+def photo(photos: dict[str, Path], tmp_path: Path) -> Path:
+    """A piece of a photograph, 96x64, as photo.jpg in a folder of its own: turned by EXIF, with a profile and XMP."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker of cameras", 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with Image.open(photos["chelsea"]) as image:
+        piece = image.convert("RGB").crop((100, 60, 196, 124))
+    path = tmp_path / "photo.jpg"
+    piece.save(path, quality=95, exif=exif, icc_profile=profile, xmp=b"<x:xmpmeta/>")
+    return path
+
+
+@pytest.fixture(scope="session")
+def coded(photos: dict[str, Path]) -> bytes:
+    """A .hpcm file of a piece of a photograph, 96x64, without metadata."""
+    with Image.open(photos["chelsea"]) as image:
+        piece = np.asarray(image)[60:124, 100:196]
+    return hpcmcodec.encode(piece, quality=50)
+
+
+@pytest.fixture
+def file(coded: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "photo.hpcm"
+    path.write_bytes(coded)
+    return path
+
+
+def contents(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# -------------------------------------------------------------------------------------------------- round trips
+
+
+def test_photograph_comes_back_in_its_size_from_a_smaller_file(photos: dict[str, Path], tmp_path: Path) -> None:
+    source, small, back = photos["chelsea"], tmp_path / "cat.hpcm", tmp_path / "cat.png"
+    encoded = hpcm("encode", source, "-o", small)
+    decoded = hpcm("decode", small, "-o", back)
+    assert (encoded.returncode, decoded.returncode) == (0, 0), (encoded.stderr, decoded.stderr)
+    assert encoded.stdout == decoded.stdout == b""
+    original = pixels(source)
+    assert pixels(back).shape == original.shape == (300, 451, 3)
+    assert psnr_db(pixels(back), original) > 28
+    assert small.stat().st_size < source.stat().st_size / 5
+    assert contents(tmp_path) == {"cat.hpcm", "cat.png"}
+
+
+def test_summary_line_states_bytes_bits_per_pixel_and_seconds(photo: Path) -> None:
+    for command, source in (("encode", photo), ("decode", photo.with_suffix(".hpcm"))):
+        stderr = hpcm(command, source).stderr.decode()
+        found = re.fullmatch(r"hpcm: .* -> .*: (\d+) bytes, (\d+\.\d{3}) bpp, \d+\.\d\d s\n", stderr)
+        assert found, stderr
+        n_bytes = photo.with_suffix(".hpcm").stat().st_size
+        assert int(found[1]) == n_bytes
+        assert found[2] == f"{8 * n_bytes / (96 * 64):.3f}"
+
+
+def test_orientation_is_applied_and_profile_exif_and_xmp_are_kept(photo: Path) -> None:
+    hpcm("encode", photo)
+    hpcm("decode", photo.with_suffix(".hpcm"))
+    with Image.open(photo) as before, Image.open(photo.with_suffix(".png")) as after:
+        assert after.size == (64, 96)
+        assert psnr_db(np.asarray(after), np.asarray(before.rotate(-90, expand=True))) > 25
+        assert after.info["icc_profile"] == before.info["icc_profile"]
+        assert after.info["xmp"] == before.info["xmp"]
+        assert dict(after.getexif()) == {0x010F: "Maker of cameras", 0x0112: 1}
+
+
+def test_outputs_are_named_after_the_inputs(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photo.parent)
+    assert inside("encode", "photo.jpg").exit_code == 0
+    assert contents(photo.parent) == {"photo.jpg", "photo.hpcm"}
+    assert inside("decode", photo.with_suffix(".hpcm")).exit_code == 0
+    assert contents(photo.parent) == {"photo.jpg", "photo.hpcm", "photo.png"}
+
+
+@pytest.mark.parametrize("names", [("-",), ("-", "-o", "-")])
+def test_dash_is_standard_input_and_output(photo: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    encoded = hpcm("encode", *names, data=photo.read_bytes())
+    decoded = hpcm("decode", *names, data=encoded.stdout)
+    assert (encoded.returncode, decoded.returncode) == (0, 0), (encoded.stderr, decoded.stderr)
+    hpcm("encode", photo)
+    assert encoded.stdout == photo.with_suffix(".hpcm").read_bytes()
+    hpcm("decode", photo.with_suffix(".hpcm"))
+    assert np.array_equal(pixels(decoded.stdout), pixels(photo.with_suffix(".png")))
+    assert encoded.stderr.startswith(b"hpcm: standard input -> standard output: ")
+
+
+def test_quality_takes_decimals_and_more_of_it_takes_more_bytes(photo: Path) -> None:
+    sizes = []
+    for quality in ("0", "37.25", "100"):
+        inside("encode", photo, "-f", "-q", quality)
+        data = photo.with_suffix(".hpcm").read_bytes()
+        assert container.parse_header(data).quality == float(quality) * 100
+        sizes.append(len(data))
+    assert sizes == sorted(set(sizes))
+
+
+def test_preview_is_decoded_from_a_file_cut_after_its_scale(file: Path, coded: bytes) -> None:
+    header = container.parse_header(coded)
+    cut = file.with_name("cut.hpcm")
+    for scale in ("s1", "s2"):
+        last = header.stream_info(scale, 0)
+        cut.write_bytes(coded[: last.offset + last.length])
+        assert inside("decode", cut, "--scale", scale, "-f").exit_code == 0
+        whole = inside("decode", file, "--scale", scale, "-o", "-")
+        assert np.array_equal(pixels(cut.with_suffix(".png")), pixels(whole.stdout_bytes))
+        assert pixels(whole.stdout_bytes).shape == (64, 96, 3)
+        assert_refused(inside("decode", cut, "-o", "other.png"), 3, "cut.hpcm")
+
+
+# -------------------------------------------------------------------------------------------- notes and silence
+
+
+def test_conversion_is_said_in_one_line_and_quiet_silences_all(photo: Path) -> None:
+    grey = photo.with_name("grey.png")
+    with Image.open(photo) as image:
+        image.convert("L").save(grey)
+    said = hpcm("encode", grey).stderr.decode().splitlines()
+    assert said[0] == f"hpcm: note: {grey}: greyscale converted to RGB"
+    assert len(said) == 2
+    for args in (("--quiet", "encode", grey, "-f"), ("encode", grey, "-f", "--quiet")):
+        result = hpcm(*args)
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def run_on_terminal(code: str, *args: object, **environment: str) -> str:
+    """What `code` writes to a terminal that is its standard error."""
+    pty = pytest.importorskip("pty", reason="needs a POSIX terminal")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", **environment},
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while block := os.read(ours, 65536):
+            said += block
+    except OSError:  # Linux reports the end of a terminal as an error
+        pass
+    os.close(ours)
+    assert process.wait() == 0, said
+    return said.decode()
+
+
+def test_progress_is_shown_on_a_terminal_without_colour_if_asked_and_never_in_a_pipe(photo: Path) -> None:
+    at_once = "import hpcmcodec.cli; hpcmcodec.cli._PROGRESS_AFTER_SECONDS = 0; hpcmcodec.cli.main()"
+    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    colour = re.compile("\x1b\\[[0-9;]*m")
+    args = ("encode", photo, "-f")
+    shown = run_on_terminal(at_once, *args, **environment)
+    assert "encoding" in shown
+    assert colour.search(shown)
+    plain = run_on_terminal(at_once, *args, NO_COLOR="1")
+    assert "encoding" in plain
+    assert not re.search("\x1b\\[[0-9;]*(?:3[0-9]|9[0-7])(?:;[0-9;]*)?m", plain)
+    assert "encoding" not in run_on_terminal(at_once, *args, "--quiet")
+    assert "encoding" not in run_on_terminal(CALL_MAIN, *args)  # over within a second
+    piped = subprocess.run([sys.executable, "-c", at_once, *map(str, args)], capture_output=True, check=True)
+    assert piped.stderr.count(b"\n") == 1
+    assert b"\x1b" not in piped.stderr
+
+
+# --------------------------------------------------------------------------------------------------------- info
+
+
+def test_info_json_has_the_keys_of_the_contract(file: Path, coded: bytes) -> None:
+    result = hpcm("info", file, "--json")
+    facts = json.loads(result.stdout)
+    header = container.parse_header(coded)
+    assert result.stderr == b""
+    assert facts == {
+        "format_version": 1,
+        "model": "lite-0",
+        "model_id": header.model_id.hex(),
+        "width": 96,
+        "height": 64,
+        "quality": 50.0,
+        "bytes": len(coded),
+        "bpp": pytest.approx(8 * len(coded) / (96 * 64), abs=1e-6),
+        "color": "sRGB",
+        "tiles": 1,
+        "streams": {scale: header.bytes_of(scale) for scale in ("z", "s1", "s2", "s3")},
+        "metadata": {},
+        "complete": True,
+    }
+    assert sum(facts["streams"].values()) + header.header_bytes == len(coded)
+
+
+def test_info_lists_profile_and_metadata_with_their_sizes(photo: Path) -> None:
+    inside("encode", photo)
+    with Image.open(photo) as image:
+        n_icc = len(image.info["icc_profile"])
+    facts = json.loads(inside("info", photo.with_suffix(".hpcm"), "--json").stdout)
+    assert facts["color"] == f"ICC ({n_icc} bytes)"
+    assert list(facts["metadata"]) == ["ICC", "EXIF", "XMP"]
+    assert facts["metadata"]["ICC"] == n_icc
+    assert facts["metadata"]["XMP"] == len(b"<x:xmpmeta/>")
+
+
+def test_info_text_is_an_aligned_list(file: Path, coded: bytes) -> None:
+    lines = inside("info", file).stdout.splitlines()
+    assert lines[0] == str(file)
+    assert all(re.match(r" \* .{10} : \S", line) for line in lines[1:])
+    assert " * Resolution : 96x64" in lines
+    assert f" * Size       : {len(coded)} bytes, {8 * len(coded) / (96 * 64):.3f} bpp" in lines
+    assert inside("info", "-", data=coded).stdout.splitlines()[1:] == lines[1:]
+
+
+def test_info_says_when_a_file_has_been_cut(file: Path, coded: bytes) -> None:
+    file.write_bytes(coded[:-5])
+    assert json.loads(inside("info", file, "--json").stdout)["complete"] is False
+    assert f"{len(coded)} bytes when whole" in inside("info", file).stdout
+
+
+def test_info_of_a_model_that_is_not_installed_names_its_id(file: Path, coded: bytes) -> None:
+    file.write_bytes(with_model_id(coded, b"\x01\x23\x45\x67\x89\xab\xcd\xef"))
+    facts = json.loads(inside("info", file, "--json").stdout)
+    assert (facts["model"], facts["model_id"]) == (None, "0123456789abcdef")
+    assert "not in this installation (0123456789abcdef)" in inside("info", file).stdout
+
+
+# ------------------------------------------------------------------------------------------- what gets imported
+
+
+def modules_after(*args: object) -> set[str]:
+    """Names of the modules that are loaded once the command line `args` is done."""
+    code = f"import os, sys\nfrom hpcmcodec.cli import cli\ntry: cli()\nfinally: {TO_SECOND_STREAM}"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args), "--quiet"],
+        capture_output=True,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return set(result.stderr.decode().split())
+
+
+def test_info_loads_neither_torch_nor_numpy_nor_onnxruntime(file: Path) -> None:
+    loaded = modules_after("info", file)
+    assert "hpcmcodec.container" in loaded
+    assert not loaded & {"torch", "numpy", "onnxruntime", "PIL", "rich"}
+
+
+def test_coding_on_a_cpu_loads_no_torch(photo: Path) -> None:
+    for args in (("encode", photo), ("decode", photo.with_suffix(".hpcm"))):
+        loaded = modules_after(*args)
+        assert {"numpy", "onnxruntime"} <= loaded
+        assert not loaded & {"torch", "torchvision", "compressai", "rich"}
+
+
+def test_importing_the_package_loads_nothing_heavy_and_offers_its_names() -> None:
+    code = f"import os, sys, hpcmcodec; print(*dir(hpcmcodec)); {TO_SECOND_STREAM}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert not set(result.stderr.decode().split()) & {"torch", "numpy", "onnxruntime", "PIL", "click"}
+    assert {"decode", "encode", "errors", "load_model", "__version__"} <= set(result.stdout.decode().split())
+    with pytest.raises(AttributeError, match="no attribute 'compress'"):
+        hpcmcodec.compress  # noqa: B018
+    assert issubclass(hpcmcodec.errors.InputError, ValueError)
+
+
+# ------------------------------------------------------------------------------------------------- usage: exit code 2
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "Missing command"),
+        (["transcode"], "transcode"),
+        (["encode"], "INPUT"),
+        (["encode", "a.png", "b.hpcm"], "b.hpcm"),
+        (["encode", "a.png", "--fast"], "--fast"),
+        (["encode", "a.png", "-q", "101"], "101"),
+        (["encode", "a.png", "-q", "-1"], "-1"),
+        (["encode", "a.png", "-q", "nan"], "not a number"),
+        (["encode", "a.png", "-q", "high"], "high"),
+        (["encode", "a.png", "--device", "tpu"], "tpu"),
+        (["encode", "a.png", "--max-pixels", "0"], "--max-pixels"),
+        (["decode", "a.hpcm", "--scale", "s4"], "s4"),
+        (["decode", "a.hpcm", "-o", "a.jpg"], "decode writes PNG"),
+        (["decode", "a.hpcm", "-o", "a.hpcm"], "decode writes PNG"),
+        (["info"], "INPUT"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(args: list[str], words: str) -> None:
+    assert_refused(inside(*args), 2, words, "--help")
+
+
+@pytest.mark.parametrize("command", [[], ["encode"], ["decode"], ["info"]])
+def test_help_documents_every_exit_code_within_80_columns(command: list[str]) -> None:
+    result = inside(*command, "--help")
+    assert result.exit_code == 0
+    for code, meaning in EXIT_CODES.items():
+        assert re.search(rf"^ +{code}  {re.escape(meaning)}$", result.stdout, re.MULTILINE)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("args", [["--version"], ["encode", "--version"], ["info", "--version"]])
+def test_version_is_printed_everywhere(args: list[str]) -> None:
+    assert inside(*args).stdout == f"hpcm {hpcmcodec.__version__}\n"
+
+
+# -------------------------------------------------------------------------------------------- inputs: exit codes 3 to 5
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "info"])
+def test_input_that_is_missing_or_a_folder_or_garbage_is_exit_code_3(command: str, tmp_path: Path) -> None:
+    garbage, output = tmp_path / "garbage", tmp_path / "out.png"
+    target = [] if command == "info" else ["-o", output]
+    assert_refused(inside(command, tmp_path / "missing.png", *target), 3, "missing.png: No such file")
+    assert_refused(inside(command, tmp_path, *target), 3, "is a directory")
+    for data in (b"", b"\0", b"This is a text.\n" * 100, bytes(1000)):
+        garbage.write_bytes(data)
+        assert_refused(inside(command, garbage, *target), 3, str(garbage))
+        assert_refused(inside(command, "-", *target, data=data), 3, "standard input")
+    assert contents(tmp_path) == {"garbage"}
+
+
+def test_truncated_photograph_is_exit_code_3_and_one_line_even_where_libraries_speak_up(
+    photo: Path, tmp_path: Path
+) -> None:
+    with Image.open(photo) as image:
+        image.save(tmp_path / "photo.tif", compression="tiff_lzw")
+    for path in (photo, tmp_path / "photo.tif"):
+        data = bytearray(path.read_bytes())
+        broken = tmp_path / f"broken{path.suffix}"
+        broken.write_bytes(data[: len(data) // 2])
+        assert_refused(hpcm("encode", broken, "-o", tmp_path / "out.hpcm"), 3, str(broken))
+    data[2000:2100] = bytes(range(100))  # in the LZW codes, which libtiff comments on
+    broken.write_bytes(data)
+    result = hpcm("encode", broken, "-o", tmp_path / "out.hpcm")
+    assert (result.returncode, result.stderr.count(b"\n")) in ((3, 1), (0, 1))
+
+
+def test_truncated_file_is_refused_without_output(coded: bytes, tmp_path: Path) -> None:
+    cut, output = tmp_path / "cut.hpcm", tmp_path / "out.png"
+    for kept in (0, 1, 8, 30, 70, len(coded) // 2, len(coded) - 1):
+        cut.write_bytes(coded[:kept])
+        assert_refused(inside("decode", cut, "-o", output), 3, str(cut))
+    cut.write_bytes(coded + b"\0")
+    assert_refused(hpcm("decode", cut, "-o", output), 3, str(cut))
+    assert contents(tmp_path) == {"cut.hpcm"}
+
+
+def test_flipped_byte_is_refused_without_output(coded: bytes, tmp_path: Path) -> None:
+    damaged, output = tmp_path / "damaged.hpcm", tmp_path / "out.png"
+    for position in [*range(0, 80, 7), len(coded) // 2, len(coded) - 1]:
+        data = bytearray(coded)
+        data[position] ^= 0x10
+        damaged.write_bytes(data)
+        result = inside("decode", damaged, "-o", output)
+        assert result.exit_code in (3, 4, 5)
+        assert_refused(result, result.exit_code, str(damaged))
+    assert_refused(hpcm("decode", damaged, "-o", output), 5, str(damaged))
+    assert contents(tmp_path) == {"damaged.hpcm"}
+
+
+def with_model_id(data: bytes, model_id: bytes) -> bytes:
+    reader = container.Reader(data)
+    header = reader.header
+    streams = {
+        scale: [
+            container.Stream(reader.stream(scale, tile), header.stream_info(scale, tile).latents_crc)
+            for tile in range(len(header.tiles))
+        ]
+        for scale in container.SCALES
+    }
+    return container.pack(
+        model_id=model_id,
+        width=header.width,
+        height=header.height,
+        quality=header.quality,
+        streams=streams,
+        metadata=reader.metadata(),
+    )
+
+
+def test_file_of_another_model_is_exit_code_4_and_names_it(file: Path, coded: bytes) -> None:
+    file.write_bytes(with_model_id(coded, b"\x01\x23\x45\x67\x89\xab\xcd\xef"))
+    assert_refused(inside("decode", file), 4, "0123456789abcdef")
+    assert contents(file.parent) == {"photo.hpcm"}
+
+
+def test_alpha_and_animation_are_exit_code_4(photo: Path, tmp_path: Path) -> None:
+    glass, film = tmp_path / "glass.png", tmp_path / "film.webp"
+    with Image.open(photo) as image:
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        image.save(glass)
+        image.convert("RGB").save(film, save_all=True, append_images=[image.rotate(180).convert("RGB")])
+    assert_refused(inside("encode", glass), 4, str(glass), "transparent")
+    assert_refused(inside("encode", film), 4, str(film), "animation")
+
+
+def test_more_pixels_than_the_limit_is_exit_code_4_wherever_the_option_stands(photo: Path, file: Path) -> None:
+    for command, source in (("encode", photo), ("decode", file), ("info", file)):
+        output = [] if command == "info" else ["-o", "-"]
+        assert_refused(inside("--max-pixels", "6143", command, source, *output), 4, "6143")
+        assert_refused(inside(command, source, *output, "--max-pixels", "6143"), 4, "6143")
+        assert inside(command, source, *output, "--max-pixels", "6144").exit_code == 0
+
+
+def test_cuda_without_a_gpu_is_exit_code_4_and_one_line(photo: Path, file: Path) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    assert_refused(
+        hpcm("encode", photo, "-o", photo.with_name("x.hpcm"), "--device", "cuda", env=environment), 4, "cuda"
+    )
+    assert_refused(hpcm("decode", file, "--device", "cuda", env=environment), 4, "cuda")
+    assert contents(photo.parent) == {"photo.jpg", "photo.hpcm"}
+
+
+def test_file_name_cannot_write_control_codes_to_the_terminal(tmp_path: Path) -> None:
+    result = inside("info", tmp_path / "red\x1b[31m\nhpcm: done.hpcm")
+    assert_refused(result, 3, "red\\x1b[31m")
+    assert "\x1b" not in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- output: exit code 6
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes coding fail the test: what is refused is refused before."""
+    from hpcmcodec import codec
+
+    def called(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr(codec, "encode", called)
+    monkeypatch.setattr(codec, "decode", called)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(("command", "suffix"), [("encode", ".hpcm"), ("decode", ".png")])
+def test_output_that_cannot_be_is_exit_code_6_before_the_work(
+    command: str, suffix: str, photo: Path, tmp_path: Path
+) -> None:
+    there = tmp_path / f"there{suffix}"
+    there.write_bytes(b"precious")
+    assert_refused(inside(command, photo, "-o", there), 6, str(there), "-f")
+    assert_refused(inside(command, photo, "-o", tmp_path / "none" / f"a{suffix}"), 6, "no directory")
+    folder = tmp_path / f"folder{suffix}"
+    folder.mkdir()
+    assert_refused(inside(command, photo, "-o", folder, "-f"), 6, "is a directory")
+    assert_refused(inside(command, there, "-o", there, "-f"), 6, "the input itself")
+    (tmp_path / f"link{suffix}").symlink_to(there)
+    assert_refused(inside(command, there, "-o", tmp_path / f"link{suffix}", "-f"), 6, "the input itself")
+    (tmp_path / f"loop{suffix}").symlink_to(tmp_path / f"loop{suffix}")
+    assert_refused(inside(command, photo, "-o", tmp_path / f"loop{suffix}"), 6, "loop")
+    assert there.read_bytes() == b"precious"
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_write_permission_is_exit_code_6_before_the_work(photo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "read only"
+    folder.mkdir(mode=0o555)
+    assert_refused(inside("encode", photo, "-o", folder / "a.hpcm"), 6, "cannot be written")
+
+
+def test_derived_name_is_protected_too_and_force_overwrites(photo: Path) -> None:
+    target = photo.with_suffix(".hpcm")
+    target.write_bytes(b"precious")
+    target.chmod(0o640)
+    assert_refused(hpcm("encode", photo), 6, str(target))
+    assert target.read_bytes() == b"precious"
+    assert hpcm("encode", photo, "-f").returncode == 0
+    assert container.parse_header(target.read_bytes()).width == 64
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert contents(photo.parent) == {"photo.jpg", "photo.hpcm"}
+
+
+def test_new_output_has_the_permissions_of_any_new_file(photo: Path) -> None:
+    inside("encode", photo)
+    other = photo.with_name("other")
+    other.touch()
+    assert photo.with_suffix(".hpcm").stat().st_mode == other.stat().st_mode
+
+
+def test_link_as_output_stays_a_link(photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "link.hpcm"
+    link.symlink_to(tmp_path / "store" / "real.hpcm")
+    assert inside("encode", photo, "-o", link).exit_code == 0
+    assert link.is_symlink()
+    assert contents(tmp_path / "store") == {"real.hpcm"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_device_as_output_is_written_to_and_stays(file: Path) -> None:
+    assert inside("decode", file, "-o", os.devnull).exit_code == 0
+    assert Path(os.devnull).is_char_device()
+    assert_refused(inside("decode", file, "-o", "/dev/full"), 6, "No space left")
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run([*MODULE, "info", str(file)], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert result.returncode == 6
+    assert result.stderr == b"hpcm: error: standard output: No space left on device\n"
+
+
+def test_failure_while_writing_leaves_nothing(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    assert_refused(inside("encode", photo), 6, "No space left")
+    assert contents(photo.parent) == {"photo.jpg"}
+
+
+def test_output_that_appears_during_the_work_is_not_overwritten(
+    photo: Path, coded: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpcmcodec import codec
+
+    target = photo.with_suffix(".hpcm")
+
+    def encode(*args: object, **kwargs: object) -> bytes:
+        target.write_bytes(b"precious")
+        return coded
+
+    monkeypatch.setattr(codec, "encode", encode)
+    assert_refused(inside("encode", photo), 6, "exists")
+    assert target.read_bytes() == b"precious"
+    assert contents(photo.parent) == {"photo.jpg", "photo.hpcm"}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reader_that_goes_away_is_met_with_silence(unbuffered: str, photos: dict[str, Path], tmp_path: Path) -> None:
+    small = tmp_path / "cat.hpcm"
+    hpcm("encode", photos["chelsea"], "-o", small)
+    process = subprocess.Popen(
+        [*MODULE, "decode", str(small), "-o", "-"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(1) == b"\x89"
+    process.stdout.close()  # the PNG is larger than what a pipe buffers
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 6
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_closed_streams_are_errors_in_one_line(file: Path, tmp_path: Path) -> None:
+    def shell(redirection: str, *args: str) -> "subprocess.CompletedProcess[bytes]":
+        line = ["sh", "-c", f'"$@" {redirection}', "sh", *MODULE, *args]
+        return subprocess.run(line, capture_output=True, check=False)
+
+    assert_refused(shell("<&-", "decode", "-", "-o", str(tmp_path / "a.png")), 3, "standard input")
+    assert_refused(shell(">&-", "decode", str(file), "-o", "-"), 6, "standard output")
+    silent = shell("2>&-", "decode", str(file), "-o", str(tmp_path / "b.png"))
+    assert silent.returncode == 0
+    assert contents(tmp_path) == {"photo.hpcm", "b.png"}
+
+
+def test_binary_output_does_not_go_to_a_terminal_unless_forced(coded: bytes) -> None:
+    pty = pytest.importorskip("pty", reason="needs a POSIX terminal")
+    ours, theirs = pty.openpty()
+    result = subprocess.run([*MODULE, "decode", "-"], input=coded, stdout=theirs, stderr=subprocess.PIPE, check=False)
+    os.close(theirs)
+    os.close(ours)
+    assert result.returncode == 2
+    assert b"terminal" in result.stderr
+
+
+# ------------------------------------------------------------------------------------- interruption and bugs: 130, 1
+
+
+DURING_THE_WORK = """
+import os, hpcmcodec.cli, hpcmcodec.codec as codec
+def interrupted(function):
+    def call(*args, progress=None, **options):
+        return function(*args, progress=lambda fraction: os.kill(os.getpid(), {signal}), **options)
+    return call
+codec.encode, codec.decode = interrupted(codec.encode), interrupted(codec.decode)
+"""
+BEFORE_THE_RENAME = """
+import os, pathlib
+pathlib.Path.replace = lambda path, target: os.kill(os.getpid(), {signal})
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", [DURING_THE_WORK, BEFORE_THE_RENAME])
+def test_interrupted_run_leaves_nothing_and_is_exit_code_130(photo: Path, number: int, moment: str) -> None:
+    code = moment.format(signal=int(number))
+    # The stand-in hands a progress callback to the real codec, which the CLI does on a terminal only.
+    encode = [sys.executable, "-c", code + CALL_MAIN, "encode", str(photo)]
+    assert_refused(subprocess.run(encode, capture_output=True, check=False), 130, "interrupted")
+    assert contents(photo.parent) == {"photo.jpg"}
+    hpcm("encode", photo)
+    decode = [sys.executable, "-c", code + CALL_MAIN, "decode", str(photo.with_suffix(".hpcm"))]
+    assert_refused(subprocess.run(decode, capture_output=True, check=False), 130, "interrupted")
+    assert contents(photo.parent) == {"photo.jpg", "photo.hpcm"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_interruption_while_waiting_for_input_is_exit_code_130(tmp_path: Path) -> None:
+    code = "import os, threading, signal\n" + (
+        "class Waiting:\n"
+        "    def read(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        threading.Event().wait()\n"
+        "import sys; sys.stdin = type('Stdin', (), {'buffer': Waiting()})()\n"
+    )
+    command = [sys.executable, "-c", code + CALL_MAIN, "encode", "-", "-o", str(tmp_path / "a.hpcm")]
+    assert_refused(subprocess.run(command, capture_output=True, check=False), 130, "interrupted")
+    assert contents(tmp_path) == set()
+
+
+@pytest.mark.parametrize(("error", "code", "words"), [(MemoryError(), 4, "memory"), (KeyError("oops"), 1, "--debug")])
+def test_failure_of_another_kind_is_one_line_with_a_traceback_on_request(
+    error: Exception, code: int, words: str, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpcmcodec import codec
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(codec, "encode", fail)
+    assert_refused(inside("encode", photo), code, words)
+    for args in (("--debug", "encode", photo), ("encode", photo, "--debug")):
+        result = inside(*args)
+        assert result.exit_code == code
+        assert "Traceback" in result.stderr
+        assert result.stderr.splitlines()[-1].startswith("hpcm: error: ")
+    assert contents(photo.parent) == {"photo.jpg"}
