@@ -110,8 +110,7 @@ MUST refuse the file, and one whose integers miss the latents CRC MUST report th
   are set (in flags, in the flags of a chunk), unknown critical chunks.
 - It MUST NOT allocate by a number from the file before the bytes that belong to it are there (a tile has at least 36
   bytes in the header), and SHOULD refuse images of more pixels than a limit that its user can raise (here 100,000,000).
-  Limits of the format itself: 2^31 - 1 for width and height, 2^32 - 1 bytes for a stream or chunk,
-  255 chunks.
+  Limits of the format itself: 2^31 - 1 for width and height, 2^32 - 1 bytes for a stream or chunk, 255 chunks.
 - A reader that decodes the whole image MUST refuse a file that is shorter or longer than its sections.
 - Magic, version and their places are the same in all versions. A change that a reader of version 1 would decode to
   another picture, or could not decode, raises the version, sets a reserved bit or adds a critical chunk; ancillary

@@ -280,16 +280,15 @@ def _check_single(image: Image.Image, notes: list[str]) -> None:
 
 def _check_png_end(file: BinaryIO) -> None:
     """Refuses a PNG cut after its pixels: Pillow accepts it, and the EXIF and XMP that may follow them were lost."""
-    position = len(b"\x89PNG\r\n\x1a\n")
     kept = file.tell()
-    kind = b""
+    size = file.seek(0, os.SEEK_END)
+    position, kind = len(b"\x89PNG\r\n\x1a\n"), b""
     while kind != b"IEND":
         file.seek(position)
-        head = file.read(8)
-        if len(head) < 8:
+        length, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
+        position += 12 + length  # length, kind and CRC take 4 bytes each
+        if position > size:
             raise InputError("not a readable image: the PNG is truncated")
-        length, kind = struct.unpack(">I4s", head)
-        position += 12 + length
     file.seek(kept)
 
 

@@ -333,6 +333,9 @@ def _load_from_file(name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except ImportError as error:
         raise UnsupportedError(f"CompressAI's entropy coder cannot be loaded ({error}): {_INSTALL}") from error
+    # CPython enters extension modules by itself. Left there, a later import of the package would find the module
+    # imported already, and not make it an attribute of the package.
+    sys.modules.pop(name, None)
     return module
 
 

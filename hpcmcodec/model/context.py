@@ -17,7 +17,7 @@ from typing import Any
 from hpcmcodec.model import rwkv
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.memory import MemoryBank
-from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, positions, refine, unfold, valid
+from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, refine, valid
 from hpcmcodec.numerics import Act
 
 __all__ = ["Code", "decimate", "fold", "walk"]
@@ -59,10 +59,10 @@ def walk(ops: Any, config: Config, z: Any, quality: Sequence[Any], h: int, w: in
             means, levels = parameters(ops, config, context, step, f"{scale}.first" if first else f"{scale}.head")
             mask = valid(step, h, w, config.latent)
             values = code(step, means, levels, mask)
-            y_hat = unfold(values, step, ops.writable(y_hat))
+            y_hat = ops.unfold(values, step, y_hat)
             if step is STEPS[-1]:
                 break
-            seen = Act(unfold(ops.latent_code(values), step, ops.writable(seen.x)), seen.grid)
+            seen = Act(ops.unfold(ops.latent_code(values), step, seen.x), seen.grid)
             if not first:
                 carry = rwkv.context_cell(ops, context, carry, f"{scale}.cell", config.cell_rates[SCALES.index(scale)])
                 if memory is not None:
@@ -146,20 +146,7 @@ def prior(ops: Any, config: Config, step: Step, carry: Act, seen: Act) -> Act:
 
 def parameters(ops: Any, config: Config, context: Act, step: Step, layer: str) -> tuple[Any, Any]:
     """Means and levels of a step, folded; each group's head runs on the positions that carry the group alone."""
-    b, rows, columns, width = context.x.shape
     n = config.latent // GROUPS[step.scale]
-    means, levels = ops.empty_parameters((b, rows, columns, n))
-    places: dict[int, list[Any]] = {}
-    for g, at in positions(step):
-        places.setdefault(g, []).append(at)
-    for g, slices in places.items():
-        blocks = [context.x[at] for at in slices]
-        flat = ops.xp.concat([x.reshape(b, 1, -1, width) for x in blocks], 2)
-        m, s = ops.head(Act(flat, context.grid), f"{layer}.{g}", n)
-        start = 0
-        for at, x in zip(slices, blocks, strict=True):
-            count = x.shape[1] * x.shape[2]
-            means[at] = m[:, 0, start : start + count].reshape(b, x.shape[1], x.shape[2], n)
-            levels[at] = s[:, 0, start : start + count].reshape(b, x.shape[1], x.shape[2], n)
-            start += count
-    return means, levels
+    results = [(g, ops.head(Act(rows, context.grid), f"{layer}.{g}", n)) for g, rows in ops.gather(context.x, step)]
+    shape = (*context.x.shape[:3], n)
+    return tuple(ops.scatter([(g, r[i]) for g, r in results], step, shape) for i in range(2))  # type: ignore[return-value]

@@ -24,6 +24,7 @@ import numpy as np
 
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
+from hpcmcodec.model.schedule import Step
 from hpcmcodec.numerics import CODE_MAX, LEVELS, NUMPY, Act, Array, chunks, quantise_rows
 
 LEVELS_PER_OCTAVE = 6
@@ -117,11 +118,14 @@ class _Declaration:
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
         return np.zeros(shape, np.int32), Act(np.zeros(shape, np.float32), "y")
 
-    def empty_parameters(self, shape: Sequence[int]) -> tuple[Array, Array]:
-        return np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    def gather(self, x: Array, step: Step) -> list[tuple[int, Array]]:
+        return [(g, x[:, :1, :1]) for g in range(len(step.groups))]
 
-    def writable(self, x: Array) -> Array:
-        return x
+    def scatter(self, rows: Sequence[tuple[int, Array]], step: Step, shape: Sequence[int]) -> Array:
+        return np.zeros(shape, np.int32)
+
+    def unfold(self, folded: Array, step: Step, target: Array) -> Array:
+        return target
 
 
 def declare(config: Config) -> tuple[dict[str, Layer], list[str]]:

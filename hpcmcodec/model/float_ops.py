@@ -8,12 +8,15 @@ so training sees what coding will do and there is no third implementation of the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hpcmcodec.model.schedule import Step, positions
 from hpcmcodec.numerics import (
     CODE_MAX,
     LEVELS,
@@ -164,12 +167,48 @@ class FloatOps:
     def empty_latent(self, shape: Sequence[int]) -> tuple[Tensor, Act]:
         return torch.zeros(tuple(shape), device=self.device), Act(torch.zeros(tuple(shape), device=self.device), "y")
 
-    def empty_parameters(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return torch.zeros(tuple(shape), device=self.device), torch.zeros(tuple(shape), device=self.device)
+    def gather(self, x: Tensor, step: Step) -> list[tuple[int, Tensor]]:
+        """As ExactOps.gather, by one index: the backward pass of many slices costs more than the forward pass of all."""
+        b, h, w, d = x.shape
+        order, _, sizes = _order(step, h, w, x.device)
+        rows = x.reshape(b, h * w, d).index_select(1, order).split([n for _, n in sizes], 1)
+        return [(g, r[:, None]) for (g, _), r in zip(sizes, rows, strict=True)]
 
-    def writable(self, x: Tensor) -> Tensor:
-        """A copy: layers have saved x for their gradients."""
-        return x.clone()
+    def scatter(self, rows: Sequence[tuple[int, Tensor]], step: Step, shape: Sequence[int]) -> Tensor:
+        _, inverse, _ = _order(step, shape[1], shape[2], rows[0][1].device)
+        return torch.cat([r[:, 0] for _, r in rows], 1).index_select(1, inverse).reshape(tuple(shape))
+
+    def unfold(self, folded: Tensor, step: Step, target: Tensor) -> Tensor:
+        b, h, w, n = folded.shape
+        groups = target.shape[-1] // n
+        mask = _mask(step, h, w, folded.device)[..., None]
+        spread = folded[:, :, :, None].expand(b, h, w, groups, n)
+        return torch.where(mask, spread, target.reshape(b, h, w, groups, n)).reshape(target.shape)
+
+    def fold(self, x: Tensor, step: Step) -> Tensor:
+        """The step's channels of x (B, H, W, M), one group a position: (B, H, W, M / groups)."""
+        b, h, w, m = x.shape
+        groups = len(step.groups)
+        return (x.reshape(b, h, w, groups, m // groups) * _mask(step, h, w, x.device)[..., None]).sum(3)
+
+
+@lru_cache(maxsize=256)
+def _order(step: Step, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    """Positions (row-major) sorted by the group that a step codes there, the inverse, and (group, count) of each group."""
+    mask = _mask(step, h, w, device)[0].flatten(0, 1)
+    group = mask.to(torch.int8).argmax(1)
+    order = group.argsort(stable=True)
+    counts = torch.bincount(group, minlength=len(step.groups)).tolist()
+    return order, order.argsort(), [(g, n) for g, n in enumerate(counts) if n]
+
+
+@lru_cache(maxsize=256)
+def _mask(step: Step, h: int, w: int, device: torch.device) -> Tensor:
+    """(1, h, w, groups) bool: which group a step codes at each position of its grid."""
+    mask = np.zeros((1, h, w, len(step.groups)), bool)
+    for g, at in positions(step):
+        mask[(*at, g)] = True
+    return torch.from_numpy(mask).to(device)
 
 
 def interpolate(table: Tensor, q: Tensor) -> Tensor:

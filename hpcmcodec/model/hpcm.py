@@ -32,7 +32,7 @@ from hpcmcodec.model.entropy import (
 )
 from hpcmcodec.model.float_ops import FakeOps, FloatOps
 from hpcmcodec.model.rwkv import EXP_GRID, GATE_GRID
-from hpcmcodec.model.schedule import SCALES, Step, decimate, fold, grid
+from hpcmcodec.model.schedule import SCALES, Step, decimate, grid
 from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis, lmbda
 from hpcmcodec.numerics import EXPONENT_MAX, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
 
@@ -212,7 +212,7 @@ class HPCM(nn.Module):
                 scales[step.scale] = decimate(
                     y, step.scale, y.new_zeros(y.shape[0], *grid(step.scale, *y.shape[1:3]), y.shape[3])
                 )
-            r = fold(scales[step.scale], step, torch.zeros_like(means)) - means
+            r = ops.fold(scales[step.scale], step) - means
             likelihood = logistic_likelihood(quantity(r), levels)
             y_hat = ste_round(r) + means
             if mask is not None:

@@ -1,4 +1,4 @@
-"""`python -m hpcmcodec.training`: cache, train (export: see `export.py`)."""
+"""`python -m hpcmcodec.training`: cache, train, pack, export."""
 
 from __future__ import annotations
 
@@ -60,6 +60,31 @@ def train(**options: object) -> None:
     from hpcmcodec.training.train import train as run
 
     run(**options)  # type: ignore[arg-type]
+
+
+@main.command()
+@click.argument("state", type=click.Path(exists=True, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def pack(state: Path, out: Path) -> None:
+    """Keep the EMA of STATE (a run's last.pt) in half precision in one small file OUT, for --init-from elsewhere."""
+    from hpcmcodec.training.train import pack as run
+
+    run(state, out)
+
+
+@main.command()
+@click.argument("state", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", default="lite-0", show_default=True)
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the weights.")
+@click.option("--cache", required=True, type=click.Path(exists=True, path_type=Path), help="Photographs to fit tables to.")
+@click.option("--crops", default=120, show_default=True, help="Crops of 384 pixels to fit the tables to.")
+def export(state: Path, name: str, out: Path, cache: Path, crops: int) -> None:
+    """Write the weights and graphs that ship from STATE (last.pt, or a packed state)."""
+    from hpcmcodec.training.export import crops_at_all_qualities, load_run
+    from hpcmcodec.training.export import export as run
+
+    model_id = run(load_run(state), name, out, crops_at_all_qualities(cache, crops))
+    click.echo(f"{name}: model id {model_id.hex()}")
 
 
 if __name__ == "__main__":

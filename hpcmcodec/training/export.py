@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from hpcmcodec.model.entropy import (
 )
 from hpcmcodec.model.hpcm import HPCM, from_weights
 from hpcmcodec.numerics import NUMPY, ExactOps
+from hpcmcodec.training.data import Crops
 
 OPSET = 18
 PRIOR_COUNTS = 2000.0  # residuals that the logistic weighs against the counted ones, in each level
@@ -109,6 +110,14 @@ def export(
     for graph, module, example, axes in _graphs(shipped):
         write_graph(module, example, axes, path, out / f"{name}.{graph}.onnx", graph)
     return model_id
+
+
+def crops_at_all_qualities(cache: Path, n: int, side: int = 384) -> Iterator[tuple[np.ndarray, int]]:
+    """n random crops (side, side, 3) uint8, their qualities spread evenly over the range."""
+    crops = Crops(cache, side, seed=1)
+    for i in range(n):
+        pixels = (crops.batch(1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+        yield pixels.contiguous().numpy(), round(10000 * i / max(1, n - 1))
 
 
 def fit_tables(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -134,6 +133,13 @@ def start_from_stage_a(model: HPCM, state: Mapping[str, Tensor]) -> list[str]:
     return sorted(set(new) - set(fits))
 
 
+def pack(state: Path, out: Path) -> None:
+    """Write a run's EMA in half precision, with what `--init-from` and export need beside it."""
+    s = torch.load(state, map_location="cpu", weights_only=True)
+    half = {k: v.half() if v.is_floating_point() else v for k, v in s["ema"].items()}
+    torch.save({"ema": half, "grids": s["grids"], "step": s["step"], "preset": s["preset"], "stage": s["stage"]}, out)
+
+
 def train(
     *,
     preset: str,
@@ -217,7 +223,7 @@ def train(
     skipped = 0
 
     def log(**record: Any) -> None:
-        with open(run / "log.jsonl", "a") as f:
+        with (run / "log.jsonl").open("a") as f:
             f.write(
                 json.dumps({"step": step, "hours": round((spent + time.time() - start) / 3600, 4), **record}) + "\n"
             )
@@ -237,7 +243,7 @@ def train(
             },
             run / "last.tmp",
         )
-        os.replace(run / "last.tmp", last)
+        (run / "last.tmp").replace(last)
 
     def check() -> None:
         nonlocal since
@@ -291,4 +297,6 @@ def train(
             since, losses = now, []
         if step % every == 0:
             check()
-    check()
+    save()
+    if not stop:
+        check()

@@ -1,0 +1,177 @@
+"""The tiny model whose integers are committed, and the files that were written with it.
+
+`tests/data/tiny-0.*` are weights and graphs of the preset `tiny` with random values (no training: they only have to be
+varied), `tests/data/*.hpcm` are files of it and `golden.json` says what they decode to. New weights of `lite` leave all
+of this alone; a change of the format, of the exact arithmetic or of the schedule does not.
+
+`python -m tests.tiny`, from the root of the repository, makes everything anew. That breaks every file that anybody has,
+so it goes together with a new format version or with a new `numerics.ARITHMETIC`. Random generators promise no stable
+stream: what it makes is compared with nothing, only what is committed counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from hpcmcodec import codec, container, weights
+from hpcmcodec.container import LATENT
+from hpcmcodec.numerics import NUMPY, ExactOps
+from hpcmcodec.rans import Decoder
+
+DATA = Path(__file__).parent / "data"
+NAME = "tiny-0"
+PICTURES = {"tiny-131x77": (131, 77, 60.0), "tiny-7x5": (7, 5, 95.5)}  # name -> width, height, quality
+EXTREME = "tiny-extreme"
+TABLE_REACH = 20  # the tables of y are cut here: 20 kB instead of 400, and escapes are not rare
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Make the tiny model one of the packaged ones."""
+    shipped = weights.packaged()
+    with patch.object(weights, "packaged", lambda: {**shipped, NAME: DATA / f"{NAME}.safetensors"}):
+        yield
+
+
+@lru_cache(maxsize=1)
+def load() -> weights.Weights:
+    return weights.load_file(DATA / f"{NAME}.safetensors")
+
+
+def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """(height, width, 3) uint8: a gradient, an edge, stripes and noise, from a generator whose stream is frozen."""
+    rng = np.random.RandomState(seed)
+    rows, columns = np.mgrid[:height, :width]
+    base = np.stack([rows * 3 + columns, columns * 2 + 40, 255 - rows * 2], -1) % 256
+    base[(rows + 2 * columns) % 96 < 40] //= 3
+    noise = rng.randint(-40, 41, (height, width, 3)) * (rows // 32 % 2 == 1)[..., None]
+    return np.asarray(np.clip(base + noise, 0, 255), np.uint8)
+
+
+def encode(width: int, height: int, quality: float = 50.0, seed: int = 0, **options: Any) -> bytes:
+    """A file of the tiny model; `installed` must be in force."""
+    return codec.encode(picture(width, height, seed), quality, model=NAME, **options)
+
+
+def exact_ops(xp: Any = NUMPY) -> ExactOps:
+    """The exact operations over the tiny model's integers."""
+    return ExactOps(xp, load().under("entropy"), load().grids)
+
+
+def latents(h: int, w: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """y (h, w, M) in sixteenths of a step, mostly small, sometimes far beyond the tables, and z in whole steps; float32."""
+    rng, config = np.random.RandomState(seed), load().config
+    y = rng.standard_t(2, (h, w, config.latent)) * np.exp2(rng.randint(-3, 4, config.latent))
+    z = rng.randint(-6, 7, (-(-h // 4), -(-w // 4), config.hyper))
+    return (np.clip(np.rint(y * 16), -(2**16), 2**16) / 16).astype(np.float32), z.astype(np.float32)
+
+
+def z_of(data: bytes, coder: Any) -> np.ndarray:
+    """The hyper-latent (rows, columns, N) that a file of one tile carries."""
+    header = container.parse_header(data)
+    rows, columns, n = -(-header.latent_height // 4), -(-header.latent_width // 4), coder.config.hyper
+    indexes = np.repeat(np.arange(n), rows * columns)
+    stream = container.Reader(data).stream("z", 0)
+    return Decoder(stream, coder.z_tables, indexes.size).get(indexes).reshape(n, rows, columns).transpose(1, 2, 0)
+
+
+def sha256(integers: np.ndarray) -> str:
+    """Of integers as little-endian int32, in C order."""
+    return hashlib.sha256(np.ascontiguousarray(integers, "<i4").tobytes()).hexdigest()
+
+
+# --- the maker: torch and onnx from here on -------------------------------------------------------------------------------
+
+
+def make_model() -> Any:
+    """A `tiny` model of random values that are varied enough to reach every branch of the entropy path."""
+    import torch
+
+    from hpcmcodec.model.config import TINY
+    from hpcmcodec.model.hpcm import HPCM
+    from hpcmcodec.training.train import calibrate
+
+    torch.manual_seed(0)
+    model = HPCM(TINY)
+    with torch.no_grad():
+        for name, value in model.raw.items():
+            value += (0.02 if value.ndim == 2 else 0.1) * torch.randn_like(value)
+            if name.endswith("bias") and ("/head/" in name or "/first/" in name):
+                half = len(value) // 2
+                value[:half] += 2 * torch.randn(half)
+                value[half:] += torch.linspace(-16, 12, half)  # from skipped levels to wide ones
+            if name.endswith("weight") and ("/head/" in name or "/first/" in name):
+                value *= 4
+            if name.endswith("boost"):
+                value += 3 * torch.randn_like(value)
+        for scale in (model.gain, model.ungain):
+            scale.log_scale += 0.2 * torch.randn_like(scale.log_scale)
+        spread = torch.linspace(0, 2.5, TINY.latent)
+        model.gain.log_scale += spread
+        model.ungain.log_scale -= spread
+    model.eval()
+    x = torch.stack([torch.from_numpy(picture(128, 128, s)).permute(2, 0, 1).float() / 255 for s in range(4)])
+    for _ in range(4):
+        model.grids = calibrate(model, x, torch.linspace(0, 1, 4), False)
+    return model
+
+
+def short_tables(tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tables of z and y, those of y cut to +-TABLE_REACH."""
+    from hpcmcodec.model.entropy import integer_cdf, pack_tables
+
+    rows = []
+    for cdf, size, low in zip(tables["y.cdf"], tables["y.sizes"], tables["y.offsets"], strict=True):
+        counts = np.diff(cdf[:size]).astype(np.float64)
+        cut = max(0, -int(low) - TABLE_REACH)
+        inside = counts[cut : len(counts) - 1 - cut]
+        rows.append((integer_cdf(inside, 65536 - inside.sum()), int(low) + cut))
+    return {k: v for k, v in tables.items() if k.startswith("z.")} | {f"y.{k}": v for k, v in pack_tables(rows).items()}
+
+
+def write_model(folder: Path) -> bytes:
+    """Export a model of `make_model` to `folder`; returns its id."""
+    from hpcmcodec.training import export
+
+    fit = export.fit_tables
+    photographs = [(picture(128, 96, s), q) for s in range(4) for q in (1000, 5000, 9000)]
+    with patch.object(export, "fit_tables", lambda *args: short_tables(fit(*args))):
+        return export.export(make_model(), NAME, folder, photographs)
+
+
+def write_golden() -> None:
+    """Files of the committed model: two of pictures, one of latents that need all that the coder can do."""
+    engine = codec.LightEngine(load())
+    files = {name: encode(w, h, quality) for name, (w, h, quality) in PICTURES.items()}
+    y, z = latents(9, 14)
+    coded, _ = engine.coder.encode(y, z, 3000)
+    streams = {s: [container.Stream(c.data, c.latents_crc)] for s, c in coded.items()}
+    size = {"width": 14 * LATENT - 3, "height": 9 * LATENT - 15}
+    files[EXTREME] = container.pack(
+        model_id=load().model_id, quality=3000, streams=streams, metadata={"XMP": b"<x/>"}, **size
+    )
+    said = {}
+    for name, data in files.items():
+        (DATA / f"{name}.hpcm").write_bytes(data)
+        said[name] = {
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "z": sha256(z_of(data, engine.coder)),
+            "y_hat": sha256(codec.decode_latents(data)),
+        }
+    (DATA / "golden.json").write_text(json.dumps(said, indent=4) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    DATA.mkdir(exist_ok=True)
+    write_model(DATA)
+    with installed():
+        write_golden()
