@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -23,24 +22,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import numpy as np
 
 from hpcmcodec import container, weights
-from hpcmcodec.container import DEFAULT_MAX_PIXELS, LATENT, TILE_SIDE
+from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import InputError, UnsupportedError
 from hpcmcodec.image import load, to_image
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.schedule import SCALES
 from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, ExactOps, probe
+from hpcmcodec.strips import Z_STRIDE, Progress, analyse_strips, pad, synthesise_strips
+from hpcmcodec.strips import tiles as tile_grid
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from hpcmcodec.image import ImageSource
 
-Progress = Callable[[float], None]
-
-STRIP_LATENTS = 64 * 256  # positions of the latent plane that a transform sees at once, without its halo
-ANALYSIS_HALO = 8  # latent rows: radius 4 of g_a, 3 of h_a behind it, rounded up to z's stride
-Z_STRIDE = 4
 _TRANSFORM_SHARE = 0.5  # of the time, for the progress shown
 
 
@@ -75,8 +71,8 @@ def encode(
     hundredths = round(quality * 100)
     runner = _engine(weights.load(model), device, engine)
     height, width, _ = picture.pixels.shape
-    y, z = runner.analyse(_pad(picture.pixels), hundredths, _part(progress, 0, _TRANSFORM_SHARE))
-    tiles = list(_tiles(y.shape[0], y.shape[1]))
+    y, z = runner.analyse(pad(picture.pixels), hundredths, _part(progress, 0, _TRANSFORM_SHARE))
+    tiles = list(tile_grid(y.shape[0], y.shape[1]))
     streams: dict[str, list[container.Stream]] = {s: [] for s in container.SCALES}
     for i, (row, column, rows, columns) in enumerate(tiles):
         tile_z = z[
@@ -234,7 +230,7 @@ def _make_engine(name: str, kind: str, device: str) -> _Engine:
     if kind == "light":
         return LightEngine(w)
     try:
-        from hpcmcodec.model.engine import TorchEngine
+        from hpcmcodec.torch_engine import TorchEngine
     except ModuleNotFoundError as error:
         raise UnsupportedError(
             f"device {device} needs {error.name}, which is not installed: pip install torch"
@@ -255,60 +251,6 @@ def _engine(w: weights.Weights, device: str, engine: str) -> _Engine:
         raise ValueError("the light engine runs on the CPU alone")
     with _engine_lock:
         return _make_engine(w.name, kind, device)
-
-
-# --- strips and tiles ------------------------------------------------------------------------------------------------------
-
-
-def analyse_strips(
-    run: Callable[[np.ndarray], Any], pixels: np.ndarray, config: Config, tick: Progress | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The analysis graph over strips that start at multiples of z's stride, so that its own padding acts at the bottom only."""
-    h, w = pixels.shape[0] // LATENT, pixels.shape[1] // LATENT
-    y = np.empty((h, w, config.latent), np.float32)
-    z = np.empty((-(-h // Z_STRIDE), -(-w // Z_STRIDE), config.hyper), np.float32)
-    for a, b in _strips(h, w):
-        top, bottom = max(0, a - ANALYSIS_HALO), min(h, b + ANALYSIS_HALO)
-        strip_y, strip_z = run(pixels[top * LATENT : bottom * LATENT])
-        y[a:b] = strip_y[a - top : b - top]
-        z[a // Z_STRIDE : -(-b // Z_STRIDE)] = strip_z[(a - top) // Z_STRIDE : -(-(b - top) // Z_STRIDE)]
-        if tick:
-            tick(b / h)
-    return y, z
-
-
-def synthesise_strips(
-    run: Callable[[np.ndarray], Any], y_hat: np.ndarray, config: Config, tick: Progress | None
-) -> np.ndarray:
-    """The synthesis graph over strips with the halo that its 3x3 convolutions need: bit-identical to the whole plane."""
-    h, w, _ = y_hat.shape
-    halo = config.synthesis_blocks[1] + -(-config.synthesis_blocks[0] // 2)
-    pixels = np.empty((h * LATENT, w * LATENT, 3), np.uint8)
-    for a, b in _strips(h, w):
-        top, bottom = max(0, a - halo), min(h, b + halo)
-        strip = run(y_hat[top:bottom])
-        pixels[a * LATENT : b * LATENT] = strip[(a - top) * LATENT : (b - top) * LATENT]
-        if tick:
-            tick(b / h)
-    return pixels
-
-
-def _strips(h: int, w: int) -> Iterator[tuple[int, int]]:
-    rows = max(Z_STRIDE, STRIP_LATENTS // w // Z_STRIDE * Z_STRIDE)
-    for a in range(0, h, rows):
-        yield a, min(a + rows, h)
-
-
-def _tiles(h: int, w: int) -> Iterator[tuple[int, int, int, int]]:
-    for row in range(0, h, TILE_SIDE):
-        for column in range(0, w, TILE_SIDE):
-            yield row, column, min(TILE_SIDE, h - row), min(TILE_SIDE, w - column)
-
-
-def _pad(pixels: np.ndarray) -> np.ndarray:
-    """Replicate the last row and column up to multiples of 16."""
-    h, w, _ = pixels.shape
-    return np.pad(pixels, ((0, -h % LATENT), (0, -w % LATENT), (0, 0)), "edge") if h % LATENT or w % LATENT else pixels
 
 
 def _factors(w: weights.Weights, name: str, quality: int) -> np.ndarray:

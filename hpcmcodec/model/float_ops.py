@@ -47,6 +47,12 @@ class _Bounded(torch.autograd.Function):
         return torch.where((x < low) & (g > 0) | (x > high) & (g < 0), torch.zeros_like(g), g), None, None
 
 
+def bounded(x: Tensor, low: float, high: float) -> Tensor:
+    """x clamped to low..high; the gradient passes wherever it points back into the range."""
+    out: Tensor = _Bounded.apply(x, float(low), float(high))  # type: ignore[no-untyped-call]
+    return out
+
+
 class _TorchFloat:
     @staticmethod
     def concat(xs: Sequence[Tensor], axis: int) -> Tensor:
@@ -89,9 +95,7 @@ class FloatOps:
         with torch.autocast(context.x.device.type, enabled=False):
             o = F.linear(context.x.float(), self.p[f"{layer}.weight"], self.p[f"{layer}.bias"])
         limit = MEAN_MAX / 2**MEAN_SHIFT
-        return o[..., :channels].clamp(-limit, limit), _Bounded.apply(
-            o[..., channels:] * 2**MEAN_SHIFT, 0.0, float(LEVELS - 1)
-        )  # type: ignore[no-untyped-call]
+        return o[..., :channels].clamp(-limit, limit), bounded(o[..., channels:] * 2**MEAN_SHIFT, 0, LEVELS - 1)
 
     def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
         w = self.p[f"{layer}.weight"]

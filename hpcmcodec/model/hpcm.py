@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hpcmcodec import weights
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
-from hpcmcodec.model.context import walk
+from hpcmcodec.model.context import hyper_synthesis, walk
 from hpcmcodec.model.entropy import (
     LEVEL_OF_ONE,
     LEVELS_PER_OCTAVE,
@@ -30,11 +30,11 @@ from hpcmcodec.model.entropy import (
     logistic_tables,
     quantise,
 )
-from hpcmcodec.model.float_ops import FakeOps, FloatOps
+from hpcmcodec.model.float_ops import FakeOps, FloatOps, bounded
 from hpcmcodec.model.rwkv import EXP_GRID, GATE_GRID
 from hpcmcodec.model.schedule import SCALES, Step, decimate, grid
 from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis, lmbda
-from hpcmcodec.numerics import EXPONENT_MAX, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
+from hpcmcodec.numerics import EXPONENT_MAX, LEVELS, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
 
 DEFAULT_GRID = 7
 FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID}
@@ -191,6 +191,10 @@ class HPCM(nn.Module):
         x_hat: Tensor = self.g_s(y_hat.permute(0, 3, 1, 2) * self.ungain.factors(q), self.g_s.s8.factors(q)).float()
         return x_hat
 
+    def quantity(self, v: Tensor) -> Tensor:
+        """What rates are taken at: v with uniform noise in training, rounded otherwise."""
+        return v + torch.rand_like(v) - 0.5 if self.training else v.round()
+
     def estimate(
         self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -199,11 +203,6 @@ class HPCM(nn.Module):
         In training mode rates are taken at uniform noise around the residual, values pass by straight-through rounding.
         """
         ops = ops or self.ops()
-        noisy = self.training
-
-        def quantity(v: Tensor) -> Tensor:
-            return v + torch.rand_like(v) - 0.5 if noisy else v.round()
-
         parts: list[Tensor] = []
         scales: dict[str, Tensor] = {}
 
@@ -213,7 +212,7 @@ class HPCM(nn.Module):
                     y, step.scale, y.new_zeros(y.shape[0], *grid(step.scale, *y.shape[1:3]), y.shape[3])
                 )
             r = ops.fold(scales[step.scale], step) - means
-            likelihood = logistic_likelihood(quantity(r), levels)
+            likelihood = logistic_likelihood(self.quantity(r), levels)
             y_hat = ste_round(r) + means
             if mask is not None:
                 keep = torch.from_numpy(mask).to(y.device)
@@ -221,7 +220,7 @@ class HPCM(nn.Module):
             parts.append(likelihood.flatten(1))
             return y_hat
 
-        likelihood_z = self.z_prior.likelihood(quantity(z)).flatten(1)
+        likelihood_z = self.z_prior.likelihood(self.quantity(z)).flatten(1)
         y_hat = walk(ops, self.config, ste_round(z), q, y.shape[1], y.shape[2], code)
         return y_hat, {"y": torch.cat(parts, 1), "z": likelihood_z}
 
@@ -322,6 +321,30 @@ def raw_from_integers(
     if layer.kind == "quality":
         return {"table": stored("table") * 2.0 ** -grids["h_s.z"]}
     return {t: stored(t) for t in (("gamma", "beta") if layer.kind == "norm" else ("scale",))}
+
+
+class WithoutContext(HPCM):
+    """The yardstick of the context model: means and scales from a 1x1 head on h_s alone, all in one step. It trains and
+    estimates, it does not code."""
+
+    def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
+        super().__init__(config, grids)
+        self.head = nn.Linear(config.features, 2 * config.latent)
+        nn.init.normal_(self.head.weight, std=0.3 / math.sqrt(config.features))
+        with torch.no_grad():
+            self.head.bias.copy_(torch.cat([torch.zeros(config.latent), torch.full((config.latent,), FIRST_LEVEL)]))
+
+    def estimate(
+        self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As HPCM.estimate."""
+        features = hyper_synthesis(ops or self.ops(), self.config, ste_round(z), q).x[:, : y.shape[1], : y.shape[2]]
+        with torch.autocast(y.device.type, enabled=False):
+            means, levels = self.head(features.float()).chunk(2, -1)
+        r = y - means
+        likelihood = logistic_likelihood(self.quantity(r), bounded(levels, 0, LEVELS - 1))
+        z_likelihood = self.z_prior.likelihood(self.quantity(z))
+        return ste_round(r) + means, {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
 
 
 def bits(likelihoods: Mapping[str, Tensor]) -> Tensor:

@@ -55,6 +55,7 @@ def cache(out: Path, folders: tuple[Path, ...]) -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--polite", is_flag=True, help="Leave cores to other work as it comes and goes.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--without-context", is_flag=True, help="The yardstick: a 1x1 head on h_s alone in the context's place.")
 def train(**options: object) -> None:
     """Train stage B (context, rate alone) or C (everything)."""
     from hpcmcodec.training.train import train as run

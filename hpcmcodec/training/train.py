@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hpcmcodec.model.config import PRESETS
 from hpcmcodec.model.float_ops import FloatOps
-from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, bits
+from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits
 from hpcmcodec.model.transforms import lmbda
 from hpcmcodec.numerics import CODE_MAX
 from hpcmcodec.training.data import Crops, validation_images
@@ -164,13 +164,14 @@ def train(
     device: str,
     polite: bool,
     seed: int,
+    without_context: bool,
 ) -> None:
     """Train until `steps` or SIGTERM; `run/last.pt` is written at every validation and at the end, and resumed from."""
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     fast = device != "cpu" or faster_in_bf16()
     joint = stage == "c"
-    model = HPCM(PRESETS[preset]).to(device)
+    model = (WithoutContext if without_context else HPCM)(PRESETS[preset]).to(device)
     last = run / "last.pt"
     resumed: dict[str, Any] | None = torch.load(last, map_location=device, weights_only=True) if last.exists() else None
     if resumed is not None:

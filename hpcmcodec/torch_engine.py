@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.hpcm import from_weights
 from hpcmcodec.numerics import MEAN_SHIFT, ExactOps, TorchNamespace, probe
-
-Progress = Callable[[float], None]
+from hpcmcodec.strips import Progress, analyse_strips, synthesise_strips
 
 
 class TorchEngine:
@@ -39,8 +37,6 @@ class TorchEngine:
         self.lock = threading.RLock()
 
     def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-        from hpcmcodec.codec import analyse_strips
-
         q = torch.tensor([quality / 10000], device=self.namespace.device)
 
         @torch.inference_mode()
@@ -51,8 +47,6 @@ class TorchEngine:
         return analyse_strips(run, pixels, self.config, tick)
 
     def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
-        from hpcmcodec.codec import synthesise_strips
-
         q = torch.tensor([quality / 10000], device=self.namespace.device)
 
         @torch.inference_mode()
