@@ -93,9 +93,9 @@ An entry of the stream table, for scale z, s1, s2, s3 and inside a scale for eac
     ======  =============  ===========================================================================================
     varint  length         bytes of the stream; 0 where the scale has no coded symbol in this tile
     crc     crc            of the stream
-    crc     latents crc    of the integers that a decoder gets from the stream, as 32-bit two's complement,
+    crc     latents crc    of the integers that a decoder gets for this scale and tile, as 32-bit two's complement,
                            little-endian, channel by channel, in each channel row by row: for z its values; for s1, s2
-                           and s3 the values y_hat (in the model's fixed point) at the positions that it codes
+                           and s3 the values y_hat (in the model's fixed point) at the positions that the scale codes
     ======  =============  ===========================================================================================
 
 What the bytes of a stream mean is defined by the model that the model id names; a decoder that does not have this model

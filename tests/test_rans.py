@@ -618,12 +618,9 @@ assert ans.RansEncoder().encode_with_indexes([0] * 4, [0] * 4, [[0, 60000, 65536
 
 
 def test_coding_imports_neither_compressai_nor_torch() -> None:
-    loaded = run_python(
-        "-c",
-        CODE
-        + "import sys; print(*sorted({name.partition('.')[0] for name in sys.modules} & {'compressai', 'torch', 'torchvision'}))",
-    )
-    assert loaded == ""
+    loaded = run_python("-c", CODE + "import sys; print(*{name.partition('.')[0] for name in sys.modules})")
+    assert "numpy" in loaded.split()
+    assert not {"compressai", "torch", "torchvision"} & set(loaded.split())
 
 
 def test_a_coder_that_the_program_has_imported_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def exact_ops(xp: Any = NUMPY) -> ExactOps:
 
 
 def latents(h: int, w: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """y (h, w, M) in sixteenths of a step, mostly small, sometimes far beyond the tables, and z in whole steps; float32."""
+    """y (h, w, M), sixteenths of a step, now and then far beyond the tables, and z, whole steps; both float32."""
     rng, config = np.random.RandomState(seed), load().config
     y = rng.standard_t(2, (h, w, config.latent)) * np.exp2(rng.randint(-3, 4, config.latent))
     z = rng.randint(-6, 7, (-(-h // 4), -(-w // 4), config.hyper))
@@ -89,7 +89,7 @@ def sha256(integers: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(integers, "<i4").tobytes()).hexdigest()
 
 
-# --- the maker: torch and onnx from here on -------------------------------------------------------------------------------
+# --- the maker: torch and onnx from here on ----------------------------------------------------------------------------
 
 
 def make_model() -> Any:
@@ -104,7 +104,7 @@ def make_model() -> Any:
     model = HPCM(TINY)
     with torch.no_grad():
         for name, value in model.raw.items():
-            value += (0.02 if value.ndim == 2 else 0.1) * torch.randn_like(value)
+            value.add_(torch.randn_like(value), alpha=0.02 if value.ndim == 2 else 0.1)
             if name.endswith("bias") and ("/head/" in name or "/first/" in name):
                 half = len(value) // 2
                 value[:half] += 2 * torch.randn(half)
@@ -112,12 +112,12 @@ def make_model() -> Any:
             if name.endswith("weight") and ("/head/" in name or "/first/" in name):
                 value *= 4
             if name.endswith("boost"):
-                value += 3 * torch.randn_like(value)
+                value.add_(torch.randn_like(value), alpha=3)
         for scale in (model.gain, model.ungain):
-            scale.log_scale += 0.2 * torch.randn_like(scale.log_scale)
+            scale.log_scale.add_(torch.randn_like(scale.log_scale), alpha=0.2)
         spread = torch.linspace(0, 2.5, TINY.latent)
-        model.gain.log_scale += spread
-        model.ungain.log_scale -= spread
+        model.gain.log_scale.add_(spread)
+        model.ungain.log_scale.sub_(spread)
     model.eval()
     x = torch.stack([torch.from_numpy(picture(128, 128, s)).permute(2, 0, 1).float() / 255 for s in range(4)])
     for _ in range(4):

@@ -81,11 +81,30 @@ def pack(state: Path, out: Path) -> None:
 @click.option("--crops", default=120, show_default=True, help="Crops of 384 pixels to fit the tables to.")
 def export(state: Path, name: str, out: Path, cache: Path, crops: int) -> None:
     """Write the weights and graphs that ship from STATE (last.pt, or a packed state)."""
-    from hpcmcodec.training.export import crops_at_all_qualities, load_run
+    from hpcmcodec.training.export import crops_at_all_qualities
     from hpcmcodec.training.export import export as run
+    from hpcmcodec.training.report import load_state
 
-    model_id = run(load_run(state), name, out, crops_at_all_qualities(cache, crops))
+    model_id = run(load_state(state), name, out, crops_at_all_qualities(cache, crops))
     click.echo(f"{name}: model id {model_id.hex()}")
+
+
+@main.command()
+@click.argument("state", type=click.Path(exists=True, path_type=Path))
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.option("--qualities", default="10,30,50,70,90", show_default=True)
+@click.option("--against", type=click.Path(exists=True, path_type=Path), help="Another state, --without-context's say.")
+def worth(state: Path, folder: Path, qualities: str, against: Path | None) -> None:
+    """Estimated bpp of STATE over the PNGs of FOLDER: exact arithmetic against float, or against another state."""
+    from hpcmcodec.training.report import load_state, mean_bpp
+
+    steps = [float(v) for v in qualities.split(",")]
+    model = load_state(state)
+    ours = mean_bpp(model, folder, steps, fake=against is None)
+    theirs = mean_bpp(load_state(against) if against else model, folder, steps, fake=False)
+    for q, a, b in zip(steps, ours, theirs, strict=True):
+        click.echo(f"q {q:5.1f}  {a:.4f} bpp against {b:.4f}: {100 * (a / b - 1):+.2f}%")
+    click.echo(f"mean of the ratios: {100 * (sum(a / b for a, b in zip(ours, theirs, strict=True)) / len(steps) - 1):+.2f}%")
 
 
 if __name__ == "__main__":

@@ -58,16 +58,6 @@ class _SynthesisGraph(nn.Module):
         return (x_hat[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def load_run(path: Path) -> HPCM:
-    """The EMA of a run (`last.pt`) or of a packed state."""
-    from hpcmcodec.model.config import PRESETS
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model = HPCM(PRESETS[state["preset"]], state["grids"])
-    model.load_state_dict({k: v.float() for k, v in state["ema"].items()})
-    return model.eval()
-
-
 def export(
     model: HPCM,
     name: str,
