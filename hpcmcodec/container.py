@@ -94,8 +94,9 @@ An entry of the stream table, for scale z, s1, s2, s3 and inside a scale for eac
     varint  length         bytes of the stream; 0 where the scale has no coded symbol in this tile
     crc     crc            of the stream
     crc     latents crc    of the integers that a decoder gets for this scale and tile, as 32-bit two's complement,
-                           little-endian, channel by channel, in each channel row by row: for z its values; for s1, s2
-                           and s3 the values y_hat (in the model's fixed point) at the positions that the scale codes
+                           little-endian, in the order of coding: for z its values, channel by channel, in each channel
+                           row by row; for s1, s2 and s3 the values y_hat (in the model's fixed point) at the positions
+                           that the scale codes, step by step, in each step as for z
     ======  =============  ===========================================================================================
 
 What the bytes of a stream mean is defined by the model that the model id names; a decoder that does not have this model

@@ -89,7 +89,7 @@ def sha256(integers: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(integers, "<i4").tobytes()).hexdigest()
 
 
-# --- the maker: torch and onnx from here on ----------------------------------------------------------------------------
+# --- the maker: torch and onnx from here on ---------------------------------------------------------------------------
 
 
 def make_model() -> Any:

@@ -1,0 +1,911 @@
+"""Exact arithmetic: sums to the bit, everything else within its rounding, and the same bits in numpy and torch."""
+
+from __future__ import annotations
+
+import contextlib
+import decimal
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hpcmcodec import weights
+from hpcmcodec.codec import LightEngine
+from hpcmcodec.errors import IntegrityError
+from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.entropy import declare
+from hpcmcodec.model.memory import MemoryBank
+from hpcmcodec.numerics import (
+    CHUNK,
+    CODE_MAX,
+    LEVELS,
+    MEAN_MAX,
+    NUMPY,
+    SUM_BOUND,
+    WEIGHT_ONE,
+    Act,
+    ExactOps,
+    NumpyNamespace,
+    TorchNamespace,
+    chunks,
+    exact_exp,
+    exp_table,
+    interpolate,
+    memory_weight_table,
+    probe,
+    quantise_rows,
+    rsqrt,
+    sigmoid_table,
+)
+from hpcmcodec.torch_engine import TorchEngine
+
+TORCH = TorchNamespace()
+NAMESPACES = pytest.mark.parametrize("xp", [NUMPY, TORCH], ids=["numpy", "torch"])
+CODES = st.integers(-CODE_MAX, CODE_MAX)
+HALF = 0.5 + 2.0**-9
+"""Rounding to a code, and what float32's own roundings (a few times 2^-24 of 2047) can add to it."""
+
+
+def codes(seed: int, *shape: int, largest: int = CODE_MAX) -> np.ndarray:
+    return np.random.RandomState(seed).randint(-largest, largest + 1, shape).astype(np.float32)
+
+
+def run_op(xp: Any, op: Callable[[Callable[[np.ndarray, str], Act]], Any]) -> np.ndarray:
+    """The array that `op` gives; it makes its activations by the function that it gets."""
+    with torch.no_grad():
+        out = op(lambda x, grid: Act(xp.array(x.copy()), grid))
+    return np.array(xp.numpy(out.x if isinstance(out, Act) else out))
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal in dtype, shape and value; the sign of zero is not part of the promise."""
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
+
+
+def digest(*pieces: np.ndarray) -> str:
+    h = hashlib.sha256()
+    for piece in pieces:
+        h.update(np.ascontiguousarray(piece).tobytes())
+    return h.hexdigest()
+
+
+# --- elementary functions ---------------------------------------------------------------------------------------------
+
+
+def relative_error(found: float, exact: decimal.Decimal) -> float:
+    return float(abs(decimal.Decimal(found) / exact - 1))
+
+
+@given(st.floats(-700, 700))
+def test_exp_is_within_3e_16_of_the_true_value(x: float) -> None:
+    with decimal.localcontext(prec=50):
+        assert relative_error(float(exact_exp(np.array([x]))[0]), decimal.Decimal(x).exp()) < 3e-16
+
+
+@given(st.floats(-300, 300).map(lambda e: 2.0**e))
+@NAMESPACES
+def test_reciprocal_root_is_within_4e_16_of_the_true_value(xp: Any, x: float) -> None:
+    r = Fraction(float(xp.numpy(rsqrt(xp, xp.array(np.array([x]))))[0]))
+    assert abs(r * r * Fraction(x) - 1) < 2 * 4e-16
+
+
+def test_tables_are_the_functions_that_they_stand_for() -> None:
+    x = np.arange(-CODE_MAX, CODE_MAX + 1) / 256
+    np.testing.assert_allclose(exp_table(8), np.exp(x), rtol=1e-15)
+    np.testing.assert_allclose(sigmoid_table(8), 1 / (1 + np.exp(-x)), rtol=2.0**-23)
+    d = np.arange(8193) / 4096
+    np.testing.assert_allclose(memory_weight_table(0.1), WEIGHT_ONE / (1 + np.exp(-d / 0.1)), rtol=0, atol=0.5 + 1e-9)
+
+
+@given(arrays(np.int32, (3, 4), elements=CODES), st.integers(0, 10000))
+def test_quality_table_is_interpolated_to_the_nearest_integer(table: np.ndarray, quality: int) -> None:
+    for column, found in zip(table.T.tolist(), interpolate(table, quality), strict=True):
+        position = Fraction(quality * 2, 10000)
+        i = min(int(position), 1)
+        exact = column[i] + (column[i + 1] - column[i]) * (position - i)
+        assert abs(found - exact) <= Fraction(1, 2)
+
+
+# Prints digests of the tables, of Bi-WKV's constants, of a product larger than a BLAS kernel's blocks, and of all that
+# the tiny model decodes from a file. Runs under other instruction sets and thread counts below.
+DIGESTS = """
+import hashlib, os, sys
+import numpy as np
+import tiny
+from hpcmcodec import codec
+from hpcmcodec.numerics import NUMPY, exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.ops.biwkv import decay_powers, own_factor
+
+rng = np.random.RandomState(5)
+x = np.arange(-700_000, 700_001) / np.full(1, 1000.0)
+c = np.arange(-64, 65, dtype=np.float32) / np.full(1, 4, np.float32)
+a = rng.randint(-2047, 2048, (1500, 256)).astype(np.float32)
+w = rng.randint(-32, 33, (256, 384)).astype(np.float32)
+pieces = [exact_exp(x), rsqrt(NUMPY, exact_exp(x)), exp_table(8), sigmoid_table(8), memory_weight_table(0.1)]
+pieces += [t for n in (1, 63, 1536) for t in (decay_powers(c, n), own_factor(c, n))]
+print("tables", hashlib.sha256(b"".join(p.tobytes() for p in pieces)).hexdigest())
+print("product", hashlib.sha256(np.matmul(a, w).tobytes()).hexdigest())
+with tiny.installed():
+    y_hat = codec.decode_latents((tiny.DATA / "tiny-131x77.hpcm").read_bytes(), engine="light")
+print("latents", tiny.sha256(y_hat))
+print("threads", len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0)
+"""
+DISPATCHED = """
+from numpy.version import version
+if version.startswith("1."):
+    from numpy.core._multiarray_umath import __cpu_dispatch__
+else:
+    from numpy._core._multiarray_umath import __cpu_dispatch__
+print(" ".join(__cpu_dispatch__))
+"""
+
+
+def python(script: str, **environment: str) -> str:
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    base = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_", "NPY_"))}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env=base | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def digests(**environment: str) -> dict[str, str]:
+    return dict(line.split() for line in python(DIGESTS, **environment).splitlines())
+
+
+def test_tables_and_products_have_the_same_bits_under_every_instruction_set_and_thread_count() -> None:
+    features = python(DISPATCHED).strip()
+    here = digests(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    oldest = digests(
+        OPENBLAS_NUM_THREADS="1", OPENBLAS_CORETYPE="Prescott", NPY_DISABLE_CPU_FEATURES=features, OMP_NUM_THREADS="1"
+    )
+    threaded = digests(OPENBLAS_NUM_THREADS="3", OMP_NUM_THREADS="3")
+    if int(here["threads"]) and (os.cpu_count() or 1) > 1:
+        assert int(threaded.pop("threads")) > int(here["threads"])
+    for found in (oldest, threaded):
+        assert {k: found[k] for k in ("tables", "product", "latents")} == {
+            k: here[k] for k in ("tables", "product", "latents")
+        }
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 1200), min_size=1, max_size=4))
+def test_chunks_cover_every_input_once_in_pieces_of_at_most_256(widths: list[int]) -> None:
+    covered = [(part, i) for part, a, b in chunks(widths) for i in range(a, b)]
+    assert covered == [(part, i) for part, n in enumerate(widths) for i in range(n)]
+    assert all(0 < b - a <= CHUNK for _, a, b in chunks(widths))
+
+
+ROWS = st.integers(1, CHUNK).flatmap(
+    lambda n: st.tuples(
+        arrays(np.float32, (3, n), elements=st.floats(-1, 1, width=32), fill=st.sampled_from([0.0, 1.0, -1.0])),
+        st.sampled_from([0.0, 2.0**-140, 1e-30, 1.0, 1e30]),
+    )
+)
+
+
+@given(ROWS)
+def test_quantised_rows_keep_the_bound_and_are_within_half_a_step(rows: tuple[np.ndarray, float]) -> None:
+    w = (rows[0].astype(np.float64) * rows[1]).astype(np.float32).astype(np.float64)
+    integers, step = quantise_rows(w)
+    assert (integers.dtype, step.dtype) == (np.int16, np.float32)
+    total = np.abs(integers.astype(np.int64)).sum(1) * CODE_MAX
+    assert total.max() < SUM_BOUND
+    assert (step > 0).all()
+    assert (np.abs(integers * step[:, None].astype(np.float64) - w) <= 0.5 * step[:, None].astype(np.float64)).all()
+    # Nothing is given away: a step a hundredth smaller would break the bound, or int16, before rounding is counted.
+    n = w.shape[1]
+    used = (np.abs(w).sum(1) / (step * 0.99)) * CODE_MAX + n / 2 * CODE_MAX
+    peak = np.abs(w).max(1) / (step * 0.99)
+    normal = step > 1e-37
+    assert ((used >= SUM_BOUND) | (peak > 32767) | (w == 0).all(1))[normal].all()
+
+
+@given(arrays(np.float32, (3, 5), elements=st.floats(-1, 1, width=32)))
+def test_a_row_of_zeros_stays_zero_beside_others(w: np.ndarray) -> None:
+    w[1] = 0
+    integers, step = quantise_rows(w)
+    assert not integers[1].any()
+    assert step[1] > 0
+
+
+def linear_tensors(seed: int, widths: Sequence[int], out: int) -> dict[str, np.ndarray]:
+    """A linear layer "l" whose weights use the bound up; its step makes outputs fill the range of codes."""
+    rng = np.random.RandomState(seed)
+    pieces = [quantise_rows(rng.standard_t(3, (out, b - a))) for _, a, b in chunks(widths)]
+    return {
+        "l.weight": np.concatenate([i for i, _ in pieces], 1),
+        "l.step": np.stack([s for _, s in pieces]) * np.float32(0.02),
+        "l.bias": rng.standard_normal(out).astype(np.float32),
+        "l.widths": np.array(widths, np.int32),
+    }
+
+
+def int64_sums(inputs: Sequence[np.ndarray], weight: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+    """The sum of each chunk by int64 arithmetic."""
+    out, start = [], 0
+    for part, a, b in chunks(widths):
+        x = inputs[part][..., a:b].astype(np.int64)
+        out.append(x @ weight[:, start : start + b - a].T.astype(np.int64))
+        start += b - a
+    return out
+
+
+@NAMESPACES
+@pytest.mark.parametrize("widths", [(1,), (256,), (257,), (700,), (16, 16), (300, 5, 320)], ids=str)
+@pytest.mark.parametrize("extreme", [False, True], ids=["random codes", "largest codes"])
+def test_linear_is_int64_arithmetic_to_the_bit(xp: Any, widths: Sequence[int], extreme: bool) -> None:
+    tensors = linear_tensors(1, widths, 24)
+    grids = {"out": 6} | {f"in{i}": 5 + i for i in range(len(widths))}
+    ops = ExactOps(xp, tensors, grids)
+    inputs = [codes(i, 1, 9, 11, n) for i, n in enumerate(widths)]
+    if extreme:  # every product of the first output has one sign: its sum comes as close to 2^24 as any can
+        signs = np.split(np.where(tensors["l.weight"][0] < 0, -CODE_MAX, CODE_MAX), np.cumsum(widths)[:-1])
+        for x, s in zip(inputs, signs, strict=True):
+            x[0, 0, 0] = s
+    got = run_op(xp, lambda act: ops.linear([act(x, f"in{i}") for i, x in enumerate(inputs)], "l", 24, "out"))
+    sums = int64_sums(inputs, tensors["l.weight"], widths)
+    dtype = np.float32 if len(sums) == 1 else np.float64
+    expected = np.zeros((1, 9, 11, 24), dtype)
+    for i, (part, _, _) in enumerate(chunks(widths)):
+        scale = tensors["l.step"][i].astype(dtype) * dtype(2.0 ** (grids["out"] - grids[f"in{part}"]))
+        expected = expected + sums[i].astype(dtype) * scale
+    expected = expected + tensors["l.bias"].astype(dtype) * dtype(2.0 ** grids["out"])
+    expected = np.clip(np.rint(expected), -CODE_MAX, CODE_MAX).astype(np.float32)
+    assert len(np.unique(expected)) > 100
+    assert same_bits(got, expected)
+
+
+@NAMESPACES
+def test_head_gives_wide_means_and_levels_in_range_as_int32(xp: Any) -> None:
+    tensors = linear_tensors(2, (64,), 16)
+    tensors["l.step"] = tensors["l.step"] * np.float32(200)
+    x = codes(3, 1, 5, 7, 64)
+    ops = ExactOps(xp, tensors, {"in": 4})
+    means, levels = ops.head(Act(xp.array(x), "in"), "l", 8)
+    acc = int64_sums([x], tensors["l.weight"], (64,))[0].astype(np.float32)
+    out = np.rint(acc * tensors["l.step"][0] + tensors["l.bias"] * np.float32(16))
+    assert same_bits(xp.numpy(means), np.clip(out[..., :8], -MEAN_MAX, MEAN_MAX).astype(np.int32))
+    assert same_bits(xp.numpy(levels), np.clip(out[..., 8:], 0, LEVELS - 1).astype(np.int32))
+    assert np.abs(out[..., :8]).max() > MEAN_MAX  # the clamp has something to do
+
+
+@NAMESPACES
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 5)], ids=str)
+def test_depthwise_is_int64_arithmetic_to_the_bit(xp: Any, size: tuple[int, int]) -> None:
+    h, w = size
+    weight, step = quantise_rows(np.random.RandomState(4).standard_t(3, (12, 9)))
+    tensors = {"d.weight": weight, "d.step": step[None] * np.float32(0.02), "d.bias": codes(5, 12) / np.float32(4096)}
+    x = codes(6, 1, h, w, 12)
+    got = run_op(xp, lambda act: ExactOps(xp, tensors, {"in": 3, "out": 5}).depthwise(act(x, "in"), "d", "out"))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(np.int64)
+    acc = np.zeros((1, h, w, 12), np.int64)
+    for i in range(9):
+        acc += padded[:, i // 3 : i // 3 + h, i % 3 : i % 3 + w] * weight[:, i].astype(np.int64)
+    out = acc.astype(np.float32) * (tensors["d.step"][0] * np.float32(4)) + tensors["d.bias"] * np.float32(32)
+    assert same_bits(got, np.clip(np.rint(out), -CODE_MAX, CODE_MAX))
+
+
+# --- the bound --------------------------------------------------------------------------------------------------------
+
+
+def all_models() -> dict[str, weights.Weights]:
+    return {name: weights.load_file(path) for name, path in weights.packaged().items()} | {tiny.NAME: tiny.load()}
+
+
+@pytest.mark.parametrize("name", [*weights.packaged(), tiny.NAME])
+def test_no_partial_sum_of_any_stored_layer_reaches_2_24(name: str) -> None:
+    w = all_models()[name]
+    layers, grids = declare(w.config)
+    assert sorted(w.grids) == grids
+    entropy = w.under("entropy")
+    with_weights = [n for n, layer in layers.items() if layer.kind in ("linear", "head", "depthwise", "omnishift")]
+    assert {n.removesuffix(".weight") for n in entropy if n.endswith(".weight")} == set(with_weights)
+    for layer in with_weights:
+        stored = entropy[f"{layer}.weight"]
+        assert stored.dtype == np.int16
+        assert stored.shape == (layers[layer].out, sum(layers[layer].widths))
+        # The largest sum of magnitudes over a chunk bounds every partial sum, in any order.
+        start, pieces = 0, chunks(layers[layer].widths)
+        for _, a, b in pieces:
+            magnitudes = np.abs(stored[:, start : start + b - a].astype(np.int64)).sum(1)
+            assert magnitudes.max() * CODE_MAX < SUM_BOUND, layer
+            start += b - a
+        assert start == stored.shape[1]
+        assert entropy[f"{layer}.step"].shape == (len(pieces), layers[layer].out)
+
+
+def tampered(name: str, value: np.ndarray) -> weights.Weights:
+    w = tiny.load()
+    assert f"entropy.{name}" in w.tensors
+    return w._replace(tensors=w.tensors | {f"entropy.{name}": value})
+
+
+def broken_weights() -> Iterator[tuple[str, weights.Weights]]:
+    w = tiny.load().under("entropy")
+    for layer in ("s3.cell.in", "s3.cell.block.spatial.shift"):
+        beyond = w[f"{layer}.weight"].copy()
+        beyond[3] = 1000 if beyond.shape[1] == 9 else 600
+        yield f"bound of {layer}", tampered(f"{layer}.weight", beyond)
+    yield "too few inputs", tampered("s3.cell.in.weight", w["s3.cell.in.weight"][:, :-1])
+    yield "too many steps", tampered("s3.cell.in.step", np.concatenate([w["s3.cell.in.step"]] * 2))
+    yield "weights that are not int16", tampered("s3.cell.in.weight", w["s3.cell.in.weight"].astype(np.float32) * 99)
+
+
+BROKEN = dict(broken_weights())
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_tampered_weights_are_refused_at_load(what: str) -> None:
+    with pytest.raises(IntegrityError, match=r"s3\.cell"):
+        LightEngine(BROKEN[what])
+
+
+@pytest.mark.parametrize("what", [what for what in BROKEN if what.startswith("bound")])
+def test_tampered_weights_are_refused_by_the_torch_engine_too(what: str) -> None:
+    with pytest.raises(IntegrityError, match=r"s3\.cell"):
+        TorchEngine(BROKEN[what], "cpu")
+
+
+# --- operations against plain formulas --------------------------------------------------------------------------------
+
+
+def plain(
+    tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], xp: Any = NUMPY
+) -> tuple[ExactOps, Callable[[np.ndarray, str], Act]]:
+    return ExactOps(xp, tensors, grids), lambda x, grid: Act(xp.array(x.copy()), grid)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-x.astype(np.float64))))
+
+
+@given(arrays(np.float32, (1, 2, 3, 16), elements=CODES))
+def test_norm_is_layer_norm_with_an_epsilon_of_one_squared_code(x: np.ndarray) -> None:
+    gamma, beta = (np.random.RandomState(7).standard_normal((2, 16)) + 1).astype(np.float32)
+    ops, act = plain({"n.gamma": gamma, "n.beta": beta}, {"in": 5, "out": 7})
+    centred = x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64)
+    expected = (centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1) * gamma + beta) * 2.0**7
+    got = ops.norm(act(x, "in"), "n", "out").x
+    assert np.abs(got - np.clip(expected, -CODE_MAX, CODE_MAX)).max() <= HALF
+
+
+def test_norm_is_exact_where_sums_of_squares_pass_2_24() -> None:
+    x = np.full((1, 1, 1, 128), CODE_MAX, np.float32)
+    x[..., ::2] = -CODE_MAX
+    x[..., 0] = CODE_MAX
+    ops, act = plain({"n.gamma": np.ones(128, np.float32), "n.beta": np.zeros(128, np.float32)}, {"in": 0, "out": 10})
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean()) / np.sqrt(wide.var() + 1) * 1024
+    assert np.abs(ops.norm(act(x, "in"), "n", "out").x - expected).max() <= HALF
+
+
+@given(arrays(np.float32, (1, 2, 2, 5), elements=CODES), arrays(np.float32, (1, 2, 2, 5), elements=CODES))
+def test_gate_and_blend_are_sigmoids_of_the_code(r: np.ndarray, a: np.ndarray) -> None:
+    ops, act = plain({}, {"sigmoid": 8, "x": 4})
+    s = sigmoid(r / 256)
+    assert np.abs(ops.gate(act(r, "sigmoid"), act(a, "x")).x - s * a).max() <= HALF
+    b = a[:, :1, :1, ::-1]
+    assert np.abs(ops.blend(act(r, "sigmoid"), act(b, "x"), act(a, "x")).x - (s * b + (1 - s) * a)).max() <= HALF
+
+
+@given(arrays(np.float32, (1, 1, 2, 9), elements=CODES), st.integers(-12, 0))
+def test_relu_squared_lrelu_and_scale_act_on_the_code(x: np.ndarray, e: int) -> None:
+    scale = np.linspace(-3, 3, 9, dtype=np.float32)
+    ops, act = plain({"c.scale": scale}, {"in": 4, "out": 8 + e})
+    squared = np.maximum(x.astype(np.float64), 0) ** 2 * 2.0**e
+    assert np.abs(ops.relu_squared(act(x, "in"), "out").x - np.minimum(squared, CODE_MAX)).max() <= HALF
+    assert np.abs(ops.lrelu(act(x, "in")).x - np.where(x > 0, x, 0.1 * x.astype(np.float64))).max() <= HALF
+    scaled = np.clip(x * scale.astype(np.float64), -CODE_MAX, CODE_MAX)
+    assert np.abs(ops.channel_scale(act(x, "in"), "c").x - scaled).max() <= HALF
+
+
+@given(arrays(np.float32, (2, 1, 3, 4), elements=CODES), arrays(np.float32, (2, 1, 3, 4), elements=CODES))
+def test_add_is_clamped_and_refuses_other_grids(a: np.ndarray, b: np.ndarray) -> None:
+    ops, act = plain({}, {"a": 3, "b": 4})
+    np.testing.assert_array_equal(ops.add(act(a, "a"), act(b, "a")).x, np.clip(a + b, -CODE_MAX, CODE_MAX))
+    with pytest.raises(ValueError, match="grids"):
+        ops.add(act(a, "a"), act(b, "b"))
+    with pytest.raises(ValueError, match="grids"):
+        ops.blend(act(a, "a"), act(a, "a"), act(b, "b"))
+
+
+@NAMESPACES
+def test_pool_is_the_mean_also_where_the_sum_passes_2_24(xp: Any) -> None:
+    x = np.full((1, 128, 128, 3), CODE_MAX - 1, np.float32)  # 2^14 positions: a sum of 2^25
+    x[0, :, ::2, 0] = CODE_MAX
+    x[0, 0, 0, 1] = 1
+    x[..., 2] = codes(8, 1, 128, 128)
+    ops, act = plain({}, {"in": 4, "out": 4}, xp)
+    got = xp.numpy(ops.pool(act(x, "in"), "out").x)
+    assert got.shape == (1, 1, 1, 3)
+    assert np.abs(got - x.mean((1, 2), keepdims=True, dtype=np.float64)).max() <= 0.5
+    assert float(abs(xp.numpy(ops.pool(act(x[:, :5, :7] // 256, "in"), "out").x)).max()) <= 8
+
+
+@given(st.integers(0, 10**6), st.integers(2, 4))
+def test_recall_is_softmax_over_the_two_most_similar(seed: int, references: int) -> None:
+    ops, act = plain({}, {"k": 3, "v": 4})
+    q, keys, values = codes(seed, 1, 1, 1, 4), codes(seed + 1, references, 4), codes(seed + 2, references, 6)
+    got = ops.recall(
+        act(q, "k"), [act(k[None, None, None], "k") for k in keys], [act(v[None, None, None], "v") for v in values], 0.1
+    )
+    wide = keys.astype(np.float64)
+    norms = np.sqrt((wide**2).sum(1) + 1) * np.sqrt((q.astype(np.float64) ** 2).sum() + 1)
+    sims = np.rint(wide @ q[0, 0, 0].astype(np.float64) / norms * 4096) / 4096  # similarities count in steps of 1/4096
+    first, second = np.argsort(-sims, kind="stable")[:2]
+    w = 1 / (1 + np.exp(-(sims[first] - sims[second]) / 0.1))
+    expected = w * values[first].astype(np.float64) + (1 - w) * values[second]
+    # The weights are integers of 2^15: half of that step times a difference of at most 4094 adds to the rounding.
+    assert np.abs(got.x[0, 0, 0] - expected).max() <= 0.5 + 0.5 / WEIGHT_ONE * 2 * CODE_MAX + 1e-9
+
+
+@NAMESPACES
+def test_ties_of_similarity_go_to_the_older_references(xp: Any) -> None:
+    ops, act = plain({}, {"k": 3, "v": 4}, xp)
+    values = [np.full((1, 1, 1, 1), v, np.float32) for v in (1000, 500, -700, 20)]
+    same = [act(np.full((1, 1, 1, 4), 7), "k") for _ in values]
+    recalled = ops.recall(same[0], same, [act(v, "v") for v in values], 0.1)
+    assert recalled.x.item() == 750  # (1000 + 500) / 2
+    better = [act(np.array([[[[7, 7, 7, 1]]]], np.float32), "k"), *same[1:]]
+    assert ops.recall(same[0], better, [act(v, "v") for v in values], 0.1).x.item() == -100  # (500 - 700) / 2
+
+
+def test_one_reference_is_recalled_as_it_is() -> None:
+    ops, act = plain({}, {"k": 3, "v": 4})
+    value = codes(9, 1, 1, 1, 6)
+    got = ops.recall(act(codes(1, 1, 1, 1, 4), "k"), [act(codes(2, 1, 1, 1, 4), "k")], [act(value, "v")], 0.1)
+    np.testing.assert_array_equal(got.x, value)
+
+
+@NAMESPACES
+def test_memory_forgets_the_oldest_beyond_four(xp: Any) -> None:
+    config = tiny.load().config
+    memory = MemoryBank(
+        tiny.exact_ops(xp), "memory", config.memory_references, config.memory_compression, config.memory_temperature
+    )
+    carries = [codes(i, 1, 3, 5, config.width, largest=400) for i in range(6)]
+    for x in carries:
+        memory.add(Act(xp.array(x), "s3.carry"))
+    kept = MemoryBank(
+        memory.ops, "memory", config.memory_references, config.memory_compression, config.memory_temperature
+    )
+    for x in carries[2:]:
+        kept.add(Act(xp.array(x), "s3.carry"))
+    assert len(memory.keys) == len(memory.values) == 4
+    current = Act(xp.array(carries[0]), "s3.carry")
+    a, b = (xp.numpy(m.retrieve_and_fuse(current).x) for m in (memory, kept))
+    assert same_bits(a, b)
+
+
+@given(arrays(np.int32, (1, 2, 2, 3), elements=st.integers(-(2**20) * 16 - 2**16, 2**20 * 16 + 2**16)))
+def test_context_sees_y_hat_in_eighths_rounded_half_up(y_hat: np.ndarray) -> None:
+    ops, _ = plain({}, {"y": 3})
+    got = ops.latent_code(y_hat)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, np.clip(np.floor((y_hat + 1) / 2), -CODE_MAX, CODE_MAX))
+
+
+@given(arrays(np.int32, (1, 1, 2, 8), elements=st.integers(-(2**20), 2**20)), st.integers(0, 10000))
+def test_hyper_latent_is_z_on_its_grid_plus_the_bias_of_the_quality(z: np.ndarray, quality: int) -> None:
+    ops = tiny.exact_ops()
+    bias = np.array(interpolate(ops.tensors["h_s.quality.table"], quality))
+    scaled = np.clip(z.astype(np.int64) << tiny.load().grids["h_s.z"], -CODE_MAX, CODE_MAX)
+    got = ops.hyper_latent(z, "h_s.quality", "h_s.z", [quality])
+    np.testing.assert_array_equal(got.x, np.clip(scaled + bias, -CODE_MAX, CODE_MAX))
+
+
+# --- numpy and torch --------------------------------------------------------------------------------------------------
+
+BLOCK = "s3.cell.block"
+OPERATIONS: dict[str, Callable[[ExactOps, Callable[[np.ndarray, str], Act], np.ndarray, np.ndarray], Any]] = {
+    "linear": lambda o, act, a, b: o.linear(act(a, "s3.context"), "s3.prior.0.up", 32),
+    "linear of two": lambda o, act, a, b: o.linear([act(a, "s3.context"), act(b, "s3.carry")], "s3.cell.in", 16),
+    "head": lambda o, act, a, b: o.xp.concat(list(o.head(act(a, "s3.context"), "s3.head.2", 2)), 3),
+    "depthwise": lambda o, act, a, b: o.depthwise(act(a, "s3.context"), "s3.prior.0.dw"),
+    "norm": lambda o, act, a, b: o.norm(act(a, "s3.cell.in"), f"{BLOCK}.norm1"),
+    "lrelu": lambda o, act, a, b: o.lrelu(act(a, "s3.context")),
+    "relu squared": lambda o, act, a, b: o.relu_squared(act(a, f"{BLOCK}.channel.k"), f"{BLOCK}.channel.k2"),
+    "gate": lambda o, act, a, b: o.gate(act(a, "sigmoid"), act(b, "s3.carry")),
+    "blend": lambda o, act, a, b: o.blend(act(a, "sigmoid"), act(b[:, :1, :1], "s3.carry"), act(b, "s3.carry")),
+    "add": lambda o, act, a, b: o.add(act(a, "s3.carry"), act(b, "s3.carry")),
+    "channel scale": lambda o, act, a, b: o.channel_scale(act(a, "s3.context"), "step7.scale"),
+    "wkv": lambda o, act, a, b: o.wkv(act(a, "exp"), act(b, f"{BLOCK}.spatial.v"), f"{BLOCK}.spatial.wkv"),
+    "pool": lambda o, act, a, b: o.pool(act(a, "s3.carry"), "memory.pool"),
+    "recall": lambda o, act, a, b: o.recall(
+        act(a[:, :1, :1], "memory.query"),
+        [act(x, "memory.key") for x in (b[:, :1, :1], a[:, -1:, -1:], b[:, -1:, :1])],
+        [act(x, "s3.carry") for x in (a[:, :1, :1], b[:, :1, :1], a[:, -1:, -1:])],
+        0.1,
+    ),
+    "hyper latent": lambda o, act, a, b: o.hyper_latent(
+        o.xp.cast(act(a[..., :8], "").x, o.xp.i4), "h_s.quality", "h_s.z", [3333]
+    ),
+    "latent code": lambda o, act, a, b: o.latent_code(o.xp.cast(act(a, "").x, o.xp.i4)),
+}
+IMAGES = st.tuples(st.integers(1, 4), st.integers(1, 5)).flatmap(
+    lambda s: arrays(np.float32, (2, 1, *s, 16), elements=CODES)
+)
+FLOWS = ("empty_latent", "gather", "scatter", "unfold")  # they move values and compute nothing: the whole walk has them
+
+
+def test_every_operation_is_compared() -> None:
+    named = {name.replace(" ", "_").removesuffix("_of_two") for name in OPERATIONS}
+    assert named == {n for n, v in vars(ExactOps).items() if callable(v) and not n.startswith("_")} - set(FLOWS)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@settings(max_examples=30)
+@given(images=IMAGES)
+def test_operation_gives_the_same_bits_in_numpy_and_torch(name: str, images: np.ndarray) -> None:
+    results = [
+        run_op(xp, lambda act, xp=xp: OPERATIONS[name](tiny.exact_ops(xp), act, *images)) for xp in (NUMPY, TORCH)
+    ]
+    assert same_bits(*results)
+    assert results[0].dtype in (np.float32, np.int32)
+    assert np.array_equal(results[0], np.rint(results[0]))
+
+
+def test_elementary_functions_have_the_same_bits_in_torch() -> None:
+    x = exact_exp(np.linspace(-600, 600, 10_001))
+    assert same_bits(rsqrt(NUMPY, x), TORCH.numpy(rsqrt(TORCH, TORCH.array(x))))
+
+
+# --- the probe --------------------------------------------------------------------------------------------------------
+
+
+@NAMESPACES
+def test_probe_passes_here(xp: Any) -> None:
+    probe(xp)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda a, b: np.matmul(a, b) * np.float32(1 + 2.0**-23),
+        lambda a, b: (
+            np.matmul(a, torch.from_numpy(b).bfloat16().float().numpy() if b.max() > 256 else b) + (b.size > 9)
+        ),
+        lambda a, b: torch.matmul(torch.from_numpy(a).bfloat16(), torch.from_numpy(b).bfloat16()).float().numpy(),
+        lambda a, b: np.matmul(*((t.view(np.int32) & np.int32(-8192)).view(np.float32) for t in (a, b))),
+        lambda a, b: np.matmul(*(t.astype(np.float16).astype(np.float32) for t in (a, b))),
+    ],
+    ids=["last bit", "off by one", "bfloat16", "TF32 (10 bits)", "float16 (10 bits)"],
+)
+def test_probe_raises_where_products_are_not_exact(damage: Any) -> None:
+    class Damaged(NumpyNamespace):
+        def matmul(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return np.asarray(damage(a, b), np.float32)
+
+    with pytest.raises(IntegrityError, match="not exact on this machine"):
+        probe(Damaged())
+
+
+# --- the trace --------------------------------------------------------------------------------------------------------
+# The whole exact walk runs over arrays that record every operator that touches them. What may occur is listed: IEEE
+# add, subtract, multiply, divide; exact integer operators and comparisons; integer sums in float64; rounding; moves.
+
+NUMPY_ELEMENTWISE = {"add", "subtract", "multiply", "divide", "negative", "absolute", "maximum", "minimum", "clip"}
+NUMPY_EXACT = {"rint", "equal", "greater", "right_shift", "left_shift", "matmul"}
+NUMPY_MOVEMENT = {"concatenate", "stack", "take", "take_along_axis", "ones_like", "zeros_like", "argsort"}
+WIDE = (np.float64, np.int64)
+
+
+class Traced(np.ndarray):
+    """An array that appends to `log`: operator, dtypes of its operands, dtype of its result, what is wrong with it."""
+
+    log: list[tuple[str, tuple[str, ...], str, str]]
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Traced:
+        return np.asarray(x).view(cls)
+
+    @classmethod
+    def note(cls, name: str, operands: Sequence[Any], result: Any, wrong: str = "") -> None:
+        kinds = tuple(str(getattr(o, "dtype", type(o).__name__)) for o in operands)
+        cls.log.append((name, kinds, str(getattr(result, "dtype", "")), wrong))
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        bare = [np.asarray(i) if isinstance(i, Traced) else i for i in inputs]
+        out = kwargs.pop("out", None)
+        options = dict(kwargs)
+        if out is not None:
+            kwargs["out"] = tuple(np.asarray(o) if isinstance(o, Traced) else o for o in out)
+        result = getattr(ufunc, method)(*bare, **kwargs)
+        name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        self.note(name, inputs, result, numpy_fault(name, bare, result, options))
+        if out is not None:
+            return out[0]
+        return Traced.of(result)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if func in (np.sum, np.clip):
+            return super().__array_function__(func, types, args, kwargs)  # arrives as a ufunc
+        operands = [a for a in flatten((args, kwargs)) if isinstance(a, np.ndarray)]
+        wrong = "" if func.__name__ in NUMPY_MOVEMENT else "not on the list"
+        if func is np.argsort and (distinct := np.sort(np.asarray(args[0]), -1)).shape[-1] > 1:
+            wrong = "" if (np.diff(distinct, axis=-1) > 0).all() else "keys that tie"
+        elif func in (np.concatenate, np.stack) and len({o.dtype for o in operands}) > 1:
+            wrong = "mixed dtypes"
+        bare_args, bare_kwargs = unwrap(args), {k: unwrap(v) for k, v in kwargs.items()}
+        result = func(*bare_args, **bare_kwargs)
+        self.note(func.__name__, operands, result, wrong)
+        return Traced.of(result)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        wrong = "" if getattr(value, "dtype", self.dtype) == self.dtype else "assignment changes the dtype"
+        self.note("setitem", (self, value), self, wrong)
+        super().__setitem__(key, value)
+
+    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        values, wrong = np.asarray(self), ""
+        if np.dtype(dtype).kind == "i" and self.dtype.kind == "f":
+            limit = np.iinfo(dtype)
+            wrong = "" if (np.abs(values) <= limit.max).all() else "conversion out of range"
+        result = super().astype(dtype, *args, **kwargs)
+        self.note("astype", (self,), result, wrong)
+        return result
+
+
+def unwrap(value: Any) -> Any:
+    if isinstance(value, Traced):
+        return np.asarray(value)
+    return type(value)(unwrap(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def flatten(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            yield from flatten(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from flatten(v)
+    else:
+        yield value
+
+
+def numpy_fault(name: str, inputs: Sequence[Any], result: Any, options: Mapping[str, Any]) -> str:
+    """What an operator breaks of the rules, "" where nothing.
+
+    A scalar operand is allowed where it is exact by construction: a power of two of the array's own dtype, by which
+    weights are scaled from grid to grid, once, when they are prepared.
+    """
+    if name == "add.reduce":
+        integers = np.array_equal(inputs[0], np.rint(inputs[0])) and np.abs(inputs[0]).sum(dtype=np.float64) < 2**53
+        return "" if result.dtype in WIDE and integers else "a sum of something else than integers in float64"
+    if name == "matmul":
+        exact = np.abs(inputs[0]).astype(np.float64) @ np.abs(inputs[1]).astype(np.float64)
+        return "" if inputs[0].dtype == inputs[1].dtype == np.float32 and exact.max() < SUM_BOUND else "inexact product"
+    if name not in NUMPY_ELEMENTWISE | NUMPY_EXACT:
+        return "not on the list"
+    if name == "divide" and np.result_type(*inputs).kind != "f":
+        return "true division of integers"
+    for i in inputs:
+        if not isinstance(i, np.ndarray):
+            if not isinstance(i, np.generic):
+                return "a Python scalar"
+            if name != "multiply" or np.frexp(i)[0] != 0.5:
+                return "a scalar that is not a power of two"
+    return "" if len({i.dtype for i in inputs}) == 1 else "mixed dtypes"
+
+
+class TracingNamespace(NumpyNamespace):
+    """Every array that the exact operations get is a Traced one."""
+
+    def array(self, x: np.ndarray) -> np.ndarray:
+        return Traced.of(super().array(x))
+
+    def full(self, value: float, dtype: Any) -> np.ndarray:
+        return Traced.of(super().full(value, dtype))
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        return Traced.of(super().zeros(shape, dtype))
+
+    def numpy(self, x: np.ndarray) -> np.ndarray:
+        assert isinstance(x, Traced)  # no operation has lost the trace
+        return np.asarray(x)
+
+
+def coder_over(xp: Any, entropy: Mapping[str, np.ndarray]) -> LatentCoder:
+    w = tiny.load()
+    return LatentCoder(w.config, ExactOps(xp, entropy, w.grids), w.under("tables"))
+
+
+EXTREME = (tiny.DATA / f"{tiny.EXTREME}.hpcm").read_bytes()
+
+
+def decode_streams(coder: LatentCoder) -> np.ndarray:
+    """y_hat of the golden file that needs all that the coder can do, checked against its CRCs."""
+    from hpcmcodec.container import SCALES, Reader
+
+    reader = Reader(EXTREME)
+    header = reader.header
+    streams = {s: reader.stream(s, 0) for s in SCALES}
+    crcs = {s: header.stream_info(s, 0).latents_crc for s in SCALES}
+    return np.asarray(
+        coder.decode(streams, crcs, header.quality, header.latent_height, header.latent_width), dtype=np.int32
+    )
+
+
+def trace_numpy() -> list[tuple[str, tuple[str, ...], str, str]]:
+    Traced.log = []
+    entropy = {k: Traced.of(v) for k, v in tiny.load().under("entropy").items()}
+    ops = ExactOps(TracingNamespace(), {}, tiny.load().grids)
+    ops.tensors = entropy  # after the check of the bound, which is not part of the walk
+    coder = LatentCoder(tiny.load().config, ops, tiny.load().under("tables"))
+    y_hat = decode_streams(coder)
+    assert tiny.sha256(y_hat) == tiny.sha256(decode_streams(coder_over(NUMPY, tiny.load().under("entropy"))))
+    return Traced.log
+
+
+def test_exact_path_uses_the_listed_operators_alone_in_numpy() -> None:
+    log = trace_numpy()
+    assert [entry for entry in log if entry[3]] == []
+    seen = {name for name, _, _, _ in log}
+    assert {"matmul", "multiply", "add", "divide", "rint", "add.reduce", "take", "argsort", "right_shift"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("step", "fault"),
+    [
+        (lambda x: x * 0.1, "a Python scalar"),
+        (lambda x: x * np.float64(2), "mixed dtypes"),
+        (lambda x: x * np.float32(0.1), "a scalar that is not a power of two"),
+        (lambda x: x + x.astype(np.float64), "mixed dtypes"),
+        (lambda x: np.exp(x), "not on the list"),
+        (lambda x: np.sqrt(x), "not on the list"),
+        (lambda x: np.tanh(x), "not on the list"),
+        (lambda x: x.mean(), "a sum of something else"),
+        (lambda x: np.einsum("i,i", x, x), "not on the list"),
+        (lambda x: x.sum(), "a sum of something else"),
+        (lambda x: x.astype(np.int32) / x.astype(np.int32), "true division of integers"),
+        (lambda x: np.argsort(x * x), "keys that tie"),
+        (lambda x: (x * x.dtype.type(2) ** 30 * x.dtype.type(2) ** 30).astype(np.int32), "conversion out of range"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_trace_notices_what_is_not_on_the_list(step: Any, fault: str) -> None:
+    Traced.log = []
+    step(Traced.of(np.array([2.5, 1, 2.5], np.float32)))
+    assert [wrong for _, _, _, wrong in Traced.log if wrong.startswith(fault)]
+
+
+TORCH_ELEMENTWISE = {"add", "sub", "mul", "div", "maximum"}
+TORCH_EXACT = {"round", "clamp", "eq", "gt", "__rshift__", "mm", "sum", "sort", "where"}
+TORCH_MOVEMENT = {
+    "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "argsort", "as_strided", "cat", "clone", "copy", "detach",
+    "empty", "expand", "fill", "full", "gather", "index", "lift_fresh", "new_empty_strided", "permute", "select",
+    "slice", "squeeze", "stack", "t", "transpose", "unsqueeze", "view", "zero", "zeros",
+}  # fmt: skip
+
+
+class TorchTrace(TorchDispatchMode):
+    """Appends to `log` every operator that reaches torch's kernels: (name, operands' dtypes, what is wrong with it)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[tuple[str, tuple[str, ...], str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = re.sub(r"(?<=[a-z])_$", "", func._schema.name.removeprefix("aten::"))
+        tensors = [a for a in flatten((args, kwargs or {})) if isinstance(a, torch.Tensor)]
+        fault = torch_fault(name, args, kwargs or {}, result)
+        self.log.append((name, tuple(str(t.dtype) for t in tensors), fault))
+        return result
+
+
+def torch_fault(name: str, args: Any, kwargs: Mapping[str, Any], result: Any) -> str:
+    """What an operator breaks of the rules, "" where nothing.
+
+    Numbers are allowed as limits of a clamp, which compares with them, and as places, shapes and values to fill with.
+    """
+    tensors = [a for a in flatten((args, kwargs)) if isinstance(a, torch.Tensor)]
+    if name in ("copy", "fill") and len(tensors) == 2 and tensors[0].dtype != tensors[1].dtype:
+        return "assignment changes the dtype"
+    if name == "cat" and len({t.dtype for t in tensors}) > 1:
+        return "mixed dtypes"
+    if name in TORCH_MOVEMENT or name == "clamp":
+        return ""
+    if name not in TORCH_ELEMENTWISE | TORCH_EXACT:
+        return "not on the list"
+    if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None:
+        return "a fused factor"
+    if name == "mm":
+        exact = tensors[0].abs().double().numpy() @ tensors[1].abs().double().numpy()
+        return "" if {t.dtype for t in tensors} == {torch.float32} and exact.max() < SUM_BOUND else "inexact product"
+    if name == "sum":
+        x = tensors[0].double()
+        integers = bool((x == x.round()).all()) and float(x.abs().sum()) < 2**53
+        return "" if result.dtype == torch.float64 and integers else "a sum of something else than integers in float64"
+    if name == "sort":
+        keys = result[0]
+        return "" if keys.shape[-1] < 2 or bool((keys.diff(dim=-1) > 0).all()) else "keys that tie"
+    if name == "div" and not tensors[0].is_floating_point():
+        return "true division of integers"
+    if name in TORCH_ELEMENTWISE and len(tensors) < 2:
+        return "a Python scalar"
+    return "" if len({t.dtype for t in tensors}) == 1 else "mixed dtypes"
+
+
+def test_exact_path_uses_the_listed_operators_alone_in_torch() -> None:
+    coder = coder_over(TORCH, tiny.load().under("entropy"))
+    with TORCH.exact_mode(), TorchTrace() as trace:
+        y_hat = decode_streams(coder)
+    assert [entry for entry in trace.log if entry[2]] == []
+    assert {"mm", "mul", "add", "div", "round", "sum", "index", "sort", "__rshift__"} <= {
+        name for name, _, _ in trace.log
+    }
+    assert tiny.sha256(y_hat) == tiny.sha256(decode_streams(coder_over(NUMPY, tiny.load().under("entropy"))))
+
+
+@pytest.mark.parametrize(
+    ("step", "fault"),
+    [
+        (lambda x: x * 0.1, "a Python scalar|mixed dtypes"),
+        (lambda x: 1 / x, "not on the list|a Python scalar"),
+        (lambda x: x.double() + x, "mixed dtypes"),
+        (lambda x: torch.add(x, x, alpha=2), "a fused factor"),
+        (lambda x: torch.addcmul(x, x, x), "not on the list"),
+        (lambda x: torch.lerp(x, x, x), "not on the list"),
+        (lambda x: x.exp(), "not on the list"),
+        (lambda x: x.sqrt(), "not on the list"),
+        (lambda x: x.rsqrt(), "not on the list"),
+        (lambda x: x.sigmoid(), "not on the list"),
+        (lambda x: x.mean(), "not on the list"),
+        (lambda x: x.sum(), "a sum of something else"),
+        (lambda x: x.int() / x.int(), "true division of integers"),
+        (lambda x: x.topk(2), "not on the list"),
+        (lambda x: x.argsort(stable=True), "keys that tie"),
+    ],
+)
+def test_torch_trace_notices_what_is_not_on_the_list(step: Any, fault: str) -> None:
+    with TorchTrace() as trace:
+        step(torch.tensor([2.5, 1, 2.5]))
+    assert [wrong for _, _, wrong in trace.log if wrong and re.match(fault, wrong)]
+
+
+def test_exact_mode_puts_torch_settings_back_also_after_an_error() -> None:
+    before = (torch.is_grad_enabled(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.autocast("cpu"), contextlib.suppress(KeyError), TORCH.exact_mode():
+            assert not torch.is_autocast_enabled("cpu")
+            assert not torch.is_grad_enabled()
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+            raise KeyError
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.is_grad_enabled()
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[1:]
+
+
+def test_exact_products_stand_in_an_enclosing_autocast() -> None:
+    x = codes(1, 1, 6, 6, 16)
+    expected = tiny.exact_ops().linear(Act(x, "s3.context"), "s3.prior.0.up", 32).x
+    ops = tiny.exact_ops(TORCH)
+    with torch.autocast("cpu"), TORCH.exact_mode():
+        found = ops.linear(Act(TORCH.array(x), "s3.context"), "s3.prior.0.up", 32).x
+    assert same_bits(np.asarray(found), expected)
