@@ -1,14 +1,14 @@
 """The codec's public API: `encode` an image to the bytes of a file, `decode` them to an image.
 
-    encode:  pixels -> g_a, gain -> y -> h_a -> z; for each tile: z, then y in eleven steps (`model/coder.py`); container
+    encode:  pixels -> g_a, gain -> y -> h_a -> z; each tile: z, then y in eleven steps (`model/coder.py`); container
     decode:  container -> for each tile z, eleven steps -> y_hat; ungain, g_s -> pixels
 
-Two engines do this. `light` (CPU): the transforms are onnxruntime graphs, the entropy path runs in numpy; torch is never
-imported. `torch` (CUDA, and on a CPU when asked for): the same functions over torch tensors. Both decode a file to the
-same latent integers; pixels may differ by a level, since transforms are ordinary floating point.
+Two engines do this. `light` (CPU): the transforms are onnxruntime graphs, the entropy path runs in numpy; torch is
+never imported. `torch` (CUDA, and on a CPU when asked for): the same functions over torch tensors. Both decode a file
+to the same latent integers; pixels may differ by a level, since transforms are ordinary floating point.
 
-The latent plane is cut into tiles that are coded independently; the transforms run over the whole plane, in strips with a
-halo as wide as their receptive field, so that there are no seams and memory stays bounded.
+The latent plane is cut into tiles that are coded independently; the transforms run over the whole plane, in strips
+with a halo as wide as their receptive field, so that there are no seams and memory stays bounded.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def decode(
     Args:
         data: a path, the bytes, or a binary file object.
         device, engine: as for `encode`.
-        scale: "s1", "s2" or "s3" decodes a preview from the streams up to that scale alone; the file may be cut after them.
+        scale: "s1", "s2" or "s3" decodes a preview from the streams up to that scale alone; the file may be cut after
+            them.
         max_pixels, progress: as for `encode`.
 
     Raises:
@@ -166,7 +167,7 @@ def _decode_latents(
     return y_hat, header, reader.metadata(partial=scale is not None), runner
 
 
-# --- engines -------------------------------------------------------------------------------------------------------------
+# --- engines ---------------------------------------------------------------------------------------------------------
 
 
 class _Engine(Protocol):

@@ -4,10 +4,10 @@ Encoder and decoder must derive identical tables from what was coded so far, on 
 make that hold without giving up float32 speed:
 
 1. *Sums are exact.* Activations are integer codes, round(x * 2^e) clamped to +-2047, held in float32; weights are
-   integers. Export scales each output channel so that sum_i |w_oi| * 2047 < 2^24 in every chunk of inputs, so no partial
-   sum leaves float32's exact range and the order of summation (BLAS kernel, threads, FMA) cannot matter.
+   integers. Export scales each output channel so that sum_i |w_oi| * 2047 < 2^24 in every chunk of inputs, so no
+   partial sum leaves float32's exact range and the order of summation (BLAS kernel, threads, FMA) cannot matter.
 2. *Everything else is elementwise*: one IEEE operation at a time on arrays of one dtype, never a library function whose
-   last bit is its own affair. exp, the sigmoid and 1/sqrt are built here from adds, multiplies and a power-of-two table.
+   last bit is its own affair. exp, the sigmoid and 1/sqrt are built here from adds, multiplies and powers of two.
 
 An activation is an `Act`: an array (B, H, W, C) and the *name* of its grid; the exponents e belong to the model. Python
 scalars never meet arrays (numpy 1.26, numpy 2 and torch promote them differently): constants come from `full`.
@@ -19,6 +19,7 @@ that hold the two equal).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +86,9 @@ def sigmoid_table(e: int) -> np.ndarray:
 
 
 def memory_weight_table(temperature: float) -> np.ndarray:
-    """Weight of the better of two references, of WEIGHT_ONE, by the difference of their similarities (0..2*SIMILARITY_ONE)."""
+    """Weight of the better of two references, of WEIGHT_ONE, by the difference of their similarities
+    (0..2*SIMILARITY_ONE).
+    """
     d = np.arange(2 * SIMILARITY_ONE + 1, dtype=np.float64) / np.full(
         2 * SIMILARITY_ONE + 1, SIMILARITY_ONE * temperature
     )
@@ -143,7 +146,7 @@ class NumpyNamespace:
 
     def sum(self, x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
         """Sum of integers, kept dimension, float64: exact below 2^53."""
-        return np.sum(x, axis=axis, dtype=np.float64, keepdims=True)
+        return np.asarray(np.sum(x, axis=axis, dtype=np.float64, keepdims=True))
 
     def take(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
         return np.take(table, index)
@@ -256,7 +259,9 @@ class _TorchExactMode:
 
 
 def rsqrt(xp: Any, x: Array) -> Array:
-    """1 / sqrt(x), float64, normal x > 0: the bit trick's first guess and four Newton steps (worst error 3e-16 measured)."""
+    """1 / sqrt(x), float64, normal x > 0: the bit trick's first guess and four Newton steps (worst error 3e-16
+    measured).
+    """
     r = xp.from_bits(xp.full(6910469410427058090, xp.i8) - (xp.bits(x) >> xp.full(1, xp.i8)))
     half, three_halves = x * xp.full(0.5, xp.f8), xp.full(1.5, xp.f8)
     for _ in range(4):
@@ -267,8 +272,8 @@ def rsqrt(xp: Any, x: Array) -> Array:
 def probe(xp: Any) -> None:
     """Compare a few products near the 2^24 bound with int64 arithmetic.
 
-    Raises IntegrityError where this machine's matrix product is not exact (a BLAS bug, reduced-precision matmul set from
-    outside, flush-to-zero does not matter: codes are never subnormal). The wide product also wakes BLAS's threads.
+    Raises IntegrityError where this machine's matrix product is not exact: a BLAS bug, or reduced precision set from
+    outside. (Flush-to-zero does not matter: no code is subnormal.) The wide product also wakes BLAS's threads.
     """
     rng = np.random.RandomState(1)
     a = rng.randint(-CODE_MAX, CODE_MAX + 1, (128, 128))
@@ -277,11 +282,12 @@ def probe(xp: Any) -> None:
     got = xp.matmul(xp.array(a.astype(np.float32)), xp.array(w.astype(np.float32)))
     if not bool((xp.cast(got, xp.i8) == xp.array(a.astype(np.int64) @ w.astype(np.int64))).all()):
         raise IntegrityError(
-            "float32 matrix products are not exact on this machine (a BLAS or driver setting reduces their precision), so its latents could not be trusted"
+            "float32 matrix products are not exact on this machine (a BLAS or driver setting reduces their precision), "
+            "so its latents could not be trusted"
         )
 
 
-# --- weights ------------------------------------------------------------------------------------------------------------
+# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 def chunks(widths: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -290,7 +296,7 @@ def chunks(widths: Sequence[int]) -> list[tuple[int, int, int]]:
     for part, n in enumerate(widths):
         pieces = -(-n // CHUNK)
         edges = [n * i // pieces for i in range(pieces + 1)]
-        out += [(part, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        out += [(part, a, b) for a, b in pairwise(edges)]
     return out
 
 
@@ -317,7 +323,7 @@ def check_bound(name: str, integers: np.ndarray) -> None:
         raise IntegrityError(f"weights of {name} break the exactness bound: {worst} >= 2^24")
 
 
-# --- operations -----------------------------------------------------------------------------------------------------------
+# --- operations ------------------------------------------------------------------------------------------------------
 
 
 class ExactOps:
@@ -344,7 +350,7 @@ class ExactOps:
 
     def _edges(self, layer: str) -> list[tuple[int, int]]:
         n, count = self.tensors[f"{layer}.weight"].shape[1], self.tensors[f"{layer}.step"].shape[0]
-        widths = self.tensors[f"{layer}.widths"] if f"{layer}.widths" in self.tensors else [n]
+        widths = self.tensors.get(f"{layer}.widths", np.array([n]))
         edges, start = [], 0
         for _, a, b in chunks([int(v) for v in widths]):
             edges.append((start, start + b - a))
@@ -370,7 +376,7 @@ class ExactOps:
             w, step = self.tensors[f"{layer}.weight"], self.tensors[f"{layer}.step"]
             edges = self._edges(layer)
             parts = [part for part, _, _ in chunks([int(v) for v in self.tensors[f"{layer}.widths"]])]
-            dtype = np.float32 if len(edges) == 1 else np.float64
+            dtype: Any = np.float32 if len(edges) == 1 else np.float64
             weights = [self.xp.array(w[:, a:b].T.astype(np.float32)) for a, b in edges]
             scales = [
                 self.xp.array(step[i].astype(dtype) * dtype(2.0 ** (e_out - e_in[p]))) for i, p in enumerate(parts)
@@ -409,7 +415,9 @@ class ExactOps:
         return Act(self.xp.cast(acc, self.xp.f4) if acc.dtype != self.xp.f4 else acc, grid)
 
     def head(self, context: Act, layer: str, channels: int) -> tuple[Array, Array]:
-        """Entropy parameters: means in sixteenths (int32, +-2^16) and scale levels (int32, 0..63), each (..., channels)."""
+        """Entropy parameters: means in sixteenths (int32, +-2^16) and scale levels (int32, 0..63), each (...,
+        channels).
+        """
         xp = self.xp
         out = xp.rint_(self._linear([context], layer, MEAN_SHIFT))
         if out.shape[-1] != 2 * channels:
@@ -445,7 +453,9 @@ class ExactOps:
         return Act(self._code_(acc), grid)
 
     def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
-        """LayerNorm over channels: (n x - s1) * rsqrt(n s2 - s1^2 + n^2) * gamma + beta; epsilon is one squared code."""
+        """LayerNorm over channels: (n x - s1) * rsqrt(n s2 - s1^2 + n^2) * gamma + beta; epsilon is one squared
+        code.
+        """
         xp, grid = self.xp, grid or layer
         e = self.grids[grid]
         n = a.x.shape[-1]
@@ -519,7 +529,7 @@ class ExactOps:
         return Act(xp.cast(self._code_(out), xp.f4), grid)
 
     def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
-        """Mean of the two values whose keys are most similar to the query (cosine), weighted by softmax(sim / temperature).
+        """Mean of the two values whose keys are most similar to the query, weighted by softmax(cosine / temperature).
 
         query, keys (B, 1, 1, K); values (B, 1, 1, C). Similarities are compared as integers; ties go to the older
         reference, since the index is part of the key that is sorted.
@@ -592,7 +602,9 @@ class ExactOps:
         return out
 
     def unfold(self, folded: Array, step: Step, target: Array) -> Array:
-        """`target` (B, H, W, M) with the step's folded values in their places; in place, since nobody keeps the old one."""
+        """`target` (B, H, W, M) with the step's folded values in their places; in place, since nobody keeps the old
+        one.
+        """
         return unfold(folded, step, target)
 
 

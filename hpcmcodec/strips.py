@@ -24,7 +24,9 @@ Z_STRIDE = 4
 def analyse_strips(
     run: Callable[[np.ndarray], Any], pixels: np.ndarray, config: Config, tick: Progress | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The analysis graph over strips that start at multiples of z's stride, so that its own padding acts at the bottom only."""
+    """The analysis graph over strips that start at multiples of z's stride, so that its own padding acts at the bottom
+    only.
+    """
     h, w = pixels.shape[0] // LATENT, pixels.shape[1] // LATENT
     y = np.empty((h, w, config.latent), np.float32)
     z = np.empty((-(-h // Z_STRIDE), -(-w // Z_STRIDE), config.hyper), np.float32)
@@ -41,7 +43,9 @@ def analyse_strips(
 def synthesise_strips(
     run: Callable[[np.ndarray], Any], y_hat: np.ndarray, config: Config, tick: Progress | None
 ) -> np.ndarray:
-    """The synthesis graph over strips with the halo that its 3x3 convolutions need: bit-identical to the whole plane."""
+    """The synthesis graph over strips with the halo that its 3x3 convolutions need: bit-identical to the whole
+    plane.
+    """
     h, w, _ = y_hat.shape
     halo = config.synthesis_blocks[1] + -(-config.synthesis_blocks[0] // 2)
     pixels = np.empty((h * LATENT, w * LATENT, 3), np.uint8)
@@ -61,6 +65,7 @@ def _strips(h: int, w: int) -> Iterator[tuple[int, int]]:
 
 
 def tiles(h: int, w: int) -> Iterator[tuple[int, int, int, int]]:
+    """(first row, first column, rows, columns) in latents of every tile, raster order."""
     for row in range(0, h, TILE_SIDE):
         for column in range(0, w, TILE_SIDE):
             yield row, column, min(TILE_SIDE, h - row), min(TILE_SIDE, w - column)

@@ -22,18 +22,14 @@ class TorchEngine:
         if device == "cuda" and not torch.cuda.is_available():
             raise UnsupportedError(
                 "device cuda needs an NVIDIA GPU and a CUDA build of torch; "
-                + (
-                    "no GPU is usable here"
-                    if torch.backends.cuda.is_built()
-                    else f"torch {torch.__version__} has no CUDA"
-                )
+                + ("no GPU is usable here" if torch.version.cuda else f"torch {torch.__version__} has no CUDA")
             )
         self.config, self.model_id = w.config, w.model_id
         self.namespace = TorchNamespace(device)
         self.model = from_weights(w).to(device).eval()
         with self.namespace.exact_mode():
             probe(self.namespace)
-        self.coder = _ExactCoder(self.namespace, w)
+        self.coder: LatentCoder = _ExactCoder(self.namespace, w)
         self.lock = threading.RLock()
 
     def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:

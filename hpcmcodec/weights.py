@@ -149,4 +149,5 @@ def compute_model_id(config: Config, grids: Mapping[str, int], tensors: Mapping[
 
 
 def canonical_json(value: Any) -> str:
+    """One form for one value: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,10 +1,10 @@
 """Latents to streams and back: the walk over the steps joined to the entropy coder, for one tile.
 
-Symbols are residuals, round(y - mean), coded step by step, in each step channel by channel of the folded array in raster
-order, only where a latent exists. A symbol whose table gives zero more than `entropy.SKIP_PROBABILITY` is not coded: it
-is zero by rule on both sides. y_hat = 16 * symbol + mean, in sixteenths, int32: the symbol limit of `rans` keeps it far
-from overflow. Every scale's stream comes with the CRC-32 of the integers it decodes to, little-endian int32 in the order
-of coding: z's values, or y_hat where the scale codes it.
+Symbols are residuals, round(y - mean), coded step by step, in each step channel by channel of the folded array in
+raster order, only where a latent exists. A symbol whose table gives zero more than `entropy.SKIP_PROBABILITY` is not
+coded: it is zero by rule on both sides. y_hat = 16 * symbol + mean, in sixteenths, int32: the symbol limit of `rans`
+keeps it far from overflow. Every scale's stream comes with the CRC-32 of the integers it decodes to, little-endian
+int32 in the order of coding: z's values, or y_hat where the scale codes it.
 """
 
 from __future__ import annotations
@@ -97,9 +97,10 @@ class LatentCoder:
         w: int,
         tick: Tick | None = None,
     ) -> Ints:
-        """y_hat (h, w, M) int32 in sixteenths, from the streams z, s1, ... that are there; missing scales get zero residuals.
+        """y_hat (h, w, M) int32 in sixteenths, from the streams z, s1, ... that are there.
 
-        crcs: the encoder's CRCs of the decoded integers, None where none were kept. IntegrityError where a stream is damaged or the decoded integers miss their CRC.
+        Missing scales get zero residuals. crcs: those of the integers, from the encoder; None where none were kept.
+        Raises IntegrityError where a stream is damaged or the decoded integers miss their CRC.
         """
         rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
         indexes = np.repeat(np.arange(n), rows * columns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from hpcmcodec.errors import UnsupportedError
 
@@ -70,7 +71,7 @@ class Config:
         if unknown:
             raise UnsupportedError(f"weights use config fields unknown to this version: {', '.join(sorted(unknown))}")
 
-        def freeze(v: object) -> object:
+        def freeze(v: Any) -> Any:
             return tuple(freeze(i) for i in v) if isinstance(v, list) else v
 
         return cls(**{k: freeze(v) for k, v in d.items()})

@@ -1,6 +1,6 @@
 """The entropy path: from z to the parameters of every latent, in eleven steps, each seeing what the earlier ones coded.
 
-    z -> h_s -> features of each scale;  s1 step 0: parameters straight from the features, which are also the first carry
+    z -> h_s -> features of each scale;  s1 step 0: parameters straight from the features, also the first carry
     every later step:  cat(carry, y_hat so far) -> adaptor -> prior -> context;  heads(context) -> means, scale levels
                        carry = cell(context, carry)      (s3: fused with the memory bank from the second step on)
     to the finer scale: carry -> fusion net -> 1x1 to 4 D -> pixel shuffle, plus the finer scale's features
@@ -11,7 +11,7 @@ parameters into its y_hat. Written over `ops` (exact: `numerics.ExactOps`; float
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from hpcmcodec.model import rwkv
@@ -26,7 +26,7 @@ Code = Callable[[Step, Any, Any, Any], Any]
 """code(step, means, levels, mask) -> y_hat, all folded (B, rows, columns, M / groups); mask None or bool (1, ...)."""
 
 
-def walk(ops: Any, config: Config, z: Any, quality: Sequence[Any], h: int, w: int, code: Code) -> Any:
+def walk(ops: Any, config: Config, z: Any, quality: Any, h: int, w: int, code: Code) -> Any:
     """Run the eleven steps for y of h x w latents; returns y_hat (B, h, w, M).
 
     z: (B, ceil(h/4), ceil(w/4), N) symbols; quality: one a sample (exact: hundredths of q). Exact ops give and take
@@ -71,7 +71,9 @@ def walk(ops: Any, config: Config, z: Any, quality: Sequence[Any], h: int, w: in
 
 
 def remember(memory: MemoryBank, carry: Act, step: Step) -> Act:
-    """Fuse from the scale's second step on; store, except before the last step, after which nothing reads the memory."""
+    """Fuse from the scale's second step on; store, except before the last step, after which nothing reads the
+    memory.
+    """
     if len(memory.keys) > 1:
         carry = memory.retrieve_and_fuse(carry)
     if step is not STEPS[-2]:
@@ -106,7 +108,7 @@ def crop(a: Act, rows: int, columns: int) -> Act:
     return Act(a.x[:, :rows, :columns], a.grid)
 
 
-def hyper_synthesis(ops: Any, config: Config, z: Any, quality: Sequence[Any]) -> Act:
+def hyper_synthesis(ops: Any, config: Config, z: Any, quality: Any) -> Act:
     """h_s: z (B, hz, wz, N) -> features (B, 4 hz, 4 wz, F), the quality entering as a bias on z."""
     n, f = config.hyper, config.features
     x = residual_block(ops, ops.hyper_latent(z, "h_s.quality", "h_s.z", quality), "h_s.0")
@@ -132,7 +134,9 @@ def to_finer(ops: Any, config: Config, carry: Act, scale: str, features: Act) ->
 
 
 def prior(ops: Any, config: Config, step: Step, carry: Act, seen: Act) -> Act:
-    """context (B, rows, columns, D) of a step: adaptor (one a step), then the spatial prior shared by the scale's steps."""
+    """context (B, rows, columns, D) of a step: adaptor (one a step), then the spatial prior shared by the scale's
+    steps.
+    """
     shared = "s3" if step.scale == "s3" else "s12"
     before, after = config.prior_blocks[shared == "s3"]
     x = ops.linear([carry, seen], f"step{step.index}.adaptor", config.width, f"{shared}.context")
@@ -149,4 +153,4 @@ def parameters(ops: Any, config: Config, context: Act, step: Step, layer: str) -
     n = config.latent // GROUPS[step.scale]
     results = [(g, ops.head(Act(rows, context.grid), f"{layer}.{g}", n)) for g, rows in ops.gather(context.x, step)]
     shape = (*context.x.shape[:3], n)
-    return tuple(ops.scatter([(g, r[i]) for g, r in results], step, shape) for i in range(2))  # type: ignore[return-value]
+    return tuple(ops.scatter([(g, r[i]) for g, r in results], step, shape) for i in range(2))

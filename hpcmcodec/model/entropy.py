@@ -39,7 +39,9 @@ def scale_of_level(level: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Layer:
-    """kind as in the module docstring; widths of the inputs; outputs; `branch`: it ends a residual branch; `omni`: OmniShift."""
+    """kind as in the module docstring; widths of the inputs; outputs; `branch`: it ends a residual branch; `omni`:
+    OmniShift.
+    """
 
     kind: str
     widths: tuple[int, ...]
@@ -161,10 +163,11 @@ def quantise(
     return out
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def logistic_cdf(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)) without overflow."""
     return np.asarray(0.5 * (1 + np.tanh(x / 2)))
 
 
@@ -184,7 +187,9 @@ def integer_cdf(pmf: np.ndarray, escape: float) -> np.ndarray:
 
 
 def symmetric_table(magnitudes: np.ndarray) -> tuple[np.ndarray, int]:
-    """CDF of a symmetric distribution and its lowest value, from the probabilities of |v| = 0, 1, ..., R, the last beyond R."""
+    """CDF of a symmetric distribution and its lowest value, from the probabilities of |v| = 0, 1, ..., R, the last
+    beyond R.
+    """
     m = np.asarray(magnitudes, np.float64)
     half = m[1:-1] / 2
     return integer_cdf(np.concatenate([half[::-1], m[:1], half]), float(m[-1])), -len(half)

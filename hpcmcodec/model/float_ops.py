@@ -42,7 +42,7 @@ class _Bounded(torch.autograd.Function):
         return x.clamp(low, high)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (x,), (low, high) = ctx.saved_tensors, ctx.range
         return torch.where((x < low) & (g > 0) | (x > high) & (g < 0), torch.zeros_like(g), g), None, None
 
@@ -91,7 +91,9 @@ class FloatOps:
         return self._act(y, grid or layer)
 
     def head(self, context: Act, layer: str, channels: int) -> tuple[Tensor, Tensor]:
-        """Means in quantisation steps and real-valued levels in 0..63; float32 throughout, since means reach hundreds."""
+        """Means in quantisation steps and real-valued levels in 0..63; float32 throughout, since means reach
+        hundreds.
+        """
         with torch.autocast(context.x.device.type, enabled=False):
             o = F.linear(context.x.float(), self.p[f"{layer}.weight"], self.p[f"{layer}.bias"])
         limit = MEAN_MAX / 2**MEAN_SHIFT
@@ -172,10 +174,12 @@ class FloatOps:
         return torch.zeros(tuple(shape), device=self.device), Act(torch.zeros(tuple(shape), device=self.device), "y")
 
     def gather(self, x: Tensor, step: Step) -> list[tuple[int, Tensor]]:
-        """As ExactOps.gather, by one index: the backward pass of many slices costs more than the forward pass of all."""
+        """As ExactOps.gather, by one index: the backward pass of many slices costs more than the forward pass of
+        all.
+        """
         b, h, w, d = x.shape
         order, _, sizes = _order(step, h, w, x.device)
-        rows = x.reshape(b, h * w, d).index_select(1, order).split([n for _, n in sizes], 1)
+        rows = torch.split(x.reshape(b, h * w, d).index_select(1, order), [n for _, n in sizes], 1)
         return [(g, r[:, None]) for (g, _), r in zip(sizes, rows, strict=True)]
 
     def scatter(self, rows: Sequence[tuple[int, Tensor]], step: Step, shape: Sequence[int]) -> Tensor:
@@ -198,7 +202,9 @@ class FloatOps:
 
 @lru_cache(maxsize=256)
 def _order(step: Step, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """Positions (row-major) sorted by the group that a step codes there, the inverse, and (group, count) of each group."""
+    """Positions (row-major) sorted by the group that a step codes there, the inverse, and (group, count) of each
+    group.
+    """
     mask = _mask(step, h, w, device)[0].flatten(0, 1)
     group = mask.to(torch.int8).argmax(1)
     order = group.argsort(stable=True)

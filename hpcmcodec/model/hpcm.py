@@ -3,8 +3,9 @@
             x --g_a, gain(q)--> y --h_a--> z --Q--> h_s, eleven steps (`context.walk`) --> means, scales --> y_hat
             x_hat <--g_s-- ungain(q) <-----------------------------------------------------------------------+
 
-The entropy path has no modules: `raw` holds a flat dictionary of parameters for the layers that `entropy.declare` finds,
-`derived()` merges them (OmniShift's kernels, branch gains) into what float ops, fake quantisation and export all read.
+The entropy path has no modules: `raw` holds a flat dictionary of parameters for the layers that `entropy.declare`
+finds, `derived()` merges them (OmniShift's kernels, branch gains) into what float ops, fake quantisation and export all
+read.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def logistic_likelihood(v: Tensor, levels: Tensor) -> Tensor:
 
 
 def ste_round(x: Tensor) -> Tensor:
+    """round(x) with the gradient of x."""
     return x + (x.round() - x).detach()
 
 
@@ -80,7 +82,9 @@ def _identity(out: int, n: int) -> Tensor:
 
 
 def _first_values(name: str, layer: Layer, anchors: int) -> dict[str, Tensor]:
-    """Raw parameters of a layer. Every branch starts small and every path open, so that all receive gradients at once."""
+    """Raw parameters of a layer. Every branch starts small and every path open, so that all receive gradients at
+    once.
+    """
     c = layer.out
     if layer.kind in ("linear", "head"):
         n = sum(layer.widths)
@@ -126,19 +130,20 @@ class HPCM(nn.Module):
         with torch.no_grad():
             anchors = torch.linspace(0, 1, config.qualities)
             log_gain = (0.5 * torch.log(lmbda(anchors) / lmbda(torch.tensor(0.5))) + math.log(4.0))[:, None]
-            self.gain.log_scale += log_gain
-            self.ungain.log_scale -= log_gain
+            self.gain.log_scale.add_(log_gain)
+            self.ungain.log_scale.sub_(log_gain)
         self.z_prior = FactorisedPrior(config.hyper)
-        self.stored: dict[str, Any] | None = (
-            None  # integers and tables of a shipped model: what its files are coded with
-        )
+        # Integers and tables of a shipped model: what its files are coded with.
+        self.stored: dict[str, Any] | None = None
         self.raw = nn.ParameterDict()
         for name, layer in self.layers.items():
             for tensor, value in _first_values(name, layer, config.qualities).items():
                 self.raw[f"{name}.{tensor}".replace(".", "/")] = nn.Parameter(value)
 
     def derived(self) -> dict[str, Tensor]:
-        """The flat dictionary that ops and `entropy.quantise` read: gains merged into branches, OmniShift into one kernel."""
+        """The flat dictionary that ops and `entropy.quantise` read: gains merged into branches, OmniShift into one
+        kernel.
+        """
         p: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
 
@@ -182,7 +187,9 @@ class HPCM(nn.Module):
         return FakeOps(p, self.grids, self.integers(p)) if fake else FloatOps(p, self.grids, observe)
 
     def analyse(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 3, 16 h, 16 w) in [0, 1], q (B,) -> y (B, h, w, M) and z before rounding (B, ceil(h/4), ceil(w/4), N)."""
+        """x (B, 3, 16 h, 16 w) in [0, 1], q (B,) -> y (B, h, w, M) and z before rounding (B, ceil(h/4),
+        ceil(w/4), N).
+        """
         y = self.g_a(x, self.g_a.s8.factors(q)).float() * self.gain.factors(q)
         return y.permute(0, 2, 3, 1), self.h_a(y).float().permute(0, 2, 3, 1)
 
@@ -227,14 +234,17 @@ class HPCM(nn.Module):
     def forward(self, x: Tensor, q: Tensor, *, fake: bool = False) -> dict[str, Any]:
         """x (B, 3, H, W) in [0, 1], H and W multiples of 16; q (B,) in [0, 1].
 
-        Returns {"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}} as CompressAI's models do; likelihoods are flat (B, n).
+        Returns {"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}} as CompressAI's models do; likelihoods are flat,
+        (B, n).
         """
         y, z = self.analyse(x, q)
         y_hat, likelihoods = self.estimate(y, z, q, ops=self.ops(fake=fake))
         return {"x_hat": self.synthesise(y_hat, q), "likelihoods": likelihoods}
 
     def coder(self) -> LatentCoder:
-        """Codes latents with the shipped integers of a loaded model, else with what export would make of the parameters now."""
+        """Codes latents with the shipped integers of a loaded model, else with what export would make of the parameters
+        now.
+        """
         namespace = TorchNamespace(str(next(self.parameters()).device))
         if self.stored is not None:
             return LatentCoder(
@@ -264,7 +274,9 @@ class HPCM(nn.Module):
 
     @torch.no_grad()
     def decompress(self, strings: Sequence[Sequence[bytes]], shape: tuple[int, int], q: Tensor) -> dict[str, Tensor]:
-        """The inverse of `compress`: {"x_hat": (B, 3, 16 h, 16 w) in [0, 1]}. Raises IntegrityError for damaged strings."""
+        """The inverse of `compress`: {"x_hat": (B, 3, 16 h, 16 w) in [0, 1]}. Raises IntegrityError for damaged
+        strings.
+        """
         coder = self.coder()
         y_hat = [
             coder.decode(dict(zip(("z", *SCALES), s, strict=True)), None, _hundredths(v), *shape)
@@ -324,8 +336,10 @@ def raw_from_integers(
 
 
 class WithoutContext(HPCM):
-    """The yardstick of the context model: means and scales from a 1x1 head on h_s alone, all in one step. It trains and
-    estimates, it does not code."""
+    """The yardstick of the context model: means and scales from a 1x1 head on h_s alone, all in one step.
+
+    It trains and estimates, it does not code.
+    """
 
     def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
         super().__init__(config, grids)

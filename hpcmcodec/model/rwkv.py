@@ -2,7 +2,7 @@
 
     SpatialMix:  x' = OmniShift(x);  k, v, r = 1x1(x');  out = 1x1(sigmoid(r) * BiWKV(k, v))
     ChannelMix:  x' = OmniShift(x);  out = sigmoid(1x1_r(x')) * 1x1_v(relu(1x1_k(x'))^2)
-    block:       x += g1 * SpatialMix(LN(x));  x += g2 * ChannelMix(LN(x))            (g1, g2 are merged into the last 1x1)
+    block:       x += g1 * SpatialMix(LN(x));  x += g2 * ChannelMix(LN(x))       (gains merged into the last 1x1)
 
 (Vision-RWKV, arXiv 2403.02308; OmniShift from Restore-RWKV, arXiv 2407.11087: one merged depthwise kernel when coding.)
 Written over `ops`, float or exact: one definition for training and coding.
@@ -19,6 +19,7 @@ EXP_GRID = "exp"
 
 
 def spatial_mix(ops: Any, x: Act, layer: str, out_grid: str) -> Act:
+    """Mixes positions: every token sees all others, weighted by distance and key; (B, H, W, D)."""
     width = x.x.shape[-1]
     shifted = ops.depthwise(x, f"{layer}.shift", omni=True)
     k = ops.linear(shifted, f"{layer}.k", width, EXP_GRID)
@@ -28,6 +29,7 @@ def spatial_mix(ops: Any, x: Act, layer: str, out_grid: str) -> Act:
 
 
 def channel_mix(ops: Any, x: Act, layer: str, rate: int, out_grid: str) -> Act:
+    """Mixes channels, with `rate` times as many hidden ones; (B, H, W, D)."""
     width = x.x.shape[-1]
     shifted = ops.depthwise(x, f"{layer}.shift", omni=True)
     k = ops.linear(shifted, f"{layer}.k", rate * width)
@@ -37,6 +39,7 @@ def channel_mix(ops: Any, x: Act, layer: str, rate: int, out_grid: str) -> Act:
 
 
 def block(ops: Any, x: Act, layer: str, rate: int) -> Act:
+    """A pre-norm RWKV block on the grid of x; (B, H, W, D)."""
     x = ops.add(x, spatial_mix(ops, ops.norm(x, f"{layer}.norm1"), f"{layer}.spatial", x.grid))
     return ops.add(x, channel_mix(ops, ops.norm(x, f"{layer}.norm2"), f"{layer}.channel", rate, x.grid))
 

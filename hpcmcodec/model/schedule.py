@@ -53,7 +53,8 @@ _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _S2 = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))
 _EVEN, _ODD = ((0, 0), (1, 1)), ((0, 1), (1, 0))
 
-# PARTS[scale][part][group]: tile positions; the parts before CODED_FROM[scale] are what the coarser scale coded already.
+# PARTS[scale][part][group]: tile positions; the parts before CODED_FROM[scale] are what the coarser scale coded
+# already.
 PARTS: dict[str, tuple[tuple[tuple[Offset, ...], ...], ...]] = {
     "s1": ((_EVEN, _ODD), (_ODD, _EVEN)),
     "s2": tuple(tuple((_PHASES[m],) for m in part) for part in _S2),
@@ -97,7 +98,9 @@ def grid(scale: str, h: int, w: int) -> tuple[int, int]:
 
 
 def decimate(y: Any, scale: str, out: Any) -> Any:
-    """y (B, h, w, M) on the scale's grid, written into `out` (B, rows, columns, M), zeros where no lattice point exists."""
+    """y (B, h, w, M) on the scale's grid, written into `out` (B, rows, columns, M), zeros where no lattice point
+    exists.
+    """
     s, m = STRIDE[scale], y.shape[-1] // 8
     for g, (r, c) in enumerate(PHASE_IN_Y[scale]):
         v = y[:, r::s, c::s, g * m : (g + 1) * m]
@@ -123,7 +126,9 @@ def positions(step: Step) -> Iterator[tuple[int, tuple[slice, slice, slice]]]:
 
 
 def fold(x: Any, step: Step, out: Any) -> Any:
-    """The step's channels of x (B, rows, columns, M), one group a position, into `out` (B, rows, columns, M / groups)."""
+    """The step's channels of x (B, rows, columns, M), one group a position, into `out` (B, rows, columns, M /
+    groups).
+    """
     n = x.shape[-1] // GROUPS[step.scale]
     for g, at in positions(step):
         out[at] = x[(*at, slice(g * n, (g + 1) * n))]

@@ -54,6 +54,7 @@ class Block(nn.Module):
 
 
 def patch_down(c_in: int, c_out: int) -> nn.Sequential:
+    """2x2, stride 2, as pixel unshuffle and 1x1."""
     return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * c_in, c_out, 1))
 
 

@@ -1,7 +1,7 @@
 """Bi-WKV4: bidirectional linear attention with per-channel exponential decay over a sequence of T tokens.
 
     y_t = (sum_{i != t} exp(-(|t - i| - 1) w + k_i) v_i + exp(u + k_t) v_t) / (the same without v),
-    w = decay / T >= 0, u = boost / T                        (Vision-RWKV, arXiv 2403.02308, eq. 4-5; DESIGN of this project)
+    w = decay / T >= 0, u = boost / T                                  (Vision-RWKV, arXiv 2403.02308, eq. 4-5)
 
 Two linear recurrences, left to right and right to left, give every sum in O(T). The exact form below fixes their order
 so that numpy, torch and compiled kernels agree to the bit: blocks of B = min(64, T) tokens counted from token 0, the
@@ -37,7 +37,9 @@ def own_factor(boost: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def biwkv4_exact(xp: Any, weights: Any, v: Any, powers: Any, own: Any) -> Any:
-    """The exact form. weights = exp(k) and v: float64 (B, T, C); powers (L + 1, C), own (C,); returns float64 (B, T, C)."""
+    """The exact form. weights = exp(k) and v: float64 (B, T, C); powers (L + 1, C), own (C,); returns float64 (B, T,
+    C).
+    """
     batch, tokens, channels = v.shape
     length = powers.shape[0] - 1
     blocks = -(-tokens // length)

@@ -77,7 +77,7 @@ def pack(state: Path, out: Path) -> None:
 @click.argument("state", type=click.Path(exists=True, path_type=Path))
 @click.option("--name", default="lite-0", show_default=True)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the weights.")
-@click.option("--cache", required=True, type=click.Path(exists=True, path_type=Path), help="Photographs to fit tables to.")
+@click.option("--cache", required=True, type=click.Path(exists=True, path_type=Path), help="Where the crops come from.")
 @click.option("--crops", default=120, show_default=True, help="Crops of 384 pixels to fit the tables to.")
 def export(state: Path, name: str, out: Path, cache: Path, crops: int) -> None:
     """Write the weights and graphs that ship from STATE (last.pt, or a packed state)."""
@@ -104,7 +104,8 @@ def worth(state: Path, folder: Path, qualities: str, against: Path | None) -> No
     theirs = mean_bpp(load_state(against) if against else model, folder, steps, fake=False)
     for q, a, b in zip(steps, ours, theirs, strict=True):
         click.echo(f"q {q:5.1f}  {a:.4f} bpp against {b:.4f}: {100 * (a / b - 1):+.2f}%")
-    click.echo(f"mean of the ratios: {100 * (sum(a / b for a, b in zip(ours, theirs, strict=True)) / len(steps) - 1):+.2f}%")
+    mean = sum(a / b for a, b in zip(ours, theirs, strict=True)) / len(steps)
+    click.echo(f"mean of the ratios: {100 * (mean - 1):+.2f}%")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ SMALLEST_SIDE = 256
 
 
 def build_cache(out: Path, folders: Sequence[Path]) -> int:
-    """Decode every image of the folders into out/pixels.bin (uint8, back to back) and out/index.npy; returns their number."""
+    """Decode every image of the folders into out/pixels.bin (uint8, back to back) and out/index.npy; returns their
+    number.
+    """
     out.mkdir(parents=True, exist_ok=True)
     index, offset = [], 0
-    with open(out / "pixels.tmp", "wb") as f:
+    with (out / "pixels.tmp").open("wb") as f:
         for path in sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
             pixels = np.asarray(Image.open(path).convert("RGB"))
             if min(pixels.shape[:2]) >= SMALLEST_SIDE:

@@ -21,13 +21,12 @@ from hpcmcodec import weights
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.entropy import (
-    LEVELS,
     logistic_magnitudes,
     pack_tables,
     symmetric_table,
 )
 from hpcmcodec.model.hpcm import HPCM, from_weights
-from hpcmcodec.numerics import NUMPY, ExactOps
+from hpcmcodec.numerics import LEVELS, NUMPY, ExactOps
 from hpcmcodec.training.data import Crops
 
 OPSET = 18

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 
 def faster_in_bf16(device: str = "cpu") -> bool:
-    """Whether matrices multiply faster in bfloat16 than in float32 here (CPUs without its units: 20 to 40 times slower)."""
+    """Whether matrices multiply faster in bfloat16 than in float32 here (CPUs without its units: 20 to 40 times
+    slower).
+    """
     seconds = {}
     for dtype in (torch.bfloat16, torch.float32):
         a = torch.ones(256, 256, dtype=dtype, device=device)
@@ -26,7 +29,9 @@ def faster_in_bf16(device: str = "cpu") -> bool:
 
 @torch.no_grad()
 def orthogonalise(x: Tensor, dtype: torch.dtype, steps: int = 4) -> Tensor:
-    """Newton-Schulz iteration towards the nearest semi-orthogonal matrices (Muon, Jordan 2024); x (N, rows <= columns)."""
+    """Newton-Schulz iteration towards the nearest semi-orthogonal matrices (Muon, Jordan 2024); x (N, rows <=
+    columns).
+    """
     x = x.to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
@@ -66,16 +71,18 @@ class Muon(torch.optim.Optimizer):
 
 
 class Polite:
-    """Threads to use beside other work: two threads that share a core with somebody are slower than one that does not."""
+    """Threads to use beside other work: two threads that share a core with somebody are slower than one that
+    does not.
+    """
 
     def __init__(self) -> None:
         self.cores, self.last = os.cpu_count() or 1, self._read()
 
     @staticmethod
     def _read() -> tuple[int, int, int]:
-        with open("/proc/stat") as f:
+        with Path("/proc/stat").open() as f:
             cpu = [int(v) for v in f.readline().split()[1:9]]  # user nice system idle iowait irq softirq steal
-        with open("/proc/self/stat") as f:
+        with Path("/proc/self/stat").open() as f:
             own = [int(v) for v in f.read().rsplit(")", 1)[1].split()[11:13]]
         return sum(cpu), cpu[0] + cpu[1] + cpu[2] + cpu[5] + cpu[6], sum(own)
 

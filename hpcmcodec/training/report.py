@@ -23,8 +23,11 @@ def load_state(path: Path) -> HPCM:
 
 @torch.no_grad()
 def mean_bpp(model: HPCM, folder: Path, qualities: Sequence[float], *, fake: bool) -> list[float]:
-    """Mean estimated bpp over the PNGs of a folder (cut to multiples of 16) at each quality 0..100; rounded symbols,
-    float32, the logistic that training assumes. `fake`: under fake quantisation, which computes what coding computes."""
+    """Mean estimated bpp over the PNGs of a folder (cut to multiples of 16) at each quality 0..100.
+
+    Rounded symbols, float32, the logistic that training assumes. `fake`: under fake quantisation, which computes what
+    coding computes.
+    """
     images = validation_images(folder, side=1 << 16)
     ops = model.ops(fake=fake)
     out = []

@@ -1,7 +1,7 @@
 """Training of stages B and C: resumable, bf16 where that is faster, Muon for matrices and AdamW for the rest.
 
-Stage B: rate alone, on frozen g_a and gains (distortion does not depend on what is trained): h_a, h_s, z's prior and the
-context. Stage C: everything, rate + lmbda(q) 255^2 MSE. `--fake-from` turns fake quantisation on from that step.
+Stage B: rate alone, on frozen g_a and gains (distortion does not depend on what is trained): h_a, h_s, z's prior and
+the context. Stage C: everything, rate + lmbda(q) 255^2 MSE. `--fake-from` turns fake quantisation on from that step.
 q is stratified over each batch, each sample weighted (lmbda / lmbda(0.5))^-0.45, so that every quality learns.
 """
 
@@ -31,6 +31,7 @@ VALIDATION_QUALITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def autocast(device: str, fast: bool) -> Any:
+    """bfloat16 for convolutions and matrix products, where that is the faster type."""
     return torch.autocast(device, dtype=torch.bfloat16, enabled=fast)
 
 
@@ -80,7 +81,7 @@ def validate(model: HPCM, images: list[Tensor], fast: bool, *, joint: bool, fake
 
 @torch.no_grad()
 def calibrate(model: HPCM, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
-    """Exponents from the activations' own spread: the largest e at which 99.99% of the values lie within half the clamp.
+    """Exponents from the activations' own spread: the largest e with 99.99% of the values within half the clamp.
 
     The clamps stay in place while it looks, since the network may lean on them: a grid that saturates is widened by one
     bit a call at most. Grids whose meaning is fixed (sigmoid, exp, y) stay.
@@ -106,7 +107,9 @@ def calibrate(model: HPCM, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
 
 
 def start_from_stage_a(model: HPCM, state: Mapping[str, Tensor]) -> list[str]:
-    """Take transforms, gains, z's prior and h_s from a stage A state (`pretrain.py`); returns what did not fit anywhere."""
+    """Take transforms, gains, z's prior and h_s from a stage A state (`pretrain.py`); returns what did not fit
+    anywhere.
+    """
     own = model.state_dict()
     new: dict[str, Tensor] = {}
 
@@ -194,7 +197,9 @@ def train(
     ema = copy.deepcopy(model).eval()
     if resumed is not None:
         ema.load_state_dict(resumed["ema"])
-    matrices, fresh, old = [], [], []
+    matrices: list[Tensor] = []
+    fresh: list[Tensor] = []
+    old: list[Tensor] = []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
