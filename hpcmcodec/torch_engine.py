@@ -37,7 +37,8 @@ class TorchEngine:
 
         @torch.inference_mode()
         def run(strip: np.ndarray) -> list[np.ndarray]:
-            x = torch.from_numpy(strip).to(self.namespace.device).permute(2, 0, 1)[None].float() / 255
+            # A copy: torch warns of arrays that may not be written to.
+            x = torch.tensor(strip, device=self.namespace.device).permute(2, 0, 1)[None].float() / 255
             return [t[0].cpu().numpy() for t in self.model.analyse(x, q)]
 
         return analyse_strips(run, pixels, self.config, tick)
@@ -47,7 +48,7 @@ class TorchEngine:
 
         @torch.inference_mode()
         def run(strip: np.ndarray) -> np.ndarray:
-            y = torch.from_numpy(strip).to(self.namespace.device)[None].float() * 2.0**-MEAN_SHIFT
+            y = torch.tensor(strip, device=self.namespace.device)[None].float() * 2.0**-MEAN_SHIFT
             x_hat = self.model.synthesise(y, q)[0].permute(1, 2, 0)
             return np.asarray((x_hat * 255).round_().clamp_(0, 255).to(torch.uint8).cpu())
 

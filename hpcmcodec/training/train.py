@@ -177,6 +177,7 @@ def train(
     model = (WithoutContext if without_context else HPCM)(PRESETS[preset]).to(device)
     last = run / "last.pt"
     resumed: dict[str, Any] | None = torch.load(last, map_location=device, weights_only=True) if last.exists() else None
+    started: dict[str, Any] | None = None
     if resumed is not None:
         model.load_state_dict(resumed["model"])
         model.grids = dict(resumed["grids"])
@@ -187,7 +188,7 @@ def train(
     elif stage_a is not None:
         a = torch.load(stage_a, map_location=device, weights_only=True)
         print("not used of stage A:", start_from_stage_a(model, a["ema"]), flush=True)
-    crops = Crops(cache, size, seed + (resumed["step"] if resumed else 0))
+    crops = Crops(cache, size, seed + (resumed or started or {"step": 0})["step"])
     if resumed is None and init is None:
         for _ in range(4):  # each look widens a saturated grid by one bit
             model.grids = calibrate(model, crops.batch(16).to(device), torch.linspace(0, 1, 16, device=device), fast)
@@ -214,7 +215,9 @@ def train(
         Muon(matrices, lr, dtype=torch.bfloat16 if fast else torch.float32),
         torch.optim.AdamW([{"params": fresh}, {"params": old}], adam_lr, betas=(0.9, 0.98), weight_decay=0),
     ]
-    step, spent, began = 0, 0.0, 0
+    step, spent, began = 0, 0.0, 0  # began: the step at which the optimisers were fresh
+    if started is not None:
+        step = began = int(started["step"])  # the rates go on from there, after a warm-up
     if resumed is not None:
         step, spent = resumed["step"], resumed["spent"]
         for o, s in zip(optimisers, resumed["optimisers"], strict=True):
