@@ -279,6 +279,9 @@ def probe(xp: Any) -> None:
     a = rng.randint(-CODE_MAX, CODE_MAX + 1, (128, 128))
     w = rng.randint(-63, 64, (128, 768))
     a[0], w[:, 0] = CODE_MAX, 64  # 128 * 2047 * 64 = 2^24 - 8192
+    # Two large weights of odd value: TF32 and 16-bit inputs, whose mantissas hold all others here, would round them.
+    w[:, 1] = 0
+    w[:2, 1] = 4095, -4093
     got = xp.matmul(xp.array(a.astype(np.float32)), xp.array(w.astype(np.float32)))
     if not bool((xp.cast(got, xp.i8) == xp.array(a.astype(np.int64) @ w.astype(np.int64))).all()):
         raise IntegrityError(
@@ -337,7 +340,9 @@ class ExactOps:
         self.xp, self.tensors, self.grids = xp, tensors, grids
         self._prepared: dict[Any, Any] = {}
         for name, t in tensors.items():
-            if name.endswith(".weight") and t.dtype == np.int16:
+            if name.endswith(".weight"):
+                if t.dtype != np.int16 or t.ndim != 2:
+                    raise IntegrityError(f"{name} is {t.ndim}-dimensional {t.dtype}, not a matrix of int16")
                 layer = name.removesuffix(".weight")
                 for i, (a, b) in enumerate(self._edges(layer)):
                     check_bound(f"{layer}, chunk {i}", t[:, a:b])
@@ -381,7 +386,8 @@ class ExactOps:
             scales = [
                 self.xp.array(step[i].astype(dtype) * dtype(2.0 ** (e_out - e_in[p]))) for i, p in enumerate(parts)
             ]
-            bias = self.xp.array(self.tensors[f"{layer}.bias"].astype(dtype) * dtype(2.0**e_out))
+            bias = self.tensors.get(f"{layer}.bias", np.zeros(len(w), np.float32))
+            bias = self.xp.array(bias.astype(dtype) * dtype(2.0**e_out))
             return weights, scales, bias
 
         return self._keep((layer, e_in, e_out), make)
@@ -403,11 +409,18 @@ class ExactOps:
         return out
 
     def linear(
-        self, inputs: Act | Sequence[Act], layer: str, out: int, grid: str | None = None, *, residual: bool = False
+        self,
+        inputs: Act | Sequence[Act],
+        layer: str,
+        out: int,
+        grid: str | None = None,
+        *,
+        residual: bool = False,
+        biased: bool = True,
     ) -> Act:
         """1x1 convolution of the concatenation of `inputs`, which is never formed; (B, H, W, out).
 
-        `residual` tells float training that the layer ends a residual branch; the arithmetic is the same.
+        `residual` and `biased` are for the declaration of parameters: the layer ends a residual branch; it has a bias.
         """
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
         grid = grid or layer
@@ -509,13 +522,14 @@ class ExactOps:
         b, h, w, c = v.x.shape
         tokens, e_k = h * w, self.grids[k.grid]
         table = self._keep(("exp", e_k), lambda: xp.array(exp_table(e_k)))
-        powers, own = self._keep(
-            (layer, tokens),
-            lambda: (
+        # Kept for one number of tokens a layer: images of many sizes must not make this grow.
+        if self._prepared.get((layer, "tokens")) != tokens:
+            self._prepared[layer] = (
                 xp.array(decay_powers(self.tensors[f"{layer}.decay"], tokens)),
                 xp.array(own_factor(self.tensors[f"{layer}.boost"], tokens)),
-            ),
-        )
+            )
+            self._prepared[(layer, "tokens")] = tokens
+        powers, own = self._prepared[layer]
         weights = xp.take(table, self._index(k.x)).reshape(b, tokens, c)
         out = biwkv4_exact(xp, weights, xp.cast(v.x, xp.f8).reshape(b, tokens, c), powers, own)
         out *= xp.full(2.0 ** (self.grids[grid] - self.grids[v.grid]), xp.f8)

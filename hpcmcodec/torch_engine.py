@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,33 +28,39 @@ class TorchEngine:
             )
         self.config, self.model_id = w.config, w.model_id
         self.namespace = TorchNamespace(device)
-        self.model = from_weights(w).to(device).eval()
         with self.namespace.exact_mode():
             probe(self.namespace)
         self.coder: LatentCoder = _ExactCoder(self.namespace, w)
+        self.model = from_weights(w).to(device).eval()
         self.lock = threading.RLock()
 
     def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-        q = torch.tensor([quality / 10000], device=self.namespace.device)
+        q = torch.tensor([quality / 10000], dtype=torch.float32, device=self.namespace.device)
 
-        @torch.inference_mode()
         def run(strip: np.ndarray) -> list[np.ndarray]:
-            # A copy: torch warns of arrays that may not be written to.
-            x = torch.tensor(strip, device=self.namespace.device).permute(2, 0, 1)[None].float() / 255
-            return [t[0].cpu().numpy() for t in self.model.analyse(x, q)]
+            with self._plain():
+                # A copy: torch warns of arrays that may not be written to.
+                x = torch.tensor(strip, device=self.namespace.device).permute(2, 0, 1)[None].float() / 255
+                return [t[0].cpu().numpy() for t in self.model.analyse(x, q)]
 
         return analyse_strips(run, pixels, self.config, tick)
 
     def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
-        q = torch.tensor([quality / 10000], device=self.namespace.device)
+        q = torch.tensor([quality / 10000], dtype=torch.float32, device=self.namespace.device)
 
-        @torch.inference_mode()
         def run(strip: np.ndarray) -> np.ndarray:
-            y = torch.tensor(strip, device=self.namespace.device)[None].float() * 2.0**-MEAN_SHIFT
-            x_hat = self.model.synthesise(y, q)[0].permute(1, 2, 0)
-            return np.asarray((x_hat * 255).round_().clamp_(0, 255).to(torch.uint8).cpu())
+            with self._plain():
+                y = torch.tensor(strip, device=self.namespace.device)[None].float() * 2.0**-MEAN_SHIFT
+                x_hat = self.model.synthesise(y, q)[0].permute(1, 2, 0)
+                return np.asarray((x_hat * 255).round_().clamp_(0, 255).to(torch.uint8).cpu())
 
         return synthesise_strips(run, y_hat, self.config, tick)
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """No gradients, and no autocast, whatever the caller is in."""
+        with torch.inference_mode(), torch.autocast(self.namespace.device.type, enabled=False):
+            yield
 
 
 class _ExactCoder(LatentCoder):

@@ -47,12 +47,12 @@ def coded_in_y(h: int, w: int, step: Step) -> np.ndarray:
     rows, columns = grid(step.scale, h, w)
     on_grid = decimate(numbers, step.scale, np.zeros((1, rows, columns, M), int))
     folded = fold(on_grid, step, np.zeros((1, rows, columns, M // GROUPS[step.scale]), int))
-    return np.isin(numbers[0], folded[folded > 0])
+    return np.asarray(np.isin(numbers[0], folded[folded > 0]))
 
 
 def scale_set(h: int, w: int, scale: str) -> np.ndarray:
     """bool (h, w, M): what is known of y once `scale` is coded."""
-    return np.any([coded_in_y(h, w, step) for step in ALL_PARTS if step.scale == scale], axis=0)
+    return np.asarray(np.any([coded_in_y(h, w, step) for step in ALL_PARTS if step.scale == scale], axis=0))
 
 
 def test_eleven_steps_two_three_six() -> None:
@@ -166,7 +166,7 @@ def test_refine_puts_back_what_decimate_took(coarse: str, fine: str, h: int, w: 
     numbers = np.arange(1, h * w * M + 1).reshape(1, h, w, M)
 
     def on(scale: str) -> np.ndarray:
-        return decimate(numbers, scale, np.zeros((1, *grid(scale, h, w), M), int))
+        return np.asarray(decimate(numbers, scale, np.zeros((1, *grid(scale, h, w), M), int)))
 
     refined = refine(on(coarse), coarse, np.zeros_like(on(fine)))
     known = refined > 0

@@ -39,14 +39,13 @@ def scale_of_level(level: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Layer:
-    """kind as in the module docstring; widths of the inputs; outputs; `branch`: it ends a residual branch; `omni`:
-    OmniShift.
-    """
+    """kind: of the module docstring, or omnishift; `branch`: it ends a residual branch; `biased`: it has a bias."""
 
     kind: str
     widths: tuple[int, ...]
     out: int
     branch: bool = False
+    biased: bool = True
 
 
 class _Declaration:
@@ -67,10 +66,18 @@ class _Declaration:
         return Act(np.zeros((*like.x.shape[:-1], made.out), np.float32), grid)
 
     def linear(
-        self, inputs: Act | Sequence[Act], layer: str, out: int, grid: str | None = None, *, residual: bool = False
+        self,
+        inputs: Act | Sequence[Act],
+        layer: str,
+        out: int,
+        grid: str | None = None,
+        *,
+        residual: bool = False,
+        biased: bool = True,
     ) -> Act:
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
-        return self._note(parts[0], layer, Layer("linear", tuple(p.x.shape[-1] for p in parts), out, residual), grid)
+        made = Layer("linear", tuple(p.x.shape[-1] for p in parts), out, residual, biased)
+        return self._note(parts[0], layer, made, grid)
 
     def head(self, context: Act, layer: str, channels: int) -> tuple[Array, Array]:
         out = self._note(context, layer, Layer("head", (context.x.shape[-1],), 2 * channels), context.grid).x
@@ -151,7 +158,8 @@ def quantise(
                 start += b - a
             out[f"{name}.weight"] = np.concatenate([i for i, _ in pieces], 1)
             out[f"{name}.step"] = np.stack([s for _, s in pieces])
-            out[f"{name}.bias"] = derived[f"{name}.bias"].astype(np.float32)
+            if layer.biased:
+                out[f"{name}.bias"] = derived[f"{name}.bias"].astype(np.float32)
             if layer.kind in ("linear", "head"):
                 out[f"{name}.widths"] = np.array(widths, np.int32)
         elif layer.kind == "quality":

@@ -77,14 +77,21 @@ class FloatOps:
         return Act(F.hardtanh(x, -limit, limit), grid)  # clamp, with a backward of one kernel instead of four
 
     def linear(
-        self, inputs: Act | Sequence[Act], layer: str, out: int, grid: str | None = None, *, residual: bool = False
+        self,
+        inputs: Act | Sequence[Act],
+        layer: str,
+        out: int,
+        grid: str | None = None,
+        *,
+        residual: bool = False,
+        biased: bool = True,
     ) -> Act:
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
-        w, b = self.p[f"{layer}.weight"], self.p[f"{layer}.bias"]
+        w, b = self.p[f"{layer}.weight"], self.p.get(f"{layer}.bias")
         if len({p.x.shape[:-1] for p in parts}) == 1:
             x = parts[0].x if len(parts) == 1 else torch.cat([p.x for p in parts], -1)
             return self._act(F.linear(x, w, b), grid or layer)
-        y, start = b, 0
+        y, start = torch.zeros_like(w[:, 0]) if b is None else b, 0
         for p in parts:
             y = y + F.linear(p.x, w[:, start : start + p.x.shape[-1]])
             start += p.x.shape[-1]

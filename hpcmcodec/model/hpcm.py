@@ -101,7 +101,8 @@ def _first_values(name: str, layer: Layer, anchors: int) -> dict[str, Tensor]:
                 w[:, sum(layer.widths[:i]) :][:, :k] += _identity(c, k) / len(passed)
         elif last in ("out", "finer"):
             w = 0.2 * w + _identity(c, n)
-        return {"weight": w, "bias": bias} | ({"gain": torch.ones(c)} if layer.branch else {})
+        values = {"weight": w} | ({"bias": bias} if layer.biased else {})
+        return values | ({"gain": torch.ones(c)} if layer.branch else {})
     if layer.kind == "depthwise":
         w = torch.randn(c, 9) * 0.1
         w[:, 4] += 1
@@ -151,14 +152,14 @@ class HPCM(nn.Module):
                 return self.raw[f"{prefix}/{tensor}"]
 
             if layer.kind in ("linear", "head"):
-                w, b = raw("weight"), raw("bias")
+                merged = {"weight": raw("weight")} | ({"bias": raw("bias")} if layer.biased else {})
                 if layer.branch:
-                    w, b = w * raw("gain")[:, None], b * raw("gain")
+                    merged = {k: _scale_rows(v, raw("gain")) for k, v in merged.items()}
                 if layer.kind == "head":
-                    rows = torch.ones(layer.out, device=w.device)
+                    rows = torch.ones(layer.out, device=merged["weight"].device)
                     rows[layer.out // 2 :] = 2.0**-MEAN_SHIFT  # ops scale both halves as means: FloatOps.head
-                    w, b = w * rows[:, None], b * rows
-                p[f"{name}.weight"], p[f"{name}.bias"] = w, b
+                    merged = {k: _scale_rows(v, rows) for k, v in merged.items()}
+                p |= {f"{name}.{k}": v for k, v in merged.items()}
             elif layer.kind == "omnishift":
                 mix, w3 = raw("mix"), raw("w3")
                 centre = torch.zeros_like(w3)
@@ -286,6 +287,11 @@ class HPCM(nn.Module):
         return {"x_hat": self.synthesise(steps, q).clamp(0, 1)}
 
 
+def _scale_rows(v: Tensor, scale: Tensor) -> Tensor:
+    """A weight (O, n) or bias (O,) times scale (O,)."""
+    return v * (scale if v.ndim == 1 else scale[:, None])
+
+
 def _hundredths(q: Tensor) -> int:
     return round(float(q) * 10000)
 
@@ -297,7 +303,8 @@ def load_model(name: str = weights.DEFAULT_MODEL) -> HPCM:
 
 def from_weights(w: weights.Weights) -> HPCM:
     """The module of a weights file: its derived tensors are integer * step; it codes with the integers themselves."""
-    model = HPCM(w.config, w.grids)
+    with torch.random.fork_rng(devices=[]):  # the initial values are drawn and thrown away
+        model = HPCM(w.config, w.grids).float()
     entropy = w.under("entropy")
     state = {k: torch.from_numpy(v).float() for k, v in w.tensors.items() if not k.startswith(("entropy.", "tables."))}
     for name, layer in model.layers.items():
@@ -320,14 +327,14 @@ def raw_from_integers(
     if layer.kind in ("linear", "head", "depthwise", "omnishift"):
         widths = [b - a for _, a, b in chunks(layer.widths)]
         step = torch.repeat_interleave(stored("step"), torch.tensor(widths), 0).T
-        w, b = stored("weight") * step, stored("bias")
+        values = {"weight": stored("weight") * step} | ({"bias": stored("bias")} if layer.biased else {})
         if layer.kind == "omnishift":
-            return {"mix": torch.tensor([0.0, 0.0, 1.0]), "w1": torch.zeros(layer.out), "w3": w}
+            return {"mix": torch.tensor([0.0, 0.0, 1.0]), "w1": torch.zeros(layer.out), "w3": values["weight"]}
         if layer.kind == "head":
             rows = torch.ones(layer.out)
             rows[layer.out // 2 :] = 2.0**MEAN_SHIFT
-            w, b = w * rows[:, None], b * rows
-        return {"weight": w, "bias": b} | ({"gain": torch.ones(layer.out)} if layer.branch else {})
+            values = {k: _scale_rows(v, rows) for k, v in values.items()}
+        return values | ({"gain": torch.ones(layer.out)} if layer.branch else {})
     if layer.kind == "wkv":
         return {"decay": torch.log(torch.expm1(stored("decay").clamp_min(1e-6))), "boost": stored("boost")}
     if layer.kind == "quality":

@@ -22,7 +22,8 @@ def spatial_mix(ops: Any, x: Act, layer: str, out_grid: str) -> Act:
     """Mixes positions: every token sees all others, weighted by distance and key; (B, H, W, D)."""
     width = x.x.shape[-1]
     shifted = ops.depthwise(x, f"{layer}.shift", omni=True)
-    k = ops.linear(shifted, f"{layer}.k", width, EXP_GRID)
+    # Without a bias: what all keys of a channel share cancels in Bi-WKV's ratio.
+    k = ops.linear(shifted, f"{layer}.k", width, EXP_GRID, biased=False)
     v = ops.linear(shifted, f"{layer}.v", width)
     r = ops.linear(shifted, f"{layer}.r", width, GATE_GRID)
     return ops.linear(ops.gate(r, ops.wkv(k, v, f"{layer}.wkv")), f"{layer}.out", width, out_grid, residual=True)

@@ -95,6 +95,7 @@ def export(
     from safetensors.numpy import save_file
 
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata=metadata)
+    path.chmod(0o644)  # safetensors makes files for their owner alone
     shipped = from_weights(weights.load_file(path)).eval()
     for graph, module, example, axes in _graphs(shipped):
         write_graph(module, example, axes, path, out / f"{name}.{graph}.onnx", graph)

@@ -1,0 +1,158 @@
+"""Bi-WKV4: the exact form and the differentiable form against the formula written out as a matrix in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hpcmcodec.numerics import BLOCK, EXPONENT_MAX, NUMPY, TorchNamespace
+from hpcmcodec.ops.biwkv import biwkv4, biwkv4_exact, decay_powers, own_factor
+
+TORCH = TorchNamespace()
+LENGTHS = (1, 2, 16, 63, 64, 65, 255, 1536)  # below, at and beyond whole blocks of 64; a Kodak image at s3
+EXTREMES = {
+    "ordinary": (1.0, 1.0, 1.0),
+    "no decay": (1.0, 0.0, 0.0),
+    "largest decay": (1.0, 1e9, 0.0),
+    "smallest keys": (-8.0, 1.0, -1e9),
+    "largest keys": (8.0, 1.0, 1e9),
+}  # name -> factor of the keys, of the decay, of the boost
+
+
+def matrix_form(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
+    """y_t = sum_i W_ti v_i / sum_i W_ti, W_ti = exp(-(|t - i| - 1) w + k_i), W_tt = exp(u + k_t); w, u divided by T."""
+    tokens = k.shape[1]
+    t = torch.arange(tokens)
+    distance = (t[:, None] - t).abs()[:, :, None] - 1.0
+    w, u = decay.clamp(0, EXPONENT_MAX) / tokens, boost.clamp(-EXPONENT_MAX, EXPONENT_MAX) / tokens
+    exponent = torch.where(distance < 0, u, -distance * w) + k[:, None]  # (B, T, T, C)
+    weights = exponent.exp()
+    return (weights * v[:, None]).sum(2) / weights.sum(2)
+
+
+def inputs(tokens: int, kind: str = "ordinary", channels: int = 3, batch: int = 2) -> tuple[np.ndarray, ...]:
+    """k, v (B, T, C) float64 and decay, boost (C,) float32."""
+    rng = np.random.RandomState(tokens)
+    of_keys, of_decay, of_boost = EXTREMES[kind]
+    k = rng.uniform(-1.5, 1.5, (batch, tokens, channels)) * of_keys
+    if abs(of_keys) > 1:
+        k = np.full_like(k, of_keys)
+        k[:, ::3] = -of_keys  # both ends of the range side by side
+    v = rng.randint(-2047, 2048, k.shape).astype(np.float64)
+    decay = (rng.uniform(0, 16, channels) * of_decay).astype(np.float32)
+    boost = (rng.uniform(-4, 4, channels) * of_boost).astype(np.float32)
+    return k, v, decay, boost
+
+
+def exact(xp: object, k: np.ndarray, v: np.ndarray, decay: np.ndarray, boost: np.ndarray) -> np.ndarray:
+    powers, own = decay_powers(decay, k.shape[1]), own_factor(boost, k.shape[1])
+    arrays = [xp.array(a) for a in (np.exp(k), v, powers, own)]  # type: ignore[attr-defined]
+    return np.asarray(xp.numpy(biwkv4_exact(xp, *arrays)))  # type: ignore[attr-defined]
+
+
+def expected(k: np.ndarray, v: np.ndarray, decay: np.ndarray, boost: np.ndarray) -> np.ndarray:
+    wide = [torch.from_numpy(a.astype(np.float64)) for a in (k, v, decay, boost)]
+    # One channel at a time: the matrix of 1536 tokens takes 19 MB for each.
+    pieces = [
+        matrix_form(wide[0][..., c : c + 1], wide[1][..., c : c + 1], wide[2][c : c + 1], wide[3][c : c + 1])
+        for c in range(k.shape[2])
+    ]
+    return torch.cat(pieces, 2).numpy()
+
+
+@pytest.mark.parametrize("kind", EXTREMES)
+@pytest.mark.parametrize("tokens", LENGTHS)
+def test_exact_form_is_the_matrix_form_to_1e_12(tokens: int, kind: str) -> None:
+    args = inputs(tokens, kind, channels=3 if tokens < 1000 else 2, batch=2 if tokens < 1000 else 1)
+    scale = np.abs(args[1]).max()
+    assert np.abs(exact(NUMPY, *args) - expected(*args)).max() < 1e-12 * scale
+
+
+@pytest.mark.parametrize("kind", EXTREMES)
+@pytest.mark.parametrize("tokens", LENGTHS)
+def test_exact_form_has_the_same_bits_in_numpy_and_torch(tokens: int, kind: str) -> None:
+    args = inputs(tokens, kind)
+    a, b = (exact(xp, *args) for xp in (NUMPY, TORCH))
+    assert a.dtype == b.dtype == np.float64
+    assert a.tobytes() == b.tobytes()
+
+
+def test_powers_are_products_of_one_factor_and_none_is_subnormal() -> None:
+    decay = np.array([0, 1e-6, 3, 16, 1e9, -1], np.float32)  # clamped to 0..16
+    for tokens in LENGTHS:
+        powers = decay_powers(decay, tokens)
+        assert powers.shape == (min(BLOCK, tokens) + 1, 6)
+        w = np.clip(decay.astype(np.float64), 0, EXPONENT_MAX) / tokens
+        j = np.arange(len(powers))[:, None]
+        np.testing.assert_allclose(powers, np.exp(-w * j), rtol=1e-13)
+        np.testing.assert_array_equal(powers[2:], powers[1:-1] * powers[1])
+        assert powers.min() > 1e-300
+    np.testing.assert_allclose(own_factor(np.array([-1e9, 0, 1e9], np.float32), 4), np.exp([-4.0, 0, 4]), rtol=1e-15)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 200), st.data())
+def test_a_constant_sequence_is_its_own_average(tokens: int, data: st.DataObject) -> None:
+    k, _, decay, boost = inputs(tokens, data.draw(st.sampled_from(sorted(EXTREMES))))
+    value = data.draw(st.integers(-2047, 2047))
+    y = exact(NUMPY, k, np.full_like(k, value), decay, boost)
+    np.testing.assert_allclose(y, value, rtol=1e-12)
+
+
+def test_each_image_of_a_batch_is_computed_alone() -> None:
+    k, v, decay, boost = inputs(100)
+    both = exact(NUMPY, k, v, decay, boost)
+    np.testing.assert_array_equal(both[1:], exact(NUMPY, k[1:], v[1:], decay, boost))
+
+
+def float_inputs(tokens: int, kind: str, dtype: torch.dtype) -> list[Tensor]:
+    k, v, decay, boost = inputs(tokens, kind)
+    # Values as training sees them; a decay beyond its clamp has no gradient, so one inside, near the ends.
+    if kind == "largest decay":
+        decay[:] = 15.99
+    if kind == "no decay":
+        decay[:] = 0.01
+    return [torch.from_numpy(a.astype(np.float64)).to(dtype) for a in (k, v / 256, decay, np.clip(boost, -15, 15))]
+
+
+@pytest.mark.parametrize("kind", EXTREMES)
+@pytest.mark.parametrize("tokens", [t for t in LENGTHS if t < 1000])
+def test_differentiable_form_is_the_matrix_form_in_values_and_gradients(tokens: int, kind: str) -> None:
+    args = [a.requires_grad_() for a in float_inputs(tokens, kind, torch.float64)]
+    other = [a.detach().clone().requires_grad_() for a in args]
+    y, y_matrix = biwkv4(*args), matrix_form(*other)
+    # Terms are rescaled by up to exp(16): so much of float64's 16 digits goes.
+    torch.testing.assert_close(y, y_matrix, rtol=1e-8, atol=1e-8)
+    seed = torch.from_numpy(np.random.RandomState(1).standard_normal(y.shape))
+    found, wanted = torch.autograd.grad(y, args, seed), torch.autograd.grad(y_matrix, other, seed)
+    for name, a, b in zip(("k", "v", "decay", "boost"), found, wanted, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6, atol=1e-7, err_msg=f"gradient of {name}")
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    args = [a.requires_grad_() for a in float_inputs(5, "ordinary", torch.float64)]
+    assert torch.autograd.gradcheck(biwkv4, args)
+
+
+@pytest.mark.parametrize("tokens", LENGTHS)
+def test_differentiable_form_in_float32_stays_close_with_ordinary_keys(tokens: int) -> None:
+    args = float_inputs(tokens, "ordinary", torch.float32)
+    wide = expected(*(a.numpy().astype(np.float64) for a in args))
+    y = biwkv4(*args)
+    assert y.dtype == torch.float32
+    # Values reach 8. Two tokens are the worst case (2e-4): one term outweighs the other by exp(8), and taking it from
+    # the running sum leaves few digits of the other. Half a code of a grid of 1/256 is 2e-3.
+    assert np.abs(y.numpy() - wide).max() < 5e-4
+
+
+@pytest.mark.parametrize("tokens", LENGTHS)
+@pytest.mark.parametrize("kind", EXTREMES)
+def test_float32_values_and_gradients_are_finite_at_the_clamps(tokens: int, kind: str) -> None:
+    args = [a.requires_grad_() for a in float_inputs(tokens, kind, torch.float32)]
+    y = biwkv4(*args)
+    y.square().sum().backward()
+    assert all(bool(torch.isfinite(t).all()) for t in (y, *(a.grad for a in args)))

@@ -1,0 +1,550 @@
+"""`encode` and `decode`: every size comes back, damage is refused, and what a process has set stays as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import onnxruntime
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hpcmcodec import codec, container, weights
+from hpcmcodec.errors import HpcmError, InputError, IntegrityError, UnsupportedError
+from hpcmcodec.model.coder import Coded, LatentCoder
+from hpcmcodec.model.schedule import SCALES
+
+GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
+ODD_SIZES = [(1, 1), (7, 5), (127, 129), (768, 512), (2000, 3), (3, 2000), (4097, 300)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tiny_model_is_packaged() -> Iterator[None]:
+    with tiny.installed():
+        yield
+
+
+@pytest.fixture
+def fresh_engines() -> Iterator[None]:
+    """No engine made before is used, and none made here later."""
+    codec._make_engine.cache_clear()
+    yield
+    codec._make_engine.cache_clear()
+
+
+def golden_bytes(name: str) -> bytes:
+    return (tiny.DATA / f"{name}.hpcm").read_bytes()
+
+
+SMALL = golden_bytes("tiny-131x77")
+
+
+@lru_cache(maxsize=16)
+def encoded(width: int, height: int, quality: float = 50.0, engine: str = "auto") -> bytes:
+    return tiny.encode(width, height, quality, engine=engine)
+
+
+def size_of(data: bytes, **options: Any) -> tuple[int, int]:
+    return codec.decode(data, **options).size
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+# --- files that exist decode for ever ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["light", "torch"])
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_file_decodes_to_the_stated_integers(name: str, engine: str) -> None:
+    data = golden_bytes(name)
+    assert hashlib.sha256(data).hexdigest() == GOLDEN[name]["sha256"]
+    assert tiny.sha256(codec.decode_latents(data, engine=engine)) == GOLDEN[name]["y_hat"]
+    assert tiny.sha256(tiny.z_of(data, codec.LightEngine(tiny.load()).coder)) == GOLDEN[name]["z"]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_latents_of_a_golden_file_encode_to_its_streams_byte_by_byte(name: str) -> None:
+    data = golden_bytes(name)
+    coder = codec.LightEngine(tiny.load()).coder
+    header, reader = container.parse_header(data), container.Reader(data)
+    y_hat, z = codec.decode_latents(data), tiny.z_of(data, coder)
+    # Every residual of y_hat is a whole number of steps: its symbols are those of the file.
+    coded, again = coder.encode((y_hat / 16).astype(np.float32), z.astype(np.float32), header.quality)
+    np.testing.assert_array_equal(again, y_hat)
+    for s in container.SCALES:
+        assert coded[s].data == reader.stream(s, 0)
+        assert coded[s].latents_crc == header.stream_info(s, 0).latents_crc
+
+
+@pytest.mark.parametrize("name", tiny.PICTURES)
+def test_golden_pictures_look_alike_in_both_engines(name: str) -> None:
+    light, other = (np.asarray(codec.decode(golden_bytes(name), engine=e)).astype(int) for e in ("light", "torch"))
+    assert light.shape == (*tiny.PICTURES[name][1::-1], 3)
+    assert np.abs(light - other).max() <= 1
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height"), ODD_SIZES)
+def test_odd_sizes_come_back_exactly_and_to_the_encoders_latents(
+    width: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = watch(monkeypatch)
+    data = tiny.encode(width, height)
+    header = container.parse_header(data)
+    assert (header.width, header.height) == (width, height)
+    assert size_of(data) == (width, height)
+    y_hat = codec.decode_latents(data)
+    for (row, column, rows, columns), (_, tile) in zip(header.tiles, written, strict=True):
+        np.testing.assert_array_equal(y_hat[row : row + rows, column : column + columns], tile)
+
+
+def test_an_image_beyond_4096_has_two_tiles() -> None:
+    assert len(container.parse_header(encoded(4097, 300)).tiles) == 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (127, 129), (4097, 300)])
+def test_torch_engine_decodes_odd_sizes_to_the_same_latents(width: int, height: int) -> None:
+    data = encoded(width, height)
+    np.testing.assert_array_equal(codec.decode_latents(data, engine="torch"), codec.decode_latents(data))
+    assert size_of(data, engine="torch") == (width, height)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 5), (127, 129)])
+def test_packaged_model_codes_odd_sizes(width: int, height: int) -> None:
+    data = codec.encode(tiny.picture(width, height))
+    assert size_of(data) == (width, height)
+    assert weights.model_name(container.parse_header(data).model_id) == weights.DEFAULT_MODEL
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 10000))
+def test_any_size_and_quality_comes_back(width: int, height: int, hundredths: int) -> None:
+    data = tiny.encode(width, height, hundredths / 100)
+    assert container.parse_header(data).quality == hundredths
+    assert size_of(data) == (width, height)
+
+
+# --- file sizes -------------------------------------------------------------------------------------------------------
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Coded], np.ndarray]]:
+    """Collects what the latent coder makes of each tile."""
+    seen = []
+    encode = LatentCoder.encode
+
+    def watched(self: LatentCoder, *args: Any) -> Any:
+        result = encode(self, *args)
+        seen.append(result)
+        return result
+
+    monkeypatch.setattr(LatentCoder, "encode", watched)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["coffee", "chelsea"])
+def test_file_size_is_what_the_tables_estimate(
+    name: str, photos: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Image.open(photos[name]) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    seen = watch(monkeypatch)
+    for quality in (50, 90):
+        seen.clear()
+        assert_size_is_estimated(codec.encode(pixels, quality), seen)
+
+
+def assert_size_is_estimated(data: bytes, seen: list[tuple[dict[str, Coded], np.ndarray]]) -> None:
+    """Within 1% and 80 bytes."""
+    assert container.parse_header(data).chunks == ()
+    estimate = sum(coded.estimate_bits for streams, _ in seen for coded in streams.values()) / 8
+    assert estimate > 0
+    assert abs(len(data) - estimate) <= 0.01 * estimate + 80
+
+
+def test_overhead_of_a_small_picture_is_at_most_80_bytes_beside_its_streams() -> None:
+    header = container.parse_header(SMALL)
+    assert len(SMALL) - sum(header.bytes_of(s) for s in container.SCALES) <= 80
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_truncation_at_every_byte_is_refused() -> None:
+    for n in range(len(SMALL)):
+        with pytest.raises((InputError, IntegrityError)):
+            codec.decode(SMALL[:n])
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
+@pytest.mark.parametrize("name", ["tiny-131x77", "tiny-extreme"])
+def test_flipping_bits_of_any_byte_is_refused(name: str, mask: int) -> None:
+    data = golden_bytes(name)
+    for n in range(len(data)):
+        damaged = bytearray(data)
+        damaged[n] ^= mask
+        with pytest.raises(HpcmError):
+            codec.decode(bytes(damaged))
+
+
+def test_bytes_behind_the_end_are_refused() -> None:
+    with pytest.raises(InputError):
+        codec.decode(SMALL + b"\0")
+
+
+def repacked(
+    data: bytes, change: Callable[[str, bytes, int], tuple[bytes, int]], model_id: bytes | None = None
+) -> bytes:
+    """The file with other streams and latent CRCs, all other checksums being right."""
+    header, reader = container.parse_header(data), container.Reader(data)
+    return container.pack(
+        model_id=model_id or header.model_id,
+        width=header.width,
+        height=header.height,
+        quality=header.quality,
+        streams={
+            s: [container.Stream(*change(s, reader.stream(s, 0), header.stream_info(s, 0).latents_crc))]
+            for s in container.SCALES
+        },
+    )
+
+
+def test_repacking_changes_nothing_by_itself() -> None:
+    assert repacked(SMALL, lambda scale, stream, crc: (stream, crc)) == SMALL
+
+
+@pytest.mark.parametrize("scale", container.SCALES)
+def test_file_whose_latents_come_out_differently_is_an_integrity_error(scale: str) -> None:
+    wrong = repacked(SMALL, lambda s, stream, crc: (stream, crc ^ (s == scale)))
+    with pytest.raises(IntegrityError, match=f"latents of {scale} differ"):
+        codec.decode(wrong)
+
+
+@pytest.mark.parametrize("scale", container.SCALES)
+@pytest.mark.parametrize("engine", ["light", "torch"])
+def test_hostile_stream_with_right_checksums_is_an_integrity_error(scale: str, engine: str) -> None:
+    rng = np.random.RandomState(1)
+    for hostile in (b"", b"\xff" * 400, b"\x00" * 40, rng.bytes(4), rng.bytes(64), rng.bytes(4000)):
+        wrong = repacked(SMALL, lambda s, stream, crc, hostile=hostile: (hostile if s == scale else stream, crc))  # type: ignore[misc]
+        with pytest.raises(IntegrityError):
+            codec.decode(wrong, engine=engine)
+
+
+def test_file_of_an_unknown_model_names_it() -> None:
+    other = repacked(SMALL, lambda s, stream, crc: (stream, crc), bytes(range(8)))
+    with pytest.raises(UnsupportedError, match="0001020304050607"):
+        codec.decode(other)
+
+
+# --- previews ---------------------------------------------------------------------------------------------------------
+
+
+def end_of(data: bytes, scale: str) -> int:
+    header = container.parse_header(data)
+    info = header.stream_info(scale, len(header.tiles) - 1)
+    return info.offset + info.length
+
+
+@pytest.mark.parametrize("engine", ["light", "torch"])
+@pytest.mark.parametrize("name", ["tiny-131x77", "tiny-extreme"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_preview_of_a_cut_file_is_that_of_the_whole_one(name: str, scale: str, engine: str) -> None:
+    data = golden_bytes(name)
+    cut = data[: end_of(data, scale)]
+    whole = codec.decode(data, scale=scale, engine=engine)
+    assert whole.size == codec.decode(data).size
+    assert codec.decode(cut, scale=scale, engine=engine).tobytes() == whole.tobytes()
+
+
+def test_preview_of_the_last_scale_is_the_picture() -> None:
+    assert codec.decode(SMALL, scale="s3").tobytes() == codec.decode(SMALL).tobytes()
+
+
+def test_previews_of_an_image_of_two_tiles() -> None:
+    data = encoded(4097, 300)
+    for scale in SCALES:
+        cut = data[: end_of(data, scale)]
+        assert codec.decode(cut, scale=scale).tobytes() == codec.decode(data, scale=scale).tobytes()
+
+
+@pytest.mark.parametrize(("scale", "reached"), [("s1", "z"), ("s2", "s1"), ("s3", "s2")])
+def test_cut_before_the_end_of_the_scale_asked_for_is_refused(scale: str, reached: str) -> None:
+    for n in range(end_of(SMALL, reached), end_of(SMALL, scale)):
+        with pytest.raises(InputError, match=f"before the end of scale {scale}"):
+            codec.decode(SMALL[:n], scale=scale)
+
+
+def test_damage_in_a_preview_is_refused() -> None:
+    cut = bytearray(SMALL[: end_of(SMALL, "s2")])
+    cut[-1] ^= 1
+    with pytest.raises(IntegrityError):
+        codec.decode(bytes(cut), scale="s2")
+    assert codec.decode(bytes(cut), scale="s1").size == (131, 77)  # what is damaged is not read
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quality", [-0.01, 100.01, float("nan"), float("inf")])
+def test_quality_is_0_to_100(quality: float) -> None:
+    with pytest.raises(ValueError, match="quality is 0 to 100"):
+        tiny.encode(8, 8, quality)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "heavy"}, "engine is auto, light or torch"),
+        ({"device": "tpu"}, "device is cpu or cuda"),
+        ({"device": "cuda", "engine": "light"}, "light engine runs on the CPU alone"),
+    ],
+)
+def test_engine_and_device_out_of_range_are_value_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.encode(8, 8, **options)
+    with pytest.raises(ValueError, match=message):
+        codec.decode(SMALL, **options)
+
+
+def test_scale_out_of_range_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="scale is one of s1, s2, s3"):
+        codec.decode(SMALL, scale="z")
+
+
+def test_cuda_without_a_gpu_is_unsupported() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UnsupportedError, match="cuda"):
+        tiny.encode(8, 8, device="cuda")
+    with pytest.raises(UnsupportedError, match="cuda"):
+        codec.decode(SMALL, device="cuda")
+
+
+@pytest.mark.usefixtures("fresh_engines")
+def test_torch_engine_without_torch_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "hpcmcodec.torch_engine", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UnsupportedError, match="torch, which is not installed"):
+        codec.decode(SMALL, engine="torch")
+    assert size_of(SMALL) == (131, 77)
+
+
+def test_unknown_model_name_is_unsupported() -> None:
+    with pytest.raises(UnsupportedError, match="no model 'huge-9'"):
+        codec.encode(tiny.picture(8, 8), model="huge-9")
+
+
+def test_more_pixels_than_the_limit_are_refused_on_both_sides() -> None:
+    for n in (131 * 77, None):
+        assert size_of(tiny.encode(131, 77, max_pixels=n), max_pixels=n) == (131, 77)
+    with pytest.raises(UnsupportedError, match="pixels"):
+        tiny.encode(131, 77, max_pixels=131 * 77 - 1)
+    with pytest.raises(UnsupportedError, match="pixels"):
+        codec.decode(SMALL, max_pixels=131 * 77 - 1)
+    with pytest.raises(UnsupportedError, match="pixels"):
+        codec.decode_latents(SMALL, max_pixels=9)
+
+
+def test_image_may_be_a_path_bytes_a_pil_image_or_an_array(tmp_path: Path) -> None:
+    pixels = tiny.picture(31, 22)
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    sources: list[Any] = [
+        pixels,
+        path,
+        str(path),
+        path.read_bytes(),
+        Image.fromarray(pixels),
+        io.BytesIO(path.read_bytes()),
+    ]
+    assert len({codec.encode(source, model=tiny.NAME) for source in sources}) == 1
+
+
+def test_data_may_be_a_path_bytes_or_a_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "picture.hpcm"
+    path.write_bytes(SMALL)
+    expected = codec.decode(SMALL).tobytes()
+    sources: list[Any] = [path, str(path), bytearray(SMALL), memoryview(SMALL), io.BytesIO(SMALL)]
+    for source in sources:
+        assert codec.decode(source).tobytes() == expected
+    with pytest.raises(InputError, match=r"nowhere\.hpcm"):
+        codec.decode(tmp_path / "nowhere.hpcm")
+    with pytest.raises(TypeError, match="not int"):
+        codec.decode(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engine", ["light", "torch"])
+def test_progress_rises_from_0_to_1(engine: str) -> None:
+    calls: list[float] = []
+    data = tiny.encode(4097, 40, progress=calls.append, engine=engine)
+    encoding = calls.copy()
+    calls.clear()
+    codec.decode(data, progress=calls.append, engine=engine)
+    for seen in (encoding, calls):
+        assert len(seen) >= 11  # a step of each tile at least
+        assert seen == sorted(seen)
+        assert 0 <= seen[0] < 0.6
+        assert seen[-1] == pytest.approx(1)
+
+
+# --- one process ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fresh_engines")
+def test_model_and_sessions_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights.load.cache_clear()
+    loads, sessions = Mock(wraps=weights.load_file), Mock(wraps=onnxruntime.InferenceSession)
+    monkeypatch.setattr(weights, "load_file", loads)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", sessions)
+    for _ in range(3):
+        assert size_of(tiny.encode(20, 10)) == (20, 10)
+    assert loads.call_count == 1
+    assert sessions.call_count == 2  # analysis and synthesis
+
+
+@pytest.mark.usefixtures("fresh_engines")
+def test_threads_get_what_one_thread_gets() -> None:
+    jobs = [
+        (w, h, q, engine) for w, h, q in ((40, 33, 20), (65, 17, 50), (31, 90, 80)) for engine in ("light", "torch")
+    ]
+
+    def work(job: tuple[int, int, int, str]) -> tuple[bytes, bytes]:
+        width, height, quality, engine = job
+        data = tiny.encode(width, height, quality, engine=engine)
+        return data, codec.decode(data, engine=engine).tobytes()
+
+    with ThreadPoolExecutor(6) as pool:  # the engines are made by whichever thread comes first
+        together = list(pool.map(work, jobs * 3))
+    alone = [work(job) for job in jobs]
+    assert together == alone * 3
+
+
+def torch_settings() -> dict[str, Any]:
+    return {
+        "matmul": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn": torch.backends.cudnn.allow_tf32,
+        "precision": torch.get_float32_matmul_precision(),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "interop": torch.get_num_interop_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "mkldnn": torch.backends.mkldnn.enabled,
+        "flush denormal": float(torch.tensor([1e-40]) + 0) == 0,
+        "random": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
+    }
+
+
+@pytest.fixture(params=[False, True], ids=["TF32 off", "TF32 on"])
+def tf32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """TF32 off and on beforehand, for products and for convolutions."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = request.param
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("fresh_engines", "tf32")
+@pytest.mark.parametrize("engine", ["light", "torch"])
+def test_torch_settings_and_random_state_are_put_back(engine: str) -> None:
+    before = torch_settings()
+    data = tiny.encode(24, 24, engine=engine)
+    assert torch_settings() == before
+    codec.decode(data, engine=engine)
+    assert torch_settings() == before
+    with pytest.raises(IntegrityError):
+        codec.decode(repacked(SMALL, lambda s, stream, crc: (stream, crc ^ 1)), engine=engine)
+    assert torch_settings() == before
+
+
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("fresh_engines")
+@pytest.mark.parametrize("make_engine_first", [False, True], ids=["engine made inside", "engine made before"])
+@pytest.mark.parametrize(
+    "surroundings",
+    [lambda: torch.autocast("cpu"), torch.inference_mode, torch.no_grad, float64_by_default],
+    ids=["autocast", "inference mode", "no grad", "float64 by default"],
+)
+def test_torch_engine_decodes_the_same_whatever_surrounds_it(surroundings: Any, make_engine_first: bool) -> None:
+    data = codec.encode(tiny.picture(96, 64), 90)
+    expected, picture = codec.decode_latents(data), np.asarray(codec.decode(data)).astype(int)
+    if make_engine_first:
+        codec.decode_latents(data, engine="torch")
+    with surroundings():
+        found = codec.decode_latents(data, engine="torch")
+        pixels = np.asarray(codec.decode(data, engine="torch"))
+        other = codec.encode(tiny.picture(40, 24), engine="torch")
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(pixels - picture).max() <= 1
+    assert size_of(other) == (40, 24)
+    np.testing.assert_array_equal(codec.decode_latents(data, engine="torch"), expected)
+
+
+# --- photographs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_photograph_of_kodaks_size_comes_back(photos: dict[str, Path]) -> None:
+    with Image.open(photos["motorcycle_left"]) as image:
+        photo = image.convert("RGB").resize((768, 512))
+    data = codec.encode(photo, 50)
+    assert size_of(data) == (768, 512)
+    assert len(data) < 768 * 512 * 3 / 4
+
+
+@pytest.mark.slow
+def test_kodak_comes_back_in_files_of_the_estimated_size_and_better_in_more_bytes(
+    kodak: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(kodak) == 24
+    seen = watch(monkeypatch)
+    for path in kodak:
+        points = []
+        for quality in (10, 50, 90):
+            seen.clear()
+            data = codec.encode(path, quality)
+            assert_size_is_estimated(data, seen)
+            png = io.BytesIO()
+            codec.decode(data).save(png, "PNG", compress_level=1)
+            with Image.open(path) as original, Image.open(png) as decoded:
+                assert decoded.size == original.size
+                points.append((len(data), psnr_db(np.asarray(original.convert("RGB")), np.asarray(decoded))))
+        sizes, psnrs = zip(*points, strict=True)
+        assert sorted(set(sizes)) == list(sizes), path.name
+        assert sorted(set(psnrs)) == list(psnrs), path.name
+
+
+@pytest.mark.slow
+def test_previews_of_kodak_get_better_from_scale_to_scale(kodak: list[Path]) -> None:
+    for path in kodak:
+        data = codec.encode(path, 50)
+        with Image.open(path) as image:
+            original = np.asarray(image.convert("RGB"))
+        psnrs = [psnr_db(original, np.asarray(codec.decode(data, scale=s))) for s in SCALES]
+        assert psnrs[0] < psnrs[1] < psnrs[2], path.name

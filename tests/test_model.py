@@ -1,0 +1,632 @@
+"""The model: nothing in it is dead, training sees what coding does, and a model id names what decoding needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcmcodec import numerics, strips, weights
+from hpcmcodec.codec import LightEngine
+from hpcmcodec.errors import IntegrityError, UnsupportedError
+from hpcmcodec.model import entropy
+from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.config import LITE, TINY, Config
+from hpcmcodec.model.context import walk
+from hpcmcodec.model.float_ops import FakeOps, FloatOps
+from hpcmcodec.model.hpcm import HPCM, from_weights, load_model
+from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
+from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, Act, ExactOps
+from hpcmcodec.torch_engine import TorchEngine
+from hpcmcodec.training.train import loss_of
+
+ENTROPY = tiny.load().under("entropy")
+LAYERS, _ = entropy.declare(TINY)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tiny_model_is_packaged() -> Iterator[None]:
+    with tiny.installed():
+        yield
+
+
+@lru_cache(maxsize=1)
+def shipped() -> HPCM:
+    return from_weights(tiny.load()).eval()
+
+
+@lru_cache(maxsize=4)
+def engine(kind: str, name: str) -> Any:
+    w = weights.load_file(weights.packaged()[name])
+    return LightEngine(w) if kind == "light" else TorchEngine(w, "cpu")
+
+
+def to_tensor(picture: np.ndarray) -> torch.Tensor:
+    """(1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+
+
+# --- nothing is dead --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["float", "fake quantisation"])
+def test_after_one_training_step_every_parameter_has_a_gradient(fake: bool) -> None:
+    torch.manual_seed(1)
+    model = HPCM(TINY).train()
+    x = torch.cat([to_tensor(tiny.picture(128, 128, s)) for s in range(4)])
+    loss, bpp = loss_of(model, x, torch.linspace(0, 1, 4), False, joint=True, fake=fake)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert bpp.shape == (4,)
+    # Gradients that are zero by algebra come out as rounding noise, here below 1e-9; the smallest real one is 4e-8.
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not float(p.grad.norm()) > 3e-9]
+    assert dead == []
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+def steps_of(ops: Any, y: np.ndarray, z: np.ndarray, quality: list[int]) -> dict[str, list[np.ndarray]]:
+    """Run the exact walk on y (B, h, w, M) and z; every step's means, levels, and y_hat where it codes."""
+    log: dict[str, list[np.ndarray]] = {"means": [], "levels": [], "y_hat": []}
+
+    def code(step: Step, means: Any, levels: Any, mask: np.ndarray | None) -> Any:
+        m, s = ops.xp.numpy(means), ops.xp.numpy(levels)
+        symbols = np.rint(folded(y, step) - m.astype(np.float32) * np.float32(2.0**-MEAN_SHIFT)).astype(np.int32)
+        y_hat = (symbols << np.int32(MEAN_SHIFT)) + m
+        y_hat = y_hat if mask is None else np.where(mask, y_hat, 0)
+        for name, value in (("means", m), ("levels", s), ("y_hat", y_hat)):
+            log[name].append(value.copy())
+        return ops.xp.array(y_hat)
+
+    walk(ops, TINY, ops.xp.array(z.astype(np.int32)), quality, y.shape[1], y.shape[2], code)
+    return log
+
+
+def folded(y: np.ndarray, step: Step) -> np.ndarray:
+    """What a step codes of y (B, h, w, M), folded."""
+    b, h, w, m = y.shape
+    on_grid = decimate(y, step.scale, np.zeros((b, *grid(step.scale, h, w), m), y.dtype))
+    return np.asarray(fold(on_grid, step, np.zeros((*on_grid.shape[:3], m // GROUPS[step.scale]), y.dtype)))
+
+
+def known_latents(h: int, w: int, seeds: tuple[int, ...] = (3,)) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [tiny.latents(h, w, s) for s in seeds]
+    return np.stack([y for y, _ in pairs]), np.stack([z for _, z in pairs])
+
+
+@lru_cache(maxsize=1)
+def baseline() -> dict[str, list[np.ndarray]]:
+    return steps_of(tiny.exact_ops(), *known_latents(7, 10), [4321])
+
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "weight": lambda t: -t,
+    "step": lambda t: t * np.float32(1.5),
+    "bias": lambda t: t + np.float32(2),
+    "gamma": lambda t: t * np.float32(1.5),
+    "beta": lambda t: t + np.float32(1),
+    "scale": lambda t: t * np.float32(1.5),
+    "decay": lambda t: np.where(t > 8, np.float32(0), np.float32(16)).astype(np.float32),
+    "boost": lambda t: t + np.float32(6),
+    "table": lambda t: t + np.int32(100),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_changing_any_tensor_of_the_entropy_path_changes_latents_or_tables(layer: str) -> None:
+    names = [n for n in ENTROPY if n.rpartition(".")[0] == layer and not n.endswith(".widths")]
+    assert names
+    for name in names:
+        changed = ENTROPY | {name: CHANGES[name.rpartition(".")[2]](ENTROPY[name])}
+        assert changed[name].dtype == ENTROPY[name].dtype
+        found = steps_of(ExactOps(NUMPY, changed, tiny.load().grids), *known_latents(7, 10), [4321])
+        different = [
+            not np.array_equal(a, b)
+            for what in ("y_hat", "levels")
+            for a, b in zip(found[what], baseline()[what], strict=True)
+        ]
+        assert any(different), name
+
+
+def test_every_tensor_of_the_entropy_path_belongs_to_a_layer() -> None:
+    assert {n.rpartition(".")[0] for n in ENTROPY} == set(LAYERS)
+
+
+def test_quality_changes_the_parameters_of_the_latents() -> None:
+    other = steps_of(tiny.exact_ops(), *known_latents(7, 10), [9000])
+    assert any(not np.array_equal(a, b) for a, b in zip(other["levels"], baseline()["levels"], strict=True))
+
+
+def test_samples_of_a_batch_do_not_see_each_other() -> None:
+    y, z = known_latents(6, 9, (1, 2, 3))
+    qualities = [0, 5000, 10000]
+    together = steps_of(tiny.exact_ops(), y, z, qualities)
+    for i, quality in enumerate(qualities):
+        alone = steps_of(tiny.exact_ops(), y[i : i + 1], z[i : i + 1], [quality])
+        for what in alone:
+            for a, b in zip(alone[what], together[what], strict=True):
+                np.testing.assert_array_equal(a[0], b[i])
+
+
+# --- training sees what coding does -----------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Passes operations on and keeps the codes of every activation that they return."""
+
+    def __init__(self, ops: Any, grids: dict[str, int]) -> None:
+        self.ops, self.grids = ops, grids
+        self.log: list[tuple[str, str, np.ndarray]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.ops, name)
+        if not callable(method) or name.startswith("_"):
+            return method
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            if isinstance(result, Act):
+                x = result.x.detach().numpy() if isinstance(result.x, torch.Tensor) else result.x
+                codes = x.astype(np.float64)
+                scale = 1.0 if isinstance(self.ops, ExactOps) else 2.0 ** self.grids[result.grid]
+                self.log.append((name, result.grid, codes * scale))
+            return result
+
+        return call
+
+
+def fake_ops(model: HPCM) -> FakeOps:
+    ops = model.ops(fake=True)
+    assert isinstance(ops, FakeOps)
+    return ops
+
+
+def test_fake_quantisation_has_the_codes_means_levels_and_y_hat_of_the_exact_path() -> None:
+    torch.manual_seed(2)
+    model = tiny.make_model()
+    y, z = known_latents(5, 7, (4, 5))
+    exact = Recorder(ExactOps(NUMPY, model.integers(), model.grids), model.grids)
+    wanted = steps_of(exact, y, z, [2500, 7500])
+    fake = Recorder(fake_ops(model), model.grids)
+    found: dict[str, list[np.ndarray]] = {"means": [], "levels": [], "y_hat": []}
+
+    def code(step: Step, means: torch.Tensor, levels: torch.Tensor, mask: np.ndarray | None) -> torch.Tensor:
+        y_hat = (torch.from_numpy(folded(y, step)) - means).round() + means
+        y_hat = y_hat if mask is None else torch.where(torch.from_numpy(mask), y_hat, 0)
+        for name, value, scale in (("means", means, 16), ("levels", levels, 1), ("y_hat", y_hat, 16)):
+            found[name].append(value.detach().numpy().astype(np.float64) * scale)
+        return y_hat
+
+    walk(fake, TINY, torch.from_numpy(z), torch.tensor([0.25, 0.75]), 5, 7, code)
+    assert [(name, where) for name, where, _ in fake.log] == [(name, where) for name, where, _ in exact.log]
+    for (name, where, a), (_, _, b) in zip(fake.log, exact.log, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=f"{name} on {where}")
+    for what in found:
+        for a, b in zip(found[what], wanted[what], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_estimate_under_fake_quantisation_has_the_latents_of_the_real_coder() -> None:
+    torch.manual_seed(5)
+    model = HPCM(TINY).eval()  # untrained, but its levels fit: few residuals need an escape, none is clamped
+    with torch.no_grad():
+        y, z = model.analyse(to_tensor(tiny.picture(112, 80)), torch.tensor([0.6]))
+        y_hat, likelihoods = model.estimate(y, z, torch.tensor([0.6]), ops=model.ops(fake=True))
+    coder = model.coder()
+    coder.skipped = np.zeros_like(coder.skipped)  # the rule that some symbols are zero is the coder's own
+    coded, wanted = coder.encode(y[0].numpy(), z[0].numpy(), 6000)
+    np.testing.assert_array_equal(np.rint(y_hat[0].numpy() * 16), wanted)
+    # The model's own likelihoods and the integer tables made from them cost about the same.
+    for what, scales in (("z", ["z"]), ("y", list(SCALES))):
+        estimated = float(-torch.log2(likelihoods[what]).sum())
+        assert sum(coded[s].estimate_bits for s in scales) == pytest.approx(estimated, rel=0.05)
+
+
+def test_fake_quantisation_has_the_float_gradient() -> None:
+    model = tiny.make_model()
+    x = to_tensor(tiny.picture(64, 64))
+    gradients = []
+    for fake in (False, True):
+        model.zero_grad()
+        loss, _ = loss_of(model, x, torch.tensor([0.5]), False, joint=False, fake=fake)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients.append(torch.cat([p.grad.flatten() for p in model.raw.values() if p.grad is not None]))
+    assert float(torch.cosine_similarity(gradients[0], gradients[1], dim=0)) > 0.9
+
+
+def test_float_and_exact_paths_agree_within_the_grids() -> None:
+    """Operation by operation, on the exact path's codes: only weights and results are rounded."""
+    model = tiny.make_model()
+    y, z = known_latents(6, 6)
+    pair = Paired(ExactOps(NUMPY, model.integers(), model.grids), FloatOps(model.derived(), model.grids))
+    with torch.no_grad():
+        steps_of(pair, y, z, [5000])
+    assert {name for name, _, _ in pair.errors} == set(Paired.METHODS)
+    assert [entry for entry in pair.errors if entry[2] > 1] == []
+
+
+class Paired:
+    """Exact operations; the float ones run beside them on the same values.
+
+    `errors` has (operation, grid, the largest difference as a share of what rounding explains).
+    """
+
+    METHODS = ("linear", "depthwise", "norm", "lrelu", "relu_squared", "gate", "blend", "add", "wkv", "pool")
+
+    def __init__(self, exact: ExactOps, real: FloatOps) -> None:
+        self.exact, self.real = exact, real
+        self.errors: list[tuple[str, str, float]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.exact, name)
+        if name not in self.METHODS:
+            return method
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            real = getattr(self.real, name)(*(self.value(a) for a in args), **kwargs)
+            difference = np.abs(real.x.numpy() * 2.0 ** self.exact.grids[result.grid] - result.x)
+            explained = 0.5 + 0.01  # the result's rounding, and float32's
+            if name in ("linear", "depthwise"):
+                inputs = args[0] if isinstance(args[0], list) else [args[0]]
+                explained += self.of_weights(args[1], inputs, result, 9 if name == "depthwise" else 1)
+            self.errors.append((name, result.grid, float(difference.max() / explained)))
+            return result
+
+        return call
+
+    def of_weights(self, layer: str, inputs: list[Act], result: Act, taps: int) -> float:
+        """Half a step of every weight, times the inputs that it meets."""
+        total, grids = 0.0, self.exact.grids
+        for step, a in zip(self.exact.tensors[f"{layer}.step"], inputs, strict=True):
+            x = np.abs(a.x).max() * taps if taps > 1 else np.abs(a.x).sum(-1).max()
+            total += float(step.max()) / 2 * float(x) * 2.0 ** (grids[result.grid] - grids[a.grid])
+        return total
+
+    def value(self, a: Any) -> Any:
+        if isinstance(a, Act):
+            return Act(torch.from_numpy(a.x * np.float32(2.0 ** -self.exact.grids[a.grid])), a.grid)
+        return [self.value(i) for i in a] if isinstance(a, list) else a
+
+
+# --- coding latents ---------------------------------------------------------------------------------------------------
+
+
+def coder() -> LatentCoder:
+    coder = engine("light", tiny.NAME).coder
+    assert isinstance(coder, LatentCoder)
+    return coder
+
+
+def decoded(
+    coded: dict[str, Any], quality: int, h: int, w: int, scales: tuple[str, ...] = ("z", *SCALES)
+) -> np.ndarray:
+    streams, crcs = {s: coded[s].data for s in scales}, {s: coded[s].latents_crc for s in scales}
+    return np.asarray(coder().decode(streams, crcs, quality, h, w))
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 13), st.integers(1, 13), st.integers(0, 1000), st.integers(0, 10000))
+def test_decoder_gets_the_encoders_y_hat(h: int, w: int, seed: int, quality: int) -> None:
+    coded, y_hat = coder().encode(*tiny.latents(h, w, seed), quality)
+    assert y_hat.dtype == np.int32
+    np.testing.assert_array_equal(decoded(coded, quality, h, w), y_hat)
+
+
+def test_skipping_symbols_is_what_leaves_errors_beyond_half_a_step() -> None:
+    y, z = tiny.latents(16, 16)
+    y = np.clip(y, -20, 20)  # within the tables around means near zero
+    _, y_hat = coder().encode(y, z, 5000)
+    error = np.abs(y - y_hat / 16)
+    ours = LatentCoder(TINY, coder().ops, tiny.load().under("tables"))
+    ours.skipped = np.zeros_like(ours.skipped)
+    _, y_hat = ours.encode(y, z, 5000)
+    assert (np.abs(y - y_hat / 16) <= 0.5).mean() > (error <= 0.5).mean() > 0
+
+
+@pytest.mark.parametrize("last", SCALES)
+def test_coarser_scales_alone_give_their_own_latents_and_zero_residuals_beyond(last: str) -> None:
+    y, z = tiny.latents(9, 11)
+    coded, y_hat = coder().encode(y, z, 5000)
+    scales = SCALES[: SCALES.index(last) + 1]
+    preview = decoded(coded, 5000, 9, 11, ("z", *scales))
+    known = np.zeros((1, 9, 11, TINY.latent), bool)
+    part = grid(last, 9, 11)
+    for step in STEPS:
+        if step.scale in scales:
+            numbers = np.arange(1, known.size + 1).reshape(known.shape)
+            known |= np.isin(numbers, folded(numbers, step))
+    assert part[0] <= 9
+    np.testing.assert_array_equal(preview[known[0]], y_hat[known[0]])
+    if last != "s3":
+        assert not np.array_equal(preview, y_hat)
+
+
+@pytest.mark.parametrize("scale", ["z", *SCALES])
+def test_latents_that_miss_their_crc_are_refused(scale: str) -> None:
+    coded, _ = coder().encode(*tiny.latents(5, 5), 5000)
+    wrong = coded | {scale: coded[scale]._replace(latents_crc=coded[scale].latents_crc ^ 1)}
+    with pytest.raises(IntegrityError, match=f"latents of {scale} differ"):
+        decoded(wrong, 5000, 5, 5)
+
+
+def test_golden_latents_reach_skipped_levels_escapes_and_clamped_symbols() -> None:
+    y, z = tiny.latents(9, 14)
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    watched = LatentCoder(TINY, coder().ops, tiny.load().under("tables"))
+    watched.observe = lambda symbols, levels: seen.append((symbols.copy(), levels.copy()))  # type: ignore[method-assign]
+    watched.encode(y, z, 3000)
+    symbols, levels = (np.concatenate(v) for v in zip(*seen, strict=True))
+    skipped = watched.skipped[levels]
+    assert 0.05 < skipped.mean() < 0.8
+    tables = watched.y_tables
+    escapes = (symbols < tables.low[levels]) | (symbols > tables.high[levels])
+    assert (escapes & ~skipped)[-9 * 14 * 12 :].sum() > 64 + 9 * 14 * 12 // 64  # more than s3's stream may hold
+    assert len(np.unique(levels)) > 40
+
+
+# --- as a torch module ------------------------------------------------------------------------------------------------
+
+
+def test_compress_and_decompress_are_inverses_as_in_compressai() -> None:
+    model, q = shipped(), torch.tensor([0.2, 0.85])
+    x = torch.cat([to_tensor(tiny.picture(96, 64, s)) for s in (1, 2)])
+    out = model.compress(x, q)
+    assert set(out) == {"strings", "shape"}
+    assert out["shape"] == (4, 6)
+    assert [len(s) for s in out["strings"]] == [2] * 4
+    assert all(isinstance(s, bytes) for per_scale in out["strings"] for s in per_scale)
+    x_hat = model.decompress(out["strings"], out["shape"], q)["x_hat"]
+    assert x_hat.shape == x.shape
+    assert 0 <= float(x_hat.min()) <= float(x_hat.max()) <= 1
+    with torch.no_grad():
+        y, z = model.analyse(x, q)
+        for i, hundredths in enumerate((2000, 8500)):
+            coded, y_hat = coder().encode(y[i].numpy(), z[i].numpy(), hundredths)
+            assert [s[i] for s in out["strings"]] == [coded[s].data for s in ("z", *SCALES)]
+            expected = model.synthesise(torch.from_numpy(y_hat)[None] / 16, q[i : i + 1]).clamp(0, 1)
+            torch.testing.assert_close(x_hat[i : i + 1], expected)
+
+
+def test_forward_gives_x_hat_and_likelihoods() -> None:
+    x = to_tensor(tiny.picture(96, 64))
+    with torch.no_grad():
+        out = shipped()(x, torch.tensor([0.5]))
+    assert set(out) == {"x_hat", "likelihoods"}
+    assert out["x_hat"].shape == x.shape
+    places = sum(np.prod(grid(step.scale, 4, 6)) * 16 // GROUPS[step.scale] for step in STEPS)  # some lie outside y
+    assert {k: v.shape for k, v in out["likelihoods"].items()} == {"y": (1, places), "z": (1, 1 * 2 * 8)}
+    for v in out["likelihoods"].values():
+        assert 0 < float(v.min()) <= float(v.max()) <= 1
+
+
+def test_untrained_model_codes_too() -> None:
+    torch.manual_seed(3)
+    model, q = HPCM(TINY).eval(), torch.tensor([0.5])
+    x = to_tensor(tiny.picture(64, 48))
+    out = model.compress(x, q)
+    assert model.decompress(out["strings"], out["shape"], q)["x_hat"].shape == x.shape
+
+
+def test_load_model_gives_a_packaged_model_in_eval_mode() -> None:
+    model = load_model(tiny.NAME)
+    assert not model.training
+    assert model.config == TINY
+    with pytest.raises(UnsupportedError, match="no model 'huge-9'"):
+        load_model("huge-9")
+
+
+def test_loaded_model_derives_what_its_integers_stand_for() -> None:
+    integers, stored = shipped().integers(), ENTROPY
+    assert set(integers) == set(stored)
+    for name in stored:
+        if name.endswith((".weight", ".step")):
+            continue  # quantised anew from rounded values, the steps are a little smaller
+        np.testing.assert_allclose(integers[name], stored[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    for name in (n.removesuffix(".weight") for n in stored if n.endswith(".weight")):
+        if stored[f"{name}.step"].shape[0] == 1:
+            value, again = (t[f"{name}.weight"] * t[f"{name}.step"][0][:, None] for t in (stored, integers))
+            assert np.abs(value - again).max() <= stored[f"{name}.step"].max()
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
+def test_export_writes_weights_and_graphs_that_code_as_the_model_does(tmp_path: Path) -> None:
+    model_id = tiny.write_model(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"{tiny.NAME}.{suffix}" for suffix in ("safetensors", "analysis.onnx", "synthesis.onnx")
+    }
+    w = weights.load_file(tmp_path / f"{tiny.NAME}.safetensors")
+    assert (w.name, w.model_id, w.config) == (tiny.NAME, model_id, TINY)
+    dtypes = {name.split(".")[0]: t.dtype for name, t in w.tensors.items() if not name.endswith("log_scale")}
+    assert dtypes["g_a"] == dtypes["g_s"] == dtypes["h_a"] == np.float16
+    light, other = LightEngine(w), TorchEngine(w, "cpu")
+    y, z = light.analyse(tiny.picture(64, 48), 5000, None)
+    for found, wanted in zip((y, z), other.analyse(tiny.picture(64, 48), 5000, None), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    coded, y_hat = light.coder.encode(y, z, 5000)
+    assert {s: c.data for s, c in other.coder.encode(y, z, 5000)[0].items()} == {s: c.data for s, c in coded.items()}
+    assert light.synthesise(y_hat, 5000, None).shape == (48, 64, 3)
+
+
+def test_fitted_tables_code_what_they_were_fitted_to_in_fewer_bits() -> None:
+    from hpcmcodec.training.export import fit_tables
+
+    torch.manual_seed(6)
+    model = HPCM(TINY).eval()
+    photographs = [(tiny.picture(256, 256, s), q) for s, q in ((0, 2000), (1, 8000))]
+    bits = []
+    for tables in (model.tables(), fit_tables(model, model.integers(), photographs)):
+        ours = LatentCoder(TINY, ExactOps(NUMPY, model.integers(), model.grids), tables)
+        ours.skipped = np.zeros_like(ours.skipped)
+        total = 0.0
+        for pixels, quality in photographs:
+            with torch.no_grad():
+                y, z = model.analyse(to_tensor(pixels), torch.tensor([quality / 10000]))
+            coded, _ = ours.encode(y[0].numpy(), z[0].numpy(), quality)
+            total += sum(coded[s].estimate_bits for s in SCALES)
+        bits.append(total)
+    assert bits[1] < 0.99 * bits[0]
+
+
+# --- model id ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*weights.packaged(), tiny.NAME])
+def test_stored_model_id_is_the_one_computed_anew(name: str) -> None:
+    w = weights.load_file(weights.packaged()[name])
+    assert weights.compute_model_id(w.config, w.grids, w.tensors) == w.model_id
+    assert weights.model_name(w.model_id) == name
+
+
+def changed_value(t: np.ndarray) -> np.ndarray:
+    out = t.copy()
+    out.flat[-1] += 1
+    return out
+
+
+def test_model_id_depends_on_every_tensor_that_decoding_uses_and_on_no_other() -> None:
+    w = tiny.load()
+    for name, t in w.tensors.items():
+        same = weights.compute_model_id(w.config, w.grids, w.tensors | {name: changed_value(t)}) == w.model_id
+        assert same == name.startswith(("g_a.", "h_a.", "gain.")), name
+
+
+def test_model_id_depends_on_names_shapes_and_dtypes_too() -> None:
+    w = tiny.load()
+    name = "entropy.s3.cell.in.bias"
+    others = [
+        {k if k != name else f"{name}2": v for k, v in w.tensors.items()},
+        w.tensors | {name: w.tensors[name][None]},
+        w.tensors | {name: w.tensors[name].view(np.int32)},
+        {k: v for k, v in w.tensors.items() if k != name},
+    ]
+    ids = [weights.compute_model_id(w.config, w.grids, t) for t in others]
+    assert len({*ids, w.model_id}) == 5
+
+
+def test_model_id_depends_on_grids_arithmetic_and_decoding_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = tiny.load()
+
+    def model_id(config: Config = w.config, grids: dict[str, int] = w.grids) -> bytes:
+        return weights.compute_model_id(config, grids, w.tensors)
+
+    assert model_id(grids=w.grids | {"s3.cell.in": 9}) != w.model_id
+    assert model_id(replace(w.config, memory_temperature=0.2)) != w.model_id
+    assert model_id(replace(w.config, name="other", analysis_blocks=(3, 3), hyper_analysis_width=64)) == w.model_id
+    monkeypatch.setattr(numerics, "ARITHMETIC", numerics.ARITHMETIC + 1)
+    assert model_id() != w.model_id
+
+
+# --- config -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [LITE, TINY], ids=lambda c: c.name)
+def test_config_survives_json(config: Config) -> None:
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_config_of_another_version_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="wavelets"):
+        Config.from_json('{"wavelets": 3}')
+    for field, value in (("cells", ("rwkv", "window", "rwkv")), ("memory", "full"), ("prior", "rwkv"), ("fusion", "x")):
+        assert field in {f.name for f in fields(Config)}
+        with pytest.raises(UnsupportedError, match=field):
+            Config(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change", [{"memory": "none"}, {"fusion": "linear"}, {"prior_blocks": ((2, 1), (3, 2))}], ids=str
+)
+def test_other_members_of_the_family_code_too(change: dict[str, Any]) -> None:
+    torch.manual_seed(4)
+    model, q = HPCM(replace(TINY, **change)).eval(), torch.tensor([0.5])
+    x = to_tensor(tiny.picture(80, 48))
+    out = model.compress(x, q)
+    assert model.decompress(out["strings"], out["shape"], q)["x_hat"].shape == x.shape
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*weights.packaged(), tiny.NAME])
+def test_stored_tables_are_one_a_level_symmetric_and_one_a_channel_of_z(name: str) -> None:
+    w = weights.load_file(weights.packaged()[name])
+    t = w.under("tables")
+    assert len(t["y.sizes"]) == numerics.LEVELS
+    assert len(t["z.sizes"]) == w.config.hyper
+    for cdf, size, low in zip(t["y.cdf"], t["y.sizes"], t["y.offsets"], strict=True):
+        counts = np.diff(cdf[:size])
+        assert low == -(len(counts) - 2) // 2
+        assert np.abs(counts[:-1] - counts[-2::-1]).max() <= 1  # what is left over after rounding goes to one side
+    zero = -t["z.offsets"]
+    assert ((zero >= 0) & (zero < t["z.sizes"] - 2)).all()
+
+
+def test_symbols_are_skipped_where_their_table_gives_zero_more_than_998_thousandths() -> None:
+    def table(zero: int) -> tuple[np.ndarray, int]:
+        rest = (65536 - zero) // 3
+        return np.array([0, rest, rest + zero, 65536 - rest, 65536], np.int32), -1
+
+    limit = int(0.998 * 65536)
+    t = entropy.pack_tables([table(65530), table(limit), table(limit + 1), table(30000)])
+    assert entropy.skipped_levels(t["cdf"], t["sizes"], t["offsets"]).tolist() == [True, False, True, False]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=300).filter(lambda p: sum(p) > 0), st.floats(0, 0.1))
+def test_integer_cdf_has_the_sum_2_16_no_zero_and_is_within_a_count_of_its_share(
+    pmf: list[float], escape: float
+) -> None:
+    cdf = entropy.integer_cdf(np.array(pmf), escape)
+    counts = np.diff(cdf)
+    assert (cdf[0], cdf[-1]) == (0, 65536)
+    assert counts.min() >= 1
+    p = np.array([*pmf, escape])
+    assert np.abs(counts - 1 - p / p.sum() * (65536 - len(p))).max() <= 1 + 1e-6
+
+
+# --- transforms -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [tiny.NAME, weights.DEFAULT_MODEL])
+@pytest.mark.parametrize("quality", [0, 4321, 10000])
+def test_onnxruntime_gives_torchs_latents_and_pixels(name: str, quality: int) -> None:
+    pixels = tiny.picture(144, 80)
+    y, z = engine("light", name).analyse(pixels, quality, None)
+    y_torch, z_torch = engine("torch", name).analyse(pixels, quality, None)
+    # Both compute in float32 from the same float16 weights: only the order of sums differs.
+    for a, b in ((y, y_torch), (z, z_torch)):
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max()
+    y_hat = np.rint(y * 16).astype(np.int32)
+    found = engine("light", name).synthesise(y_hat, quality, None)
+    wanted = engine("torch", name).synthesise(y_hat, quality, None)
+    assert found.dtype == wanted.dtype == np.uint8
+    difference = np.abs(found.astype(int) - wanted)
+    assert difference.max() <= 1  # where a value lies on the edge between two levels
+    assert (difference > 0).mean() < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["light", "torch"])
+@pytest.mark.parametrize("name", [tiny.NAME, weights.DEFAULT_MODEL])
+def test_strips_leave_no_seam(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = tiny.picture(48, 16 * 27)
+    whole = engine(kind, name).analyse(pixels, 5000, None)
+    y_hat = np.rint(whole[0] * 16).astype(np.int32)
+    whole_pixels = engine(kind, name).synthesise(y_hat, 5000, None)
+    monkeypatch.setattr(strips, "STRIP_LATENTS", 12)  # four rows of three
+    ticks: list[float] = []
+    found = engine(kind, name).analyse(pixels, 5000, ticks.append)
+    assert len(ticks) == 7
+    for a, b in zip(found, whole, strict=True):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()  # oneDNN sums in another order for another height
+    np.testing.assert_array_equal(engine(kind, name).synthesise(y_hat, 5000, None), whole_pixels)
