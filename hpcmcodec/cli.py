@@ -36,7 +36,7 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import HpcmError, InputError, OutputError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType, TracebackType
 
     from rich.progress import Progress
@@ -348,6 +348,101 @@ def _summarise(settings: _Settings, source: str, target: str, n_bytes: int, n_pi
         seconds = time.perf_counter() - started
         written = "standard output" if target == "-" else target
         _say(f"{_label(source)} -> {written}: {n_bytes} bytes, {8 * n_bytes / n_pixels:.3f} bpp, {seconds:.2f} s")
+
+
+@cli.command("eval", epilog=_EPILOG)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--codecs", default="hpcm,jpeg,webp,avif", show_default=True, help="More: avif-ssim, jxl, heic, jpeg2000."
+)
+@click.option(
+    "--qualities",
+    multiple=True,
+    metavar="[CODEC=]Q,Q,...",
+    help="For hpcm, or for the codec named; can be repeated.  [default: the codec's whole range]",
+)
+@click.option("--metrics", default="psnr", show_default=True, help="Of psnr, ms-ssim, ssimulacra2.")
+@click.option(
+    "--anchor",
+    "anchors",
+    multiple=True,
+    metavar="CODEC|FILE.json",
+    help="For BD-rates: a codec, or a result file of CompressAI's schema; can be repeated.  [default: each codec]",
+)
+@click.option("--linear", is_flag=True, help="Plot over linear bits per pixel, not logarithmic.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: all cores]")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="evaluation",
+    show_default=True,
+    help="Where results go. A later run goes on from what is there.",
+)
+@_shared_options
+@click.pass_obj
+def evaluate(
+    settings: _Settings,
+    paths: tuple[Path, ...],
+    codecs: str,
+    qualities: tuple[str, ...],
+    metrics: str,
+    anchors: tuple[str, ...],
+    linear: bool,
+    jobs: int | None,
+    folder: Path,
+) -> None:
+    """Measure rate and distortion against other codecs.
+
+    Each image (a folder stands for those in it) is coded by each codec to the bytes of a file and decoded. DIR gets
+    results.json and results.csv, plots as PNG and SVG, and results.md, the tables that are also printed: settings,
+    speed, memory, BD-rates, averages. An evaluation that was interrupted, or is asked for more, measures only what is
+    missing.
+    """
+    _require("evaluation", numpy="numpy", matplotlib="matplotlib")
+    from hpcmcodec.evaluation import run
+    from hpcmcodec.evaluation.codecs import CODECS
+    from hpcmcodec.evaluation.metrics import METRICS
+
+    try:
+        wanted = run.parse_qualities(qualities)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--qualities'") from error
+    with _Progress("evaluating", settings) as progress:
+        tables = run.run(
+            paths,
+            folder,
+            codecs=_names(codecs, CODECS, "--codecs"),
+            metrics=_names(metrics, METRICS, "--metrics"),
+            qualities=wanted,
+            anchors=anchors,
+            jobs=jobs or os.cpu_count() or 1,
+            log=not linear,
+            max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS,
+            say=lambda line: None if settings.quiet else _say(line),
+            progress=progress,
+        )
+    _write_stdout(tables.encode())
+
+
+def _names(text: str, known: Iterable[str], option: str) -> list[str]:
+    """Names separated by commas, each of them known."""
+    names = list(dict.fromkeys(name for name in text.split(",") if name))
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(known)}", param_hint=f"'{option}'")
+    return names
+
+
+def _require(purpose: str, **modules: str) -> None:
+    """Raises `UnsupportedError` that says what to install where one is missing; modules: import -> package name."""
+    from importlib.util import find_spec
+
+    missing = [package for module, package in modules.items() if find_spec(module) is None]
+    if missing:
+        raise UnsupportedError(f"{purpose} needs what is not installed: pip install {' '.join(missing)}")
 
 
 # ------------------------------------------------------------------------------------------------- input and output
