@@ -278,9 +278,17 @@ def decode(settings: _Settings, source: str, target: str | None, scale: str | No
 @cli.command(epilog=_EPILOG)
 @_input
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.option(
+    "--bits-map",
+    "map_target",
+    metavar="OUT.png",
+    type=click.Path(),
+    help="Also decode INPUT and draw where its bits went.",
+)
+@_force
 @_shared_options
 @click.pass_obj
-def info(settings: _Settings, source: str, as_json: bool) -> None:
+def info(settings: _Settings, source: str, as_json: bool, map_target: str | None, force: bool) -> None:
     """Print what the header of the .hpcm file INPUT says.
 
     \b
@@ -298,6 +306,9 @@ def info(settings: _Settings, source: str, as_json: bool) -> None:
       complete        false where the file has been cut
     """
     _check_input(source)
+    if map_target and Path(map_target).suffix.lower() != ".png":
+        raise click.UsageError(f"the map is a PNG, so OUT must end in .png, not {map_target}")
+    map_output = _Output(source, map_target, ".png", force) if map_target else None
     from hpcmcodec import container, weights
 
     data = _read(source)
@@ -320,6 +331,14 @@ def info(settings: _Settings, source: str, as_json: bool) -> None:
         "metadata": metadata,
         "complete": len(data) == header.file_bytes,
     }
+    if map_output:
+        from hpcmcodec import codec
+        from hpcmcodec.evaluation import heat
+
+        with _about(source):
+            spent = codec.bits_map(data, max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS)
+        title = f"{Path(_label(source)).name}: {facts['bpp']:.3f} bits per pixel"
+        map_output.write(heat.bits_png(spent, header.width, header.height, _printable(title)))
     text = json.dumps(facts, indent=2) if as_json else _describe(_label(source), facts, header.file_bytes)
     _write_stdout(text.encode() + b"\n")
 
@@ -425,6 +444,53 @@ def evaluate(
             progress=progress,
         )
     _write_stdout(tables.encode())
+
+
+@cli.command(epilog=_EPILOG)
+@click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE.hpcm...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="REPORT.html",
+    type=click.Path(allow_dash=True),
+    help="The page to write.  [default: IMAGE with .html as its suffix]",
+)
+@click.option(
+    "--against", default="", metavar="CODEC,...", help="Also show these codecs at the same size: webp,avif,jxl,..."
+)
+@_force
+@_shared_options
+@click.pass_obj
+def compare(
+    settings: _Settings, image: Path, files: tuple[Path, ...], target: str | None, against: str, force: bool
+) -> None:
+    """Compare the photograph IMAGE with .hpcm files of it, on a page to look at.
+
+    The page holds all that it shows: a slider over the original and each decoded file, crops at the places that differ
+    most, maps of the error and of where the bits went, PSNR, and MS-SSIM and SSIMULACRA2 where they are installed.
+    """
+    started = time.perf_counter()
+    for source in (image, *files):
+        _check_input(str(source))
+    output = _Output(str(image), target, ".html", force)
+    from hpcmcodec.evaluation import report
+    from hpcmcodec.evaluation.codecs import CODECS
+
+    codecs = _names(against, CODECS, "--against")
+    with _Progress("comparing", settings) as progress:
+        page = report.report(
+            image,
+            files,
+            codecs,
+            max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS,
+            say=lambda line: None if settings.quiet else _say(line),
+            progress=progress,
+        ).encode()
+    output.write(page)
+    if not settings.quiet:
+        _say(f"{image} -> {output.name}: {len(page)} bytes, {time.perf_counter() - started:.2f} s")
 
 
 def _names(text: str, known: Iterable[str], option: str) -> list[str]:
@@ -654,4 +720,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # absent, closed, or its reader is gone
             stream.flush()
-    os._exit(code if isinstance(code, int) else HpcmError.exit_code)
+    number = code if isinstance(code, int) else HpcmError.exit_code
+    if "concurrent.futures.process" in sys.modules:  # removes the semaphores of its processes at the usual end only
+        sys.exit(number)
+    os._exit(number)

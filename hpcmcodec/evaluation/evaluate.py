@@ -145,11 +145,11 @@ def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[list[Record]]:
                     "try fewer at once (-j), what is done is kept"
                 ) from error
     finally:
+        # An interrupted evaluation ends at once: otherwise it would wait for all that was begun.
         pool.shutdown(wait=False, cancel_futures=True)
-        # An interrupted evaluation ends at once; without this it would wait for all that was begun.
         for process in multiprocessing.active_children():
             process.terminate()
-            process.join()
+        pool.shutdown(wait=True)
 
 
 @contextmanager

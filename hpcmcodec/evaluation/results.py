@@ -2,8 +2,8 @@
 
 `results.json` has the schema of CompressAI's result files at its top level (`name`, `description`, `results`: lists
 with one value a quality, means over the images) for the first codec, and for every codec under `codecs`; so each of
-both can be read by tools made for those files, and those files can be read here. MS-SSIM is averaged as such and shown in dB
-after that, as CompressAI's plots do.
+both can be read by tools made for those files, and those files can be read here. MS-SSIM is averaged as such and shown
+in dB after that, as CompressAI's plots do.
 
 BD-rates come in two kinds that are both in use and differ: that of the averaged curves, and the mean over the images of
 each image's own.
