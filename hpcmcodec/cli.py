@@ -429,11 +429,15 @@ def evaluate(
         wanted = run.parse_qualities(qualities)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--qualities'") from error
+    chosen = _names(codecs, CODECS, "--codecs")
+    for anchor in anchors:
+        if anchor in CODECS and anchor not in chosen:
+            raise click.BadParameter(f"{anchor!r} is not among --codecs", param_hint="'--anchor'")
     with _Progress("evaluating", settings) as progress:
         tables = run.run(
             paths,
             folder,
-            codecs=_names(codecs, CODECS, "--codecs"),
+            codecs=chosen,
             metrics=_names(metrics, METRICS, "--metrics"),
             qualities=wanted,
             anchors=anchors,

@@ -435,7 +435,7 @@ def test_a_result_file_is_an_anchor_beside_a_codec(folder: Path, tmp_path: Path)
         (["--qualities", "gif=10"], 2, "'gif' is not one of"),
         (["-j", "0"], 2, "0 is not in the range"),
         (["--anchor", "missing.json"], 3, "missing.json: No such file"),
-        (["--codecs", "jpeg", "--anchor", "webp"], 1, "webp is not among the codecs"),
+        (["--codecs", "jpeg", "--anchor", "webp"], 2, "'webp' is not among --codecs"),
     ],
 )
 def test_mistakes_are_one_line_with_their_exit_code(

@@ -140,7 +140,7 @@ def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[list[Record]]:
             try:
                 yield future.result()
             except BrokenProcessPool as error:
-                raise HpcmError(
+                raise UnsupportedError(
                     "a process that was coding ended of itself, perhaps for want of memory; "
                     "try fewer at once (-j), what is done is kept"
                 ) from error

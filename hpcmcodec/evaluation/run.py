@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from hpcmcodec.errors import HpcmError, OutputError
+from hpcmcodec.errors import HpcmError, OutputError, UnsupportedError
 from hpcmcodec.evaluation import process
 from hpcmcodec.evaluation.codecs import CODECS
 from hpcmcodec.evaluation.evaluate import Photo, evaluate, find_photos
@@ -85,7 +85,7 @@ def run(
     Args:
         codecs, metrics: keys of `CODECS` and `METRICS`; what is not installed is left out with a line.
         qualities: of the codecs that are not to be measured at their own default ones.
-        anchors: for BD-rates, keys of codecs or paths of result files; none: every codec but the first.
+        anchors: for BD-rates, keys among `codecs` or paths of result files; none: every codec but the first.
         log: logarithmic rate in plots.
         say: called with lines for people.
 
@@ -95,7 +95,7 @@ def run(
     """
     codecs, metrics = usable(codecs, metrics, say)
     if not codecs or not metrics:
-        raise HpcmError(f"nothing to measure: no {'codec' if not codecs else 'metric'} is left")
+        raise UnsupportedError(f"nothing to measure: no {'codec' if not codecs else 'metric'} is left")
     files = {anchor: read_series(Path(anchor)) for anchor in anchors if anchor not in CODECS}
     photos = find_photos(paths, max_pixels)
     try:
@@ -129,13 +129,11 @@ def _anchors(series: Mapping[str, Series], anchors: Sequence[str], files: Mappin
         return dict(list(series.items())[1:])
     result: dict[str, Series] = {}
     for anchor in anchors:
-        if anchor in series:
-            result[anchor] = series[anchor]
-        elif anchor in files:
+        if anchor in files:
             name = files[anchor].name
             result[name if name not in result and name not in series else anchor] = files[anchor]
-        else:
-            raise HpcmError(f"the anchor {anchor} is not among the codecs that are measured")
+        elif anchor in series:  # else it is a codec that is not installed
+            result[anchor] = series[anchor]
     return result
 
 
