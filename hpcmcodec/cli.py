@@ -192,6 +192,8 @@ def cli() -> None:
       hpcm encode photo.jpg -o photo.hpcm
       hpcm decode photo.hpcm -o photo.png
       hpcm info photo.hpcm
+      hpcm compare photo.jpg photo.hpcm -o report.html
+      hpcm eval photographs/
 
     '-' as INPUT or OUTPUT is standard input or output. An ICC profile, EXIF and XMP are kept.
     """
@@ -470,9 +472,9 @@ def evaluate(
 def compare(
     settings: _Settings, image: Path, files: tuple[Path, ...], target: str | None, against: str, force: bool
 ) -> None:
-    """Compare the photograph IMAGE with .hpcm files of it, on a page to look at.
+    """Show what .hpcm files make of a photograph.
 
-    The page holds all that it shows: a slider over the original and each decoded file, crops at the places that differ
+    IMAGE is the photograph, the result one page for a browser. It holds all that it shows: a slider over the original and each decoded file, crops at the places that differ
     most, maps of the error and of where the bits went, PSNR, and MS-SSIM and SSIMULACRA2 where they are installed.
     """
     started = time.perf_counter()

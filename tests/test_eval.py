@@ -151,6 +151,20 @@ def test_every_measured_file_is_the_codecs_own(folder: Path, tmp_path: Path) -> 
     assert content["name"] == content["codecs"]["hpcm"]["name"] == "hpcm"
 
 
+def test_a_picture_that_comes_back_unchanged_has_no_number_in_json(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(tmp_path / "grey.png")
+    done = evaluate(tmp_path / "grey.png", "--codecs", "jpeg,jpeg2000", "-j", 1, "-o", tmp_path)
+    assert done.exit_code == 0, done.stderr
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    content = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    assert None in content["codecs"]["jpeg"]["results"]["psnr-rgb"]
+    assert "none: rates must be positive and all values finite" in done.stdout
+
+
 @pytest.mark.parametrize("n_bytes", [1, 900, 4000, 10**6])
 def test_near_finds_the_file_nearest_in_size(n_bytes: int, folder: Path) -> None:
     with Image.open(folder / "coffee.png") as image:
@@ -219,8 +233,7 @@ def test_phases_of_a_process_add_up_to_its_time(kind: str, folder: Path, tmp_pat
         found = process.run("decode", "hpcm", coded, tmp_path / "decoded.png")
     phases = [found[name] for name in process.PHASES]
     assert all(found[name] > 0 for name in ("start-up", "load", "I/O", "transform", "entropy path", "rANS"))
-    assert sum(phases) <= found["total"]
-    assert sum(phases) == pytest.approx(found["total"], rel=0.5)  # the rest is the end of the process
+    assert sum(phases) <= found["total"]  # the end of the process is in none of them
     assert found["peak_bytes"] > 30_000_000  # Python and numpy
 
 

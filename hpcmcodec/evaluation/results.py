@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,7 +221,16 @@ def to_json(
         ],
         "metric_versions": records[0].metric_versions,
     }
-    return json.dumps(content, indent=1) + "\n"
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """A JSON value with null for what JSON has no number for: the PSNR of a picture that came back unchanged."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _jsonable(rate: BDRate | str) -> dict[str, Any]:
