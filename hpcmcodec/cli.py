@@ -474,8 +474,9 @@ def compare(
 ) -> None:
     """Show what .hpcm files make of a photograph.
 
-    IMAGE is the photograph, the result one page for a browser. It holds all that it shows: a slider over the original and each decoded file, crops at the places that differ
-    most, maps of the error and of where the bits went, PSNR, and MS-SSIM and SSIMULACRA2 where they are installed.
+    IMAGE is the photograph, the result one page for a browser that holds all it shows: a slider over the original and
+    each decoded file, crops at the places that differ most, maps of the error and of where the bits went, PSNR, and
+    MS-SSIM and SSIMULACRA2 where they are installed.
     """
     started = time.perf_counter()
     for source in (image, *files):
