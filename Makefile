@@ -4,7 +4,8 @@
 #   make test                   the tests, with torch in an environment of their own
 #   make test-all               the slow ones too
 #   make lint                   ruff and mypy
-#   make bench [IMAGE=my.jpg]   times of whole commands against `python -c "import torch"`
+#   make bench [IMAGE=my.jpg]   times of whole commands against `python -c "import torch"`; speed and memory at three
+#                               sizes, by phase, beside other codecs
 #   make clean                  remove all that the Makefile has made
 #
 # PYTHON       the interpreter that makes the environments
@@ -22,6 +23,7 @@ INPUTS = Makefile constraints.txt pyproject.toml
 
 CODING = click numpy onnxruntime pillow rich safetensors
 CHECKS = einops hatchling hypothesis mypy ninja onnx pytest ruff torch
+EVALUATION = matplotlib pillow-heif pillow-jxl-plugin pytorch-msssim ssimulacra2
 # Installed without what they depend on: of compressai only the entropy coder is used, of scikit-image the photographs.
 BARE = compressai scikit-image
 # The oldest versions that pyproject.toml admits, numpy 1 among them.
@@ -46,6 +48,7 @@ lint: .venv-test/ready
 
 bench: .venv-test/ready
 	.venv-test/bin/python -m hpcmcodec.evaluation.speed $(if $(IMAGE),"$(IMAGE)")
+	.venv-test/bin/python -m hpcmcodec.evaluation.bench
 
 clean:
 	rm -rf .venv .venv-test .venv-oldest demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -62,7 +65,7 @@ clean:
 .venv-test/ready: $(INPUTS)
 	@echo "Making .venv-test (with torch; the first time takes minutes)"
 	$(PYTHON) -m venv .venv-test
-	.venv-test/bin/python $(PIP_INSTALL) $(PINS) $(CODING) $(CHECKS)
+	.venv-test/bin/python $(PIP_INSTALL) $(PINS) $(CODING) $(CHECKS) $(EVALUATION)
 	.venv-test/bin/python $(PIP_INSTALL) $(PINS) --no-deps $(BARE)
 	.venv-test/bin/python $(PIP_INSTALL) --no-deps --editable .
 	touch $@

@@ -36,7 +36,7 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import HpcmError, InputError, OutputError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType, TracebackType
 
     from rich.progress import Progress
@@ -192,6 +192,8 @@ def cli() -> None:
       hpcm encode photo.jpg -o photo.hpcm
       hpcm decode photo.hpcm -o photo.png
       hpcm info photo.hpcm
+      hpcm compare photo.jpg photo.hpcm -o report.html
+      hpcm eval photographs/
 
     '-' as INPUT or OUTPUT is standard input or output. An ICC profile, EXIF and XMP are kept.
     """
@@ -278,9 +280,17 @@ def decode(settings: _Settings, source: str, target: str | None, scale: str | No
 @cli.command(epilog=_EPILOG)
 @_input
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.option(
+    "--bits-map",
+    "map_target",
+    metavar="OUT.png",
+    type=click.Path(),
+    help="Also decode INPUT and draw where its bits went.",
+)
+@_force
 @_shared_options
 @click.pass_obj
-def info(settings: _Settings, source: str, as_json: bool) -> None:
+def info(settings: _Settings, source: str, as_json: bool, map_target: str | None, force: bool) -> None:
     """Print what the header of the .hpcm file INPUT says.
 
     \b
@@ -298,6 +308,9 @@ def info(settings: _Settings, source: str, as_json: bool) -> None:
       complete        false where the file has been cut
     """
     _check_input(source)
+    if map_target and Path(map_target).suffix.lower() != ".png":
+        raise click.UsageError(f"the map is a PNG, so OUT must end in .png, not {map_target}")
+    map_output = _Output(source, map_target, ".png", force) if map_target else None
     from hpcmcodec import container, weights
 
     data = _read(source)
@@ -320,6 +333,14 @@ def info(settings: _Settings, source: str, as_json: bool) -> None:
         "metadata": metadata,
         "complete": len(data) == header.file_bytes,
     }
+    if map_output:
+        from hpcmcodec import codec
+        from hpcmcodec.evaluation import heat
+
+        with _about(source):
+            spent = codec.bits_map(data, max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS)
+        title = f"{Path(_label(source)).name}: {facts['bpp']:.3f} bits per pixel"
+        map_output.write(heat.bits_png(spent, header.width, header.height, _printable(title)))
     text = json.dumps(facts, indent=2) if as_json else _describe(_label(source), facts, header.file_bytes)
     _write_stdout(text.encode() + b"\n")
 
@@ -348,6 +369,153 @@ def _summarise(settings: _Settings, source: str, target: str, n_bytes: int, n_pi
         seconds = time.perf_counter() - started
         written = "standard output" if target == "-" else target
         _say(f"{_label(source)} -> {written}: {n_bytes} bytes, {8 * n_bytes / n_pixels:.3f} bpp, {seconds:.2f} s")
+
+
+@cli.command("eval", epilog=_EPILOG)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--codecs", default="hpcm,jpeg,webp,avif", show_default=True, help="More: avif-ssim, jxl, heic, jpeg2000."
+)
+@click.option(
+    "--qualities",
+    multiple=True,
+    metavar="[CODEC=]Q,Q,...",
+    help="For hpcm, or for the codec named; can be repeated.  [default: the codec's whole range]",
+)
+@click.option("--metrics", default="psnr", show_default=True, help="Of psnr, ms-ssim, ssimulacra2.")
+@click.option(
+    "--anchor",
+    "anchors",
+    multiple=True,
+    metavar="CODEC|FILE.json",
+    help="For BD-rates: a codec, or a result file of CompressAI's schema; can be repeated.  [default: each codec]",
+)
+@click.option("--linear", is_flag=True, help="Plot over linear bits per pixel, not logarithmic.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: all cores]")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="evaluation",
+    show_default=True,
+    help="Where results go. A later run goes on from what is there.",
+)
+@_shared_options
+@click.pass_obj
+def evaluate(
+    settings: _Settings,
+    paths: tuple[Path, ...],
+    codecs: str,
+    qualities: tuple[str, ...],
+    metrics: str,
+    anchors: tuple[str, ...],
+    linear: bool,
+    jobs: int | None,
+    folder: Path,
+) -> None:
+    """Measure rate and distortion against other codecs.
+
+    Each image (a folder stands for those in it) is coded by each codec to the bytes of a file and decoded. DIR gets
+    results.json and results.csv, plots as PNG and SVG, and results.md, the tables that are also printed: settings,
+    speed, memory, BD-rates, averages. An evaluation that was interrupted, or is asked for more, measures only what is
+    missing.
+    """
+    _require("evaluation", numpy="numpy", matplotlib="matplotlib")
+    from hpcmcodec.evaluation import run
+    from hpcmcodec.evaluation.codecs import CODECS
+    from hpcmcodec.evaluation.metrics import METRICS
+
+    try:
+        wanted = run.parse_qualities(qualities)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--qualities'") from error
+    chosen = _names(codecs, CODECS, "--codecs")
+    for anchor in anchors:
+        if anchor in CODECS and anchor not in chosen:
+            raise click.BadParameter(f"{anchor!r} is not among --codecs", param_hint="'--anchor'")
+    with _Progress("evaluating", settings) as progress:
+        tables = run.run(
+            paths,
+            folder,
+            codecs=chosen,
+            metrics=_names(metrics, METRICS, "--metrics"),
+            qualities=wanted,
+            anchors=anchors,
+            jobs=jobs or os.cpu_count() or 1,
+            log=not linear,
+            max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS,
+            say=lambda line: None if settings.quiet else _say(line),
+            progress=progress,
+        )
+    _write_stdout(tables.encode())
+
+
+@cli.command(epilog=_EPILOG)
+@click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE.hpcm...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="REPORT.html",
+    type=click.Path(allow_dash=True),
+    help="The page to write.  [default: IMAGE with .html as its suffix]",
+)
+@click.option(
+    "--against", default="", metavar="CODEC,...", help="Also show these codecs at the same size: webp,avif,jxl,..."
+)
+@_force
+@_shared_options
+@click.pass_obj
+def compare(
+    settings: _Settings, image: Path, files: tuple[Path, ...], target: str | None, against: str, force: bool
+) -> None:
+    """Show what .hpcm files make of a photograph.
+
+    IMAGE is the photograph, the result one page for a browser that holds all it shows: a slider over the original and
+    each decoded file, crops at the places that differ most, maps of the error and of where the bits went, PSNR, and
+    MS-SSIM and SSIMULACRA2 where they are installed.
+    """
+    started = time.perf_counter()
+    for source in (image, *files):
+        _check_input(str(source))
+    output = _Output(str(image), target, ".html", force)
+    from hpcmcodec.evaluation import report
+    from hpcmcodec.evaluation.codecs import CODECS
+
+    codecs = _names(against, CODECS, "--against")
+    with _Progress("comparing", settings) as progress:
+        page = report.report(
+            image,
+            files,
+            codecs,
+            max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS,
+            say=lambda line: None if settings.quiet else _say(line),
+            progress=progress,
+        ).encode()
+    output.write(page)
+    if not settings.quiet:
+        _say(f"{image} -> {output.name}: {len(page)} bytes, {time.perf_counter() - started:.2f} s")
+
+
+def _names(text: str, known: Iterable[str], option: str) -> list[str]:
+    """Names separated by commas, each of them known."""
+    names = list(dict.fromkeys(name for name in text.split(",") if name))
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(known)}", param_hint=f"'{option}'")
+    return names
+
+
+def _require(purpose: str, **modules: str) -> None:
+    """Raises `UnsupportedError` that says what to install where one is missing; modules: import -> package name."""
+    from importlib.util import find_spec
+
+    missing = [package for module, package in modules.items() if find_spec(module) is None]
+    if missing:
+        raise UnsupportedError(f"{purpose} needs what is not installed: pip install {' '.join(missing)}")
 
 
 # ------------------------------------------------------------------------------------------------- input and output
@@ -573,4 +741,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # absent, closed, or its reader is gone
             stream.flush()
-    os._exit(code if isinstance(code, int) else HpcmError.exit_code)
+    number = code if isinstance(code, int) else HpcmError.exit_code
+    if "concurrent.futures.process" in sys.modules:  # removes the semaphores of its processes at the usual end only
+        sys.exit(number)
+    os._exit(number)

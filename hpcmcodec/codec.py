@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -138,8 +139,27 @@ def decode_latents(
     return _decode_latents(data, device, engine, None, max_pixels, None)[0]
 
 
+def bits_map(
+    data: bytes, *, device: str = "cpu", engine: str = "auto", max_pixels: int | None = DEFAULT_MAX_PIXELS
+) -> dict[str, np.ndarray]:
+    """Scale (z, s1, s2, s3) -> bits that its symbols took at each latent, (h, w) float64: where a file's bytes went.
+
+    Raises what `decode` raises.
+    """
+    header = container.parse_header(data, max_pixels=max_pixels)
+    spent = {s: np.zeros((header.latent_height, header.latent_width)) for s in container.SCALES}
+    _decode_latents(data, device, engine, None, max_pixels, None, spent)
+    return spent
+
+
 def _decode_latents(
-    data: bytes, device: str, engine: str, scale: str | None, max_pixels: int | None, progress: Progress | None
+    data: bytes,
+    device: str,
+    engine: str,
+    scale: str | None,
+    max_pixels: int | None,
+    progress: Progress | None,
+    spent: dict[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, container.Header, dict[str, bytes], _Engine]:
     reader = container.Reader(data, max_pixels=max_pixels)
     wanted = container.SCALES if scale is None else container.SCALES[: container.SCALES.index(scale) + 1]
@@ -155,16 +175,25 @@ def _decode_latents(
     for i, (row, column, rows, columns) in enumerate(header.tiles):
         streams = {s: reader.stream(s, i) for s in wanted}
         crcs = {s: header.stream_info(s, i).latents_crc for s in wanted}
+        place = slice(row, row + rows), slice(column, column + columns)
         with runner.lock:
-            y_hat[row : row + rows, column : column + columns] = runner.coder.decode(
+            y_hat[place] = runner.coder.decode(
                 streams,
                 crcs,
                 header.quality,
                 rows,
                 columns,
                 _part(progress, i / len(header.tiles), 1 / len(header.tiles)),
+                None if spent is None else _adder({s: plane[place] for s, plane in spent.items()}),
             )
     return y_hat, header, reader.metadata(partial=scale is not None), runner
+
+
+def _adder(planes: dict[str, np.ndarray]) -> Callable[[str, np.ndarray], None]:
+    def add(scale: str, bits: np.ndarray) -> None:
+        planes[scale] += bits
+
+    return add
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
@@ -281,4 +310,8 @@ def _read(data: str | os.PathLike[str] | bytes | bytearray | memoryview | Binary
 
 
 def _cores() -> int:
+    """Threads to use: what OMP_NUM_THREADS says (onnxruntime itself ignores it), else every core allowed."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted):
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from hpcmcodec.errors import IntegrityError, UnsupportedError
 
-__all__ = ["MAX_SYMBOL", "Decoder", "Encoder", "Tables", "bits", "escape_budget"]
+__all__ = ["MAX_SYMBOL", "Decoder", "Encoder", "Tables", "bits", "bits_each", "escape_budget"]
 
 MAX_SYMBOL = 2**20
 """Largest absolute value of a symbol: beyond what the model's numbers reach, well below the coder's own 2^27."""
@@ -275,10 +275,16 @@ class Decoder:
 
 
 def bits(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> float:
-    """What the tables say that symbols cost, in bits: log2(2^16 / frequency), and 4 for each group behind an escape.
+    """What the tables say that symbols cost together: the sum of `bits_each`, whose arguments these are.
 
     A stream of at least 4 symbols takes between 4 and 8 bytes more (its state), and at most 4.5e-5 bits a symbol for
     the coder's rounding.
+    """
+    return float(bits_each(tables, symbols, indexes).sum())
+
+
+def bits_each(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> NDArray[np.float64]:
+    """What the tables say that each symbol costs, in bits: log2(2^16 / frequency), and 4 for each group of an escape.
 
     Args:
         tables: the tables that the indexes refer to.
@@ -291,7 +297,7 @@ def bits(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer
     indexes = _checked_indexes(indexes, tables)
     _check_symbols(symbols, indexes)
     if not len(symbols):
-        return 0.0
+        return np.zeros(0)
     _check_range(symbols)
     low, high = tables.low[indexes], tables.high[indexes]
     escaped = _is_escape(symbols, indexes, tables)
@@ -299,8 +305,10 @@ def bits(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer
     frequency = tables.cdf[indexes, entry + 1] - tables.cdf[indexes, entry]
     above, below = 2 * (symbols - high - 1), 2 * (low - symbols) - 1
     rest = np.where(symbols > high, above, below)[escaped]
-    n_groups = (rest[:, None] >> (_GROUP_BITS * np.arange(_MAX_GROUPS, dtype=np.int32)) != 0).sum()
-    return float((16.0 - np.log2(frequency)).sum() + _GROUP_BITS * (len(rest) + n_groups))
+    n_groups = (rest[:, None] >> (_GROUP_BITS * np.arange(_MAX_GROUPS, dtype=np.int32)) != 0).sum(axis=1)
+    cost: NDArray[np.float64] = 16.0 - np.log2(frequency)
+    cost[escaped] += _GROUP_BITS * (1 + n_groups)
+    return cost
 
 
 def _load_extension() -> ModuleType:

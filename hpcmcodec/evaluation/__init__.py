@@ -1,8 +1,11 @@
-"""Measuring the codec on real files: a demo, whole-command times, rate and distortion on a folder of images.
+"""Measuring the codec on real files: rate and distortion, reports, times.
 
-python -m hpcmcodec.evaluation.demo [IMAGE]     three qualities of one photograph, beside JPEG
-python -m hpcmcodec.evaluation.speed [IMAGE]    whole processes, in units of `import torch`
-python -m hpcmcodec.evaluation.kodak FOLDER     rate-distortion points, BD-rates, previews
+hpcm eval PATH...                                 rate and distortion against other codecs (`run`)
+hpcm compare IMAGE FILE.hpcm...                   a page to look at (`report`)
+python -m hpcmcodec.evaluation.demo [IMAGE]       three qualities of one photograph, beside JPEG
+python -m hpcmcodec.evaluation.speed [IMAGE]      whole commands, in units of `import torch`
+python -m hpcmcodec.evaluation.bench              speed and memory by size and phase, beside other codecs
+python -m hpcmcodec.evaluation.previews PATH...   what the scales of a file are worth
 """
 
 import importlib.util

@@ -1,21 +1,27 @@
-"""The codecs compared with, through Pillow: pixels -> a file's bytes -> pixels.
+"""The codecs compared, each at fixed settings: pixels -> a file's bytes -> pixels.
 
-Files hold the picture alone, without metadata. JPEG and AVIF keep the colour planes whole (4:4:4); lossy WebP knows
-half resolution (4:2:0) only.
+Files hold the picture alone, without metadata. Colour planes stay whole (4:4:4) in every codec that can: lossy WebP
+knows half resolution (4:2:0) only. Formats that Pillow does not write itself come from plugins, which are optional.
 """
 
 import functools
+import hashlib
+import importlib.util
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, features
 
+from hpcmcodec import __version__, weights
 from hpcmcodec.evaluation.metrics import psnr_db
 
 Pixels = npt.NDArray[np.uint8]
+Subsampling = Literal["4:4:4", "4:2:0"]
 
 
 class Coded(NamedTuple):
@@ -25,59 +31,243 @@ class Coded(NamedTuple):
     pixels: Pixels
 
 
-def jpeg(pixels: Pixels, quality: int, subsampling: Literal["4:4:4", "4:2:0"] = "4:4:4") -> Coded:
+@dataclass(frozen=True)
+class Codec:
+    """A codec at fixed settings.
+
+    Attributes:
+        name: as tables and plots show it.
+        settings: in words; part of the key of stored results, so that other settings are measured anew.
+        qualities: that span the range of interest, smallest file first.
+        search: lowest and highest quality and the step between, in which `near` looks for a size.
+        encode: (pixels, quality, threads) -> the bytes of a file. `hpcm` takes its threads from OMP_NUM_THREADS.
+        decode: (bytes, threads) -> pixels ``(H, W, 3)`` uint8.
+        version: of what does the work, for the key of stored results.
+        missing: packages to install before it can be used, empty where it can.
+    """
+
+    name: str
+    settings: str
+    qualities: tuple[float, ...]
+    search: tuple[float, float, float]
+    encode: Callable[[Pixels, float, int], bytes]
+    decode: Callable[[bytes, int], Pixels]
+    version: Callable[[], str]
+    missing: Callable[[], list[str]] = list
+
+    def code(self, pixels: Pixels, quality: float, threads: int = 1) -> Coded:
+        """Encode and decode."""
+        data = self.encode(pixels, quality, threads)
+        return Coded(data, self.decode(data, threads))
+
+
+def jpeg(pixels: Pixels, quality: int, subsampling: Subsampling = "4:4:4") -> Coded:
     """Baseline JPEG with Huffman tables fitted to the picture; ``quality`` 1..100."""
-    return _coded(pixels, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
-
-
-def webp(pixels: Pixels, quality: int) -> Coded:
-    """Lossy WebP at its slowest method; ``quality`` 0..100."""
-    return _coded(pixels, "WEBP", quality=quality, method=6)
-
-
-def avif(pixels: Pixels, quality: int) -> Coded:
-    """AVIF by libaom at speed 6, tuned for PSNR; ``quality`` 0..100. Needs Pillow 11.3."""
-    return _coded(pixels, "AVIF", quality=quality, speed=6, subsampling="4:4:4", codec="aom", advanced={"tune": "psnr"})
+    return _jpeg(subsampling).code(pixels, quality)
 
 
 def jpeg_near(pixels: Pixels, n_bytes: int) -> Coded:
-    """The JPEG whose size is nearest to ``n_bytes``, found by halving the range of qualities.
+    """The JPEG whose size is nearest to ``n_bytes``, of 4:4:4 and 4:2:0 the one with the better PSNR.
 
-    4:4:4 and 4:2:0 are both tried (the second wins at low rates) and the one with the better PSNR is taken.
+    The second wins at low rates.
     """
-
-    def nearest(subsampling: Literal["4:4:4", "4:2:0"]) -> Coded:
-        at = functools.cache(lambda quality: jpeg(pixels, quality, subsampling))
-        low, high = 1, 100
-        while high - low > 1:
-            middle = (low + high) // 2
-            if len(at(middle).data) < n_bytes:
-                low = middle
-            else:
-                high = middle
-        return min((at(low), at(high)), key=lambda coded: abs(len(coded.data) - n_bytes))
-
-    return max((nearest("4:4:4"), nearest("4:2:0")), key=lambda coded: psnr_db(pixels, coded.pixels))
+    found = (near(_jpeg(subsampling), pixels, n_bytes)[1] for subsampling in ("4:4:4", "4:2:0"))
+    return max(found, key=lambda coded: psnr_db(pixels, coded.pixels))
 
 
-class Anchor(NamedTuple):
-    """A codec to measure against: its settings in words, and the qualities that span the range of interest."""
+def near(codec: Codec, pixels: Pixels, n_bytes: int, threads: int = 1) -> tuple[float, Coded]:
+    """The quality at which the file is nearest in size to ``n_bytes``, by halving the range, and the picture."""
+    first, last, step = codec.search
+    at = functools.cache(lambda i: codec.encode(pixels, first + i * step, threads))
+    low, high = 0, round((last - first) / step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if len(at(middle)) < n_bytes:
+            low = middle
+        else:
+            high = middle
+    best = min((low, high), key=lambda i: abs(len(at(i)) - n_bytes))
+    return first + best * step, Coded(at(best), codec.decode(at(best), threads))
 
-    name: str
-    description: str
-    code: Callable[[Pixels, int], Coded]
-    qualities: tuple[int, ...]
+
+def _hpcm_encode(pixels: Pixels, quality: float, threads: int) -> bytes:
+    from hpcmcodec import codec
+
+    return codec.encode(pixels, quality, max_pixels=None)
 
 
-ANCHORS: Mapping[str, Anchor] = {
-    "jpeg": Anchor("JPEG", "4:4:4, optimised Huffman tables", jpeg, (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)),
-    "webp": Anchor("WebP", "4:2:0, method 6", webp, (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)),
-    "avif": Anchor("AVIF", "4:4:4, libaom, speed 6, tune psnr", avif, (10, 20, 30, 40, 50, 60, 70, 80, 90)),
-}
+def _hpcm_decode(data: bytes, threads: int) -> Pixels:
+    from hpcmcodec import codec
+
+    return np.asarray(codec.decode(data, max_pixels=None))
 
 
-def _coded(pixels: Pixels, image_format: str, **options: object) -> Coded:
+@functools.cache
+def _hpcm_version() -> str:
+    """Release, model, and a hash of all that the model's files hold: the id alone leaves the encoder's part out."""
+    path = weights.packaged().get(weights.DEFAULT_MODEL)
+    if path is None:
+        return __version__
+    digest = hashlib.sha256()
+    for file in sorted(path.parent.glob(f"{path.stem}.*")):
+        digest.update(file.read_bytes())
+    return f"{__version__} {path.stem} {weights.read_metadata(path)['model_id']} {digest.hexdigest()[:8]}"
+
+
+def _pillow(image_format: str, options: Callable[[float, int], Mapping[str, object]]) -> Callable[..., bytes]:
+    def encode(pixels: Pixels, quality: float, threads: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, image_format, **options(quality, threads))
+        return file.getvalue()
+
+    return encode
+
+
+def _pillow_decode(data: bytes, threads: int) -> Pixels:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _pillow_version(library: str) -> Callable[[], str]:
+    return lambda: f"Pillow {version('pillow')}, {library} {features.version(library)}"
+
+
+def _pillow_lacks(library: str, remedy: str) -> Callable[[], list[str]]:
+    return lambda: [] if features.check(library) else [remedy]
+
+
+def _plugin(module: str, package: str) -> Callable[[], list[str]]:
+    return lambda: [] if importlib.util.find_spec(module) else [package]
+
+
+def _jpeg(subsampling: Subsampling) -> Codec:
+    return Codec(
+        "JPEG",
+        f"{subsampling}, baseline, optimised Huffman tables",
+        (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95),
+        (1, 100, 1),
+        _pillow("JPEG", lambda q, t: {"quality": round(q), "subsampling": subsampling, "optimize": True}),
+        _pillow_decode,
+        _pillow_version("jpg"),
+    )
+
+
+def _avif(tune: str) -> Codec:
+    def options(quality: float, threads: int) -> dict[str, object]:
+        return {
+            "quality": round(quality),
+            "speed": 6,
+            "subsampling": "4:4:4",
+            "codec": "aom",
+            "max_threads": threads,
+            "advanced": {"tune": tune},
+        }
+
+    return Codec(
+        "AVIF" if tune == "psnr" else f"AVIF ({tune})",
+        f"4:4:4, libaom, speed 6, tune {tune}",
+        (10, 20, 30, 40, 50, 60, 70, 80, 90),
+        (0, 100, 1),
+        _pillow("AVIF", options),
+        _pillow_decode,
+        _pillow_version("avif"),
+        _pillow_lacks("avif", "pillow>=11.3"),
+    )
+
+
+def _jxl_encode(pixels: Pixels, quality: float, threads: int) -> bytes:
+    import pillow_jxl  # noqa: F401  registers the format
+
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, image_format, **options)
-    with Image.open(file) as image:
-        return Coded(file.getvalue(), np.asarray(image.convert("RGB")))
+    Image.fromarray(pixels).save(file, "JXL", quality=round(quality), effort=7, num_threads=threads)
+    return file.getvalue()
+
+
+def _jxl_decode(data: bytes, threads: int) -> Pixels:
+    import pillow_jxl  # noqa: F401
+
+    return _pillow_decode(data, threads)
+
+
+def _heic_encode(pixels: Pixels, quality: float, threads: int) -> bytes:
+    import pillow_heif
+
+    file = io.BytesIO()
+    image = pillow_heif.from_pillow(Image.fromarray(pixels))
+    image.save(file, quality=round(quality), chroma=444, enc_params={"x265:pools": str(threads)})
+    return file.getvalue()
+
+
+def _heic_decode(data: bytes, threads: int) -> Pixels:
+    import pillow_heif
+
+    pillow_heif.options.DECODE_THREADS = threads
+    image = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
+    return np.asarray(image.to_pillow().convert("RGB"))
+
+
+def _heic_version() -> str:
+    import pillow_heif
+
+    encoder = pillow_heif.libheif_info()["HEIF"]
+    return f"pillow-heif {version('pillow-heif')}, libheif {pillow_heif.libheif_version()}, {encoder}"
+
+
+CODECS: Mapping[str, Codec] = {
+    "hpcm": Codec(
+        "hpcm",
+        "light engine",
+        (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100),
+        (0, 100, 0.5),
+        _hpcm_encode,
+        _hpcm_decode,
+        _hpcm_version,
+    ),
+    "jpeg": _jpeg("4:4:4"),
+    "webp": Codec(
+        "WebP",
+        "4:2:0, method 6",
+        (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95),
+        (0, 100, 1),
+        _pillow("WEBP", lambda q, t: {"quality": round(q), "method": 6}),
+        _pillow_decode,
+        _pillow_version("webp"),
+        _pillow_lacks("webp", "pillow"),
+    ),
+    "avif": _avif("psnr"),
+    "avif-ssim": _avif("ssim"),
+    "jxl": Codec(
+        "JPEG XL",
+        "effort 7",
+        (5, 15, 30, 45, 60, 70, 80, 90, 95),
+        (1, 99, 1),
+        _jxl_encode,
+        _jxl_decode,
+        lambda: f"pillow-jxl-plugin {version('pillow-jxl-plugin')}",
+        _plugin("pillow_jxl", "pillow-jxl-plugin"),
+    ),
+    "heic": Codec(
+        "HEIC",
+        "4:4:4, x265",
+        (10, 15, 20, 30, 40, 50, 60, 70, 80),
+        (1, 99, 1),
+        _heic_encode,
+        _heic_decode,
+        _heic_version,
+        _plugin("pillow_heif", "pillow-heif"),
+    ),
+    # Its quality is the PSNR that the encoder aims at, in dB.
+    "jpeg2000": Codec(
+        "JPEG 2000",
+        "4:4:4, OpenJPEG, 9/7 wavelet, aimed at a PSNR",
+        (26, 28, 30, 32, 34, 36, 38, 40, 42),
+        (15, 60, 0.25),
+        _pillow(
+            "JPEG2000",
+            lambda q, t: {"quality_mode": "dB", "quality_layers": [q], "irreversible": True, "mct": 1},
+        ),
+        _pillow_decode,
+        _pillow_version("jpg_2000"),
+        _pillow_lacks("jpg_2000", "pillow"),
+    ),
+}

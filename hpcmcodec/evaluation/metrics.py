@@ -1,23 +1,39 @@
-"""Distortion and rate: PSNR of 8-bit images, and the average difference of two rate-distortion curves.
+"""Distortion and rate: PSNR, MS-SSIM and SSIMULACRA2 of 8-bit images, and the average difference of two RD curves.
+
+PSNR is computed here. The other two come from the packages that the field uses, which are optional: MS-SSIM (Z. Wang,
+E. P. Simoncelli, A. C. Bovik, "Multiscale structural similarity for image quality assessment", 2003) over RGB from
+pytorch-msssim, as in CompressAI's result files; SSIMULACRA2, made for the judgement of JPEG XL, from ssimulacra2.
 
 BD-rate follows G. Bjontegaard, "Calculation of average PSNR differences between RD-curves", ITU-T VCEG-M33 (2001):
-the logarithm of the rate is interpolated over PSNR, and both curves are averaged over the range of PSNR that they
-share. The interpolation is the piecewise cubic one (PCHIP) that JCT-VC uses since, with the slopes of F. N. Fritsch
-and J. Butland, "A method for constructing local monotone piecewise cubic interpolants", SIAM J. Sci. Stat. Comput. 5
-(1984); it does not overshoot between unevenly spaced points, as a single cubic does.
+the logarithm of the rate is interpolated over the score, and both curves are averaged over the range of scores that
+they share. The interpolation is the piecewise cubic one (PCHIP) that JCT-VC uses since, with the slopes of
+F. N. Fritsch and J. Butland, "A method for constructing local monotone piecewise cubic interpolants", SIAM J. Sci.
+Stat. Comput. 5 (1984); it does not overshoot between unevenly spaced points, as a single cubic does.
 """
 
+import importlib.util
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 Floats = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.uint8]
+
+MIN_OVERLAP = 0.5
+"""Share of the narrower curve that the range of a BD-rate must cover: below it, the average says little of either."""
+
+MS_SSIM_SIDE = 161
+"""Smallest side in pixels: five scales, each half as large, under a window of 11."""
 
 
-def psnr_db(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
+def psnr_db(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE), the MSE over all pixels and channels of ``(H, W, 3)``.
 
     Infinite for equal images.
@@ -25,56 +41,150 @@ def psnr_db(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> float:
     Raises:
         ValueError: the shapes differ, or an array is empty or not uint8.
     """
-    if a.shape != b.shape or a.size == 0 or a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ValueError(f"two equal shapes of uint8 are expected, found {a.shape} {a.dtype} and {b.shape} {b.dtype}")
+    _check_pair(a, b)
     difference = np.subtract(a, b, dtype=np.int32)
     squares = int(np.multiply(difference, difference, out=difference).sum(dtype=np.int64))
     return math.inf if squares == 0 else 10 * math.log10(255**2 * a.size / squares)
 
 
+def ms_ssim(a: Pixels, b: Pixels) -> float:
+    """MS-SSIM, at most 1, mean of the three RGB channels of ``(H, W, 3)``. Needs pytorch-msssim, hence torch.
+
+    Raises:
+        ValueError: as for `psnr_db`, or a side is below `MS_SSIM_SIDE`.
+    """
+    _check_pair(a, b)
+    if min(a.shape[:2]) < MS_SSIM_SIDE:
+        raise ValueError(f"MS-SSIM needs {MS_SSIM_SIDE} pixels a side, found {a.shape[1]}x{a.shape[0]}")
+    import torch
+    from pytorch_msssim import ms_ssim as compute
+
+    planes = [torch.from_numpy(np.array(x)).permute(2, 0, 1)[None].float() for x in (a, b)]
+    with torch.inference_mode():
+        return float(compute(*planes, data_range=255.0))
+
+
+def ssimulacra2(a: Pixels, b: Pixels) -> float:
+    """SSIMULACRA2 of ``b`` against the original ``a``: 90 is hard to tell from it, 50 is medium. Needs ssimulacra2.
+
+    Raises:
+        ValueError: as for `psnr_db`.
+    """
+    _check_pair(a, b)
+    from ssimulacra2 import compute_ssimulacra2
+
+    files = [io.BytesIO(), io.BytesIO()]  # the package reads image files
+    for pixels, file in zip((a, b), files, strict=True):
+        Image.fromarray(pixels).save(file, "BMP")
+    return float(compute_ssimulacra2(*files))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a distortion is measured, stored and shown.
+
+    Attributes:
+        label: axis of a plot; `unit` of a value there, with a space before it where there is one.
+        key: in result files, CompressAI's where it has one.
+        compute: (original, decoded) -> the value that result files hold.
+        shown: that value as plots and BD-rates take it.
+        packages: what must be installed, import name -> name in the package index.
+        decimals: that are worth printing.
+    """
+
+    label: str
+    unit: str
+    key: str
+    compute: Callable[[Pixels, Pixels], float]
+    shown: Callable[[float], float] = float
+    packages: tuple[tuple[str, str], ...] = ()
+    decimals: int = 2
+
+    @property
+    def missing(self) -> list[str]:
+        """Packages that are not installed."""
+        return [package for module, package in self.packages if importlib.util.find_spec(module) is None]
+
+    @property
+    def version(self) -> str:
+        """What makes values comparable: the versions of the packages that compute them."""
+        return " ".join(f"{package} {version(package)}" for _, package in self.packages) or "1"
+
+
+def to_db(similarity: float) -> float:
+    """-10 log10(1 - s): MS-SSIM spread out where it matters; infinite at 1."""
+    return math.inf if similarity >= 1 else -10 * math.log10(1 - similarity)
+
+
+METRICS: Mapping[str, Metric] = {
+    "psnr": Metric("PSNR (dB)", " dB", "psnr-rgb", psnr_db),
+    "ms-ssim": Metric(
+        "MS-SSIM (dB)", " dB", "ms-ssim-rgb", ms_ssim, to_db, (("pytorch_msssim", "pytorch-msssim"), ("torch", "torch"))
+    ),
+    "ssimulacra2": Metric(
+        "SSIMULACRA2", "", "ssimulacra2", ssimulacra2, packages=(("ssimulacra2", "ssimulacra2"),), decimals=1
+    ),
+}
+
+
 class Curve(NamedTuple):
-    """Rate-distortion points of one codec, one a quality: ``bpp`` (bits per pixel) and ``psnr_db``."""
+    """Rate-distortion points of one codec, one a quality: ``bpp`` (bits per pixel) and a metric's ``score`` there."""
 
     bpp: Sequence[float]
-    psnr_db: Sequence[float]
+    score: Sequence[float]
 
 
 class BDRate(NamedTuple):
-    """``percent``: how much more (less, if negative) rate is needed on average between ``low_db`` and ``high_db``."""
+    """``percent``: how much more (less, if negative) rate is needed on average for scores from ``low`` to ``high``."""
 
     percent: float
-    low_db: float
-    high_db: float
+    low: float
+    high: float
 
 
-def bd_rate(anchor: Curve, test: Curve) -> BDRate:
-    """Average difference in rate of ``test`` against ``anchor`` at equal PSNR, over the PSNRs that both reach.
+def bd_rate(anchor: Curve, test: Curve, min_overlap: float = MIN_OVERLAP) -> BDRate:
+    """Average difference in rate of ``test`` against ``anchor`` at equal score, over the scores that both reach.
+
+    Args:
+        anchor, test: scores that rise with the rate; PSNR in dB, MS-SSIM in dB, or SSIMULACRA2.
+        min_overlap: share of the narrower of the two ranges of score that the range they share must have.
 
     Raises:
-        ValueError: a curve has fewer than two points, a rate that is not positive, or a PSNR that does not rise with
-            the rate; or the two share no range of PSNR.
+        ValueError: a curve has fewer than two points, a rate that is not positive, or a score that does not rise with
+            the rate; or the two share too small a range of scores.
     """
     knots = [_knots(curve) for curve in (anchor, test)]
-    low = max(float(psnr[0]) for psnr, _ in knots)
-    high = min(float(psnr[-1]) for psnr, _ in knots)
+    low = max(float(score[0]) for score, _ in knots)
+    high = min(float(score[-1]) for score, _ in knots)
+    ranges = " and ".join(f"{score[0]:.2f} to {score[-1]:.2f}" for score, _ in knots)
     if not low < high:
-        ranges = " and ".join(f"{psnr[0]:.2f} to {psnr[-1]:.2f} dB" for psnr, _ in knots)
-        raise ValueError(f"the curves share no range of PSNR: {ranges}")
-    means = [_integral(psnr, log_rate, low, high) / (high - low) for psnr, log_rate in knots]
+        raise ValueError(f"the curves share no range: {ranges}")
+    share = (high - low) / min(float(score[-1] - score[0]) for score, _ in knots)
+    if share < min_overlap:
+        raise ValueError(f"the curves share {share:.0%} of the narrower range, too little to compare: {ranges}")
+    means = [_integral(score, log_rate, low, high) / (high - low) for score, log_rate in knots]
     return BDRate(100 * math.expm1(means[1] - means[0]), low, high)
 
 
+def _check_pair(a: Pixels, b: Pixels) -> None:
+    if a.shape != b.shape or a.size == 0 or a.dtype != np.uint8 or b.dtype != np.uint8:
+        raise ValueError(f"two equal shapes of uint8 are expected, found {a.shape} {a.dtype} and {b.shape} {b.dtype}")
+
+
 def _knots(curve: Curve) -> tuple[Floats, Floats]:
-    """The curve's PSNR, rising, and its log rate there, both ``(n,)``."""
-    if len(curve.bpp) != len(curve.psnr_db) or len(curve.bpp) < 2:
-        raise ValueError(f"a curve needs two points or more, found {len(curve.bpp)} and {len(curve.psnr_db)} values")
-    points = np.array(sorted(zip(curve.bpp, curve.psnr_db, strict=True)), dtype=np.float64)
-    bpp, psnr = points[:, 0], points[:, 1]
+    """The curve's score, rising, and its log rate there, both ``(n,)``."""
+    if len(curve.bpp) != len(curve.score) or len(curve.bpp) < 2:
+        raise ValueError(f"a curve needs two points or more, found {len(curve.bpp)} and {len(curve.score)} values")
+    points = np.array(sorted(zip(curve.bpp, curve.score, strict=True)), dtype=np.float64)
+    bpp, score = points[:, 0], points[:, 1]
     if not (np.isfinite(points).all() and bpp[0] > 0):
         raise ValueError(f"rates must be positive and all values finite, found {points.tolist()}")
-    if not ((np.diff(bpp) > 0).all() and (np.diff(psnr) > 0).all()):
-        raise ValueError(f"PSNR must rise with the rate, found {points.tolist()}")
-    return psnr, np.log(bpp)
+    fall = (np.diff(bpp) <= 0) | (np.diff(score) <= 0)
+    if fall.any():
+        i = int(fall.argmax())
+        (a, at), (b, then) = points[i], points[i + 1]
+        raise ValueError(f"the score must rise with the rate: {at:.4g} at {a:.4g} bpp, {then:.4g} at {b:.4g} bpp")
+    return score, np.log(bpp)
 
 
 def _slopes(step: Floats, secant: Floats) -> Floats:

@@ -9,6 +9,7 @@ int32 in the order of coding: z's values, or y_hat where the scale codes it.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy as np
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
+from hpcmcodec.model.cost import step_cost, z_cost
 from hpcmcodec.model.entropy import skipped_levels
 from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, symbols_of
 from hpcmcodec.numerics import MEAN_SHIFT, ExactOps
@@ -25,6 +27,8 @@ from hpcmcodec.rans import Decoder, Encoder, Tables, bits
 
 Ints = Any  # numpy.ndarray of int32
 Tick = Callable[[float], None]
+Spent = Callable[[str, np.ndarray], None]
+"""spent(scale, bits): what z, or a step of another scale, cost at each position of y, (h, w) float64."""
 
 
 class Coded(NamedTuple):
@@ -96,11 +100,13 @@ class LatentCoder:
         h: int,
         w: int,
         tick: Tick | None = None,
+        spent: Spent | None = None,
     ) -> Ints:
         """y_hat (h, w, M) int32 in sixteenths, from the streams z, s1, ... that are there.
 
         Missing scales get zero residuals. crcs: those of the integers, from the encoder; None where none were kept.
-        Raises IntegrityError where a stream is damaged or the decoded integers miss their CRC.
+        `spent` is told what everything cost. Raises IntegrityError where a stream is damaged or the decoded integers
+        miss their CRC.
         """
         rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
         indexes = np.repeat(np.arange(n), rows * columns)
@@ -108,6 +114,8 @@ class LatentCoder:
         if crcs is not None and _crc(symbols) != crcs["z"]:
             raise IntegrityError("decoded latents of z differ from the encoder's (CRC mismatch)")
         z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
+        if spent:
+            spent("z", z_cost(self.z_tables, symbols, indexes, h, w))
         decoders = {
             s: Decoder(streams[s], self.y_tables, symbols_of(s, h, w, self.config.latent))
             for s in SCALES
@@ -120,6 +128,11 @@ class LatentCoder:
             if step.scale in decoders:
                 coded = ~self.skipped[levels]
                 symbols[coded] = decoders[step.scale].get(levels[coded])
+                if spent:
+                    size = math.prod(grid(step.scale, h, w)) * self.config.latent // GROUPS[step.scale]
+                    at = np.arange(size)[exists][coded]
+                    cost = symbols[coded], levels[coded], at, h, w, self.config.latent
+                    spent(step.scale, step_cost(self.y_tables, step, *cost))
             return symbols
 
         def check(step: Step) -> None:

@@ -1,0 +1,309 @@
+"""Speed and memory on a fixed set of sizes, by phase, beside other codecs.
+
+    python -m hpcmcodec.evaluation.bench [--sizes 0.4,2,12] [--rounds 3] [--threads N] [-o bench.json]
+
+The pictures are the photographs of scikit-image's wheel, mirrored to fill 768x512, 1728x1152 and 4224x2816 pixels.
+Every codec runs in processes of its own (`process`), at a quality that gives files of a similar size; each round runs
+each codec once, so that a change in the machine's load meets all of them. Times are medians over the rounds, peak
+memory is the largest. "In-process" is what is left without start-up, loading, and reading and writing of files.
+CompressAI's models have random weights, which serve for time alone, and stop at the size beyond which a run takes
+minutes.
+
+Roofline: the multiplications of hpcm's matrix products and convolutions, at two operations each, over what the
+in-process time would allow at the machine's rate for float32 matrix products, measured in the same run. Nothing else
+should be running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from hpcmcodec import weights
+from hpcmcodec.evaluation import compressai_models, process, sample_photo
+from hpcmcodec.evaluation.codecs import CODECS
+from hpcmcodec.evaluation.speed import cpu_name
+from hpcmcodec.model.context import walk
+from hpcmcodec.numerics import NUMPY, ExactOps
+
+SIZES: Mapping[str, tuple[int, int]] = {"0.4": (768, 512), "2": (1728, 1152), "12": (4224, 2816)}
+"""Megapixels -> width and height: multiples of 64, which CompressAI's models need."""
+
+QUALITIES: Mapping[str, float] = {"hpcm": 50, "avif": 45, "jxl": 55, "webp": 60}
+_LARGEST = {"mbt2018-mean": 2.0, "cheng2020-anchor": 0.4}  # megapixels, beyond which a run takes minutes
+_PIECE = (448, 288)  # of each photograph, from its middle
+_PHOTOS = ("coffee", "chelsea", "astronaut", "motorcycle_left")
+_NOT_IN_PROCESS = ("start-up", "load", "I/O", "other")
+
+# Positions a pixel at which a layer of `lite`'s transforms runs, by the beginning of its name; the longest one counts.
+_DENSITY = {
+    "g_a.": 1 / 256,
+    "g_a.stem.": 1 / 64,
+    "g_a.b8.": 1 / 64,
+    "g_s.": 1 / 256,
+    "g_s.b8.": 1 / 64,
+    "g_s.head.": 1 / 64,
+    "h_a.": 1 / 256,
+    "h_a.net.2.": 1 / 1024,
+    "h_a.net.3.": 1 / 1024,
+    "h_a.net.4.": 1 / 4096,
+}
+
+_GEMM = """
+import time, numpy
+a, b = numpy.ones((2048, 2048), numpy.float32), numpy.ones((2048, 2048), numpy.float32)
+best = float("inf")
+for _ in range(8):
+    start = time.perf_counter()
+    a @ b
+    best = min(best, time.perf_counter() - start)
+print(2 * 2048**3 / best)
+"""
+
+
+class Run(NamedTuple):
+    """One codec, direction and size: each phase's median seconds, the whole process, peak memory, size of the file."""
+
+    phases: dict[str, float]
+    total: float
+    peak_bytes: float
+    n_bytes: int
+
+    @property
+    def in_process(self) -> float:
+        """Seconds of the coding itself."""
+        return sum(seconds for name, seconds in self.phases.items() if name not in _NOT_IN_PROCESS)
+
+
+Results = dict[str, dict[str, dict[str, Run]]]  # size -> codec -> "encode" or "decode"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print Markdown tables; the exit code is 1 where a codec fails."""
+    parser = argparse.ArgumentParser(prog="python -m hpcmcodec.evaluation.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", default=",".join(SIZES), help=f"megapixels, of {', '.join(SIZES)} (default: all)")
+    parser.add_argument("--codecs", help="default: all that are installed")
+    parser.add_argument("--rounds", type=int, default=3, help="counted runs of each (default: 3)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each codec (default: all cores)")
+    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the figures")
+    options = parser.parse_args(arguments)
+    sizes = options.sizes.split(",")
+    known = [*QUALITIES, *compressai_models.MODELS]
+    wanted = options.codecs.split(",") if options.codecs else known
+    for name, found, allowed in (("--sizes", sizes, list(SIZES)), ("--codecs", wanted, known)):
+        if not set(found) <= set(allowed):
+            parser.error(f"{name} is of {', '.join(allowed)}, not {','.join(found)}")
+    if options.rounds < 1 or options.threads < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    codecs = [codec for codec in wanted if not _left_out(codec)]
+    try:
+        rate = gemm_rate(options.threads)
+        results = measure(sizes, codecs, options.rounds, options.threads)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        detail = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        print(f"error: {error}\n{detail}".rstrip(), file=sys.stderr)
+        return 1
+    macs = macs_per_pixel(weights.load())
+    packages = ("numpy", "onnxruntime", "pillow", "compressai")
+    machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(
+        f"{package} {version(package)}" for package in packages
+    )
+    print(f"{machine}; {options.threads} threads, median of {options.rounds}\n")
+    print(markdown(results, macs, rate))
+    if options.output:
+        content = {
+            "machine": machine,
+            "threads": options.threads,
+            "gemm_flops": rate,
+            "macs_per_pixel": macs,
+            "results": {
+                size: {codec: {kind: run._asdict() for kind, run in runs.items()} for codec, runs in each.items()}
+                for size, each in results.items()
+            },
+        }
+        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def bench_photo(width: int, height: int) -> npt.NDArray[np.uint8]:
+    """(height, width, 3): four photographs side by side, mirrored until the size is filled. No edge is made by that.
+
+    Raises:
+        FileNotFoundError: scikit-image's photographs are not installed.
+    """
+    pieces = []
+    for name in _PHOTOS:
+        with Image.open(sample_photo(name)) as image:
+            rgb = np.asarray(image.convert("RGB"))
+        top, left = (rgb.shape[0] - _PIECE[1]) // 2, (rgb.shape[1] - _PIECE[0]) // 2
+        pieces.append(rgb[top : top + _PIECE[1], left : left + _PIECE[0]])
+    mosaic = np.concatenate([np.concatenate(pieces[:2], axis=1), np.concatenate(pieces[2:], axis=1)])
+    beyond = [(0, max(0, wanted - there)) for wanted, there in zip((height, width), mosaic.shape, strict=False)]
+    return np.pad(mosaic, [*beyond, (0, 0)], "symmetric")[:height, :width]
+
+
+def measure(sizes: Sequence[str], codecs: Sequence[str], rounds: int, threads: int) -> Results:
+    """Run each codec both ways at each size, `rounds` times; at the first once more beforehand, for the file cache.
+
+    Raises:
+        FileNotFoundError: as for `bench_photo`.
+        subprocess.CalledProcessError: a codec failed; its ``stderr`` says why.
+    """
+    results: Results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for size in sizes:
+            width, height = SIZES[size]
+            photo, decoded = folder / f"{size}.png", folder / "decoded.png"
+            Image.fromarray(bench_photo(width, height)).save(photo, compress_level=1)
+            here = [codec for codec in codecs if float(size) <= _LARGEST.get(codec, math.inf)]
+            samples: dict[str, dict[str, list[dict[str, float]]]] = {
+                codec: {"encode": [], "decode": []} for codec in here
+            }
+            for counted in [False] * (size == sizes[0]) + [True] * rounds:
+                for codec in here:
+                    coded = folder / f"{size}.{codec}"
+                    quality = QUALITIES.get(codec, 0)
+                    runs = {
+                        "encode": process.run("encode", codec, photo, coded, quality=quality, threads=threads),
+                        "decode": process.run("decode", codec, coded, decoded, threads=threads),
+                    }
+                    for kind, run in runs.items():
+                        if counted:
+                            samples[codec][kind].append(run)
+                    print(f"{size} MP, {codec}: {runs['encode']['total']:.2f} s", file=sys.stderr)
+            results[size] = {
+                codec: {
+                    kind: _summed_up(each, (folder / f"{size}.{codec}").stat().st_size) for kind, each in both.items()
+                }
+                for codec, both in samples.items()
+            }
+    return results
+
+
+def gemm_rate(threads: int) -> float:
+    """Operations a second of numpy's float32 matrix product, two for each multiplication."""
+    environment = os.environ | dict.fromkeys(process.THREAD_VARIABLES, str(threads))
+    done = subprocess.run([sys.executable, "-c", _GEMM], env=environment, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def macs_per_pixel(w: weights.Weights) -> dict[str, float]:
+    """Multiplications a pixel of matrix products and convolutions, in "encode" and in "decode".
+
+    Those of the transforms follow from the shapes of the weights, those of the entropy path are counted in a run.
+    """
+    parts = dict.fromkeys(("g_a", "h_a", "g_s"), 0.0)
+    for name, tensor in w.tensors.items():
+        start = max((prefix for prefix in _DENSITY if name.startswith(prefix)), key=len, default="")
+        if start and name.endswith(".weight"):
+            parts[name[:3]] += _DENSITY[start] * tensor.size
+    side = 32  # latents: a multiple of every scale's stride
+    counter = _Counter(ExactOps(NUMPY, w.under("entropy"), w.grids))
+    z = np.zeros((1, side // 4, side // 4, w.config.hyper), np.int32)
+    walk(counter, w.config, z, [5000], side, side, lambda step, means, levels, mask: np.zeros_like(means))
+    entropy = counter.macs / (16 * side) ** 2
+    return {"encode": parts["g_a"] + parts["h_a"] + entropy, "decode": parts["g_s"] + entropy}
+
+
+class _Counter:
+    """Exact operations that count multiplications on their way."""
+
+    def __init__(self, ops: ExactOps) -> None:
+        self._ops = ops
+        self.macs = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ops, name)
+
+    def linear(self, inputs: Any, layer: str, out: int, *args: Any, **kwargs: Any) -> Any:
+        for each in inputs if isinstance(inputs, list) else [inputs]:
+            self.macs += each.x.size * out
+        return self._ops.linear(inputs, layer, out, *args, **kwargs)
+
+    def head(self, context: Any, layer: str, channels: int) -> Any:
+        self.macs += context.x.size * 2 * channels
+        return self._ops.head(context, layer, channels)
+
+    def depthwise(self, a: Any, layer: str, *args: Any, **kwargs: Any) -> Any:
+        self.macs += a.x.size * self._ops.tensors[f"{layer}.weight"].shape[1]
+        return self._ops.depthwise(a, layer, *args, **kwargs)
+
+
+def markdown(results: Results, macs: Mapping[str, float], rate: float) -> str:
+    """Tables: codecs side by side, hpcm's phases; and the roofline lines."""
+    lines = []
+    for kind in ("encode", "decode"):
+        head = ["MP", kind, "bytes", "whole process, s", "of hpcm's", "in-process, s", "of hpcm's", "MP/s", "peak MB"]
+        lines += [_row(head), _row(["---"] * len(head))]
+        for size, codecs in results.items():
+            reference = codecs.get("hpcm", {}).get(kind)
+            for codec, runs in codecs.items():
+                run = runs[kind]
+                name = CODECS[codec].name if codec in CODECS else f"{codec} (random weights)"
+                ratios = ["", ""]
+                if reference and run is not reference:
+                    ratios = [f"{run.total / reference.total:.2f}", f"{run.in_process / reference.in_process:.2f}"]
+                size_cell = f"{run.n_bytes:,}" if codec in CODECS else ""
+                speed = f"{_megapixels(size) / run.in_process:.2f}"
+                times = [f"{run.total:.2f}", ratios[0], f"{run.in_process:.2f}", ratios[1]]
+                lines.append(_row([size, name, size_cell, *times, speed, f"{run.peak_bytes / 1e6:.0f}"]))
+        lines.append("")
+    used = [phase for phase in process.PHASES if phase != "other"]
+    hpcm = [(size, codecs["hpcm"]) for size, codecs in results.items() if "hpcm" in codecs]
+    if not hpcm:
+        return "\n".join(lines)
+    lines += [_row(["hpcm, seconds by phase", *used]), _row(["---"] * (1 + len(used)))]
+    for size, runs in hpcm:
+        for kind, run in runs.items():
+            lines.append(_row([f"{kind}, {size} MP", *(f"{run.phases[phase]:.2f}" for phase in used)]))
+    lines.append("")
+    for size, runs in hpcm:
+        for kind, run in runs.items():
+            operations = 2 * macs[kind] * _megapixels(size) * 1e6
+            lines.append(
+                f"Roofline, {kind}, {size} MP: {operations / 1e9:.1f} G operations / ({run.in_process:.2f} s * "
+                f"{rate / 1e9:.0f} G/s) = {operations / run.in_process / rate:.0%} of the matrix product's rate"
+            )
+    return "\n".join(lines)
+
+
+def _summed_up(runs: Sequence[Mapping[str, float]], n_bytes: int) -> Run:
+    phases = {name: statistics.median(run[name] for run in runs) for name in process.PHASES}
+    total = statistics.median(run["total"] for run in runs)
+    return Run(phases, total, max(run["peak_bytes"] for run in runs), n_bytes)
+
+
+def _left_out(codec: str) -> bool:
+    needed = CODECS[codec].missing() if codec in CODECS else compressai_models.missing()
+    if needed:
+        print(f"{codec} is left out: pip install {' '.join(needed)}", file=sys.stderr)
+    return bool(needed)
+
+
+def _megapixels(size: str) -> float:
+    width, height = SIZES[size]
+    return width * height / 1e6
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""One codec, one image, one process: times by phase and peak memory, printed as JSON.
+
+    python -m hpcmcodec.evaluation.process encode CODEC IMAGE FILE --quality Q [--threads N] [--started SECONDS]
+    python -m hpcmcodec.evaluation.process decode CODEC FILE IMAGE [--threads N] [--started SECONDS]
+
+`run` starts it and adds the seconds of the whole process. CODEC is one of `codecs.CODECS`, or a model of CompressAI
+(`compressai_models.MODELS`). Phases, in seconds, which leave each other out:
+
+    start-up      from the parent's call to the end of the imports
+    load          weights, sessions, tables
+    I/O           reading and writing of files, PNG included
+    transform     hpcm: g_a and h_a, or g_s
+    entropy path  hpcm: h_s and the context model, without rANS
+    rANS          hpcm: the entropy coder
+    coding        what is left of the coding: all of it for other codecs, the container for hpcm
+    other         between these
+
+Peak memory is the kernel's high-water mark of resident pages of this process since its program was loaded (VmHWM;
+getrusage would count the parent's pages from before).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PHASES = ("start-up", "load", "I/O", "transform", "entropy path", "rANS", "coding", "other")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What numpy's BLAS, the light engine and torch take the number of their threads from."""
+
+
+class Phases:
+    """Seconds by phase; a phase inside another one is not part of it."""
+
+    def __init__(self, started: float) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._stack = ["other"]
+        self._since = time.monotonic()
+        self.seconds["start-up"] = self._since - started
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What happens inside belongs to phase `name`."""
+        self._charge()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def wrap(self, owner: Any, function: str, name: str) -> None:
+        """Calls of a function or method belong to phase `name` from here on."""
+        inner = getattr(owner, function)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.phase(name):
+                return inner(*args, **kwargs)
+
+        setattr(owner, function, timed)
+
+    def end(self) -> None:
+        """Charge what has passed since the last change of phase."""
+        self._charge()
+
+    def _charge(self) -> None:
+        now = time.monotonic()
+        self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+
+
+def run(
+    direction: str, codec: str, source: Path, target: Path, *, quality: float = 0, threads: int = 1
+) -> dict[str, float]:
+    """Run this module; returns the phases, "total" (seconds of the whole process) and "peak_bytes".
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its ``stderr`` says why.
+    """
+    start = time.monotonic()
+    command = [sys.executable, "-m", __name__, direction, codec, str(source), str(target)]
+    command += ["--quality", str(quality), "--threads", str(threads), "--started", repr(start)]
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    done = subprocess.run(
+        command, env=environment, check=True, capture_output=True, stdin=subprocess.DEVNULL, text=True
+    )
+    return {**json.loads(done.stdout), "total": time.monotonic() - start}
+
+
+def peak_bytes() -> int:
+    """Peak of resident memory of this process."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> int:
+    """Code one image or file; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hpcmcodec.evaluation.process", description=__doc__.split("\n")[0])
+    parser.add_argument("direction", choices=("encode", "decode"))
+    parser.add_argument("codec")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--quality", type=float, default=50)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--started", type=float, default=time.monotonic(), help="of the parent's monotonic clock")
+    options = parser.parse_args()
+    encode, decode, load = _coder(options.codec)
+    from hpcmcodec import image
+
+    phases = Phases(options.started)
+    phases.wrap(image, "load", "I/O")
+    if options.codec == "hpcm":
+        _watch_hpcm(phases)
+    with phases.phase("load"):
+        load()
+    if options.direction == "encode":
+        pixels = image.load(options.source, max_pixels=None).pixels
+        with phases.phase("coding"):
+            data = encode(pixels, options.quality, options.threads)
+        with phases.phase("I/O"):
+            options.target.write_bytes(data)
+    else:
+        with phases.phase("I/O"):
+            data = options.source.read_bytes()
+        with phases.phase("coding"):
+            pixels = decode(data, options.threads)
+        with phases.phase("I/O"), options.target.open("wb") as file:
+            image.write_png(image.to_image(pixels, {}), file)
+    phases.end()
+    print(json.dumps({**phases.seconds, "peak_bytes": peak_bytes()}))
+    return 0
+
+
+def _coder(name: str) -> tuple[Callable[..., bytes], Callable[..., Any], Callable[[], object]]:
+    """encode, decode, and what loads the codec beforehand. Only what the codec needs is imported."""
+    if name == "hpcm":
+        import numpy as np
+
+        from hpcmcodec import codec
+
+        def encode(pixels: Any, quality: float, threads: int) -> bytes:
+            return codec.encode(pixels, quality, max_pixels=None)
+
+        def decode(data: bytes, threads: int) -> Any:
+            return np.asarray(codec.decode(data, max_pixels=None))
+
+        return encode, decode, lambda: None
+    from hpcmcodec.evaluation.codecs import CODECS
+
+    if name in CODECS:
+        chosen = CODECS[name]
+        return chosen.encode, chosen.decode, chosen.version  # asking for the version imports a plugin
+    from hpcmcodec.evaluation.compressai_models import Model
+
+    model = Model(name)
+    return model.encode, model.decode, model.load
+
+
+def _watch_hpcm(phases: Phases) -> None:
+    from hpcmcodec import codec, rans
+    from hpcmcodec.model import coder
+
+    for owner, function, phase in (
+        (codec, "_make_engine", "load"),
+        (codec.LightEngine, "_session", "load"),
+        (codec.LightEngine, "analyse", "transform"),
+        (codec.LightEngine, "synthesise", "transform"),
+        (coder.LatentCoder, "encode", "entropy path"),
+        (coder.LatentCoder, "decode", "entropy path"),
+        (rans.Encoder, "clamp", "rANS"),
+        (rans.Encoder, "put", "rANS"),
+        (rans.Encoder, "finish", "rANS"),
+        (rans.Decoder, "__init__", "rANS"),
+        (rans.Decoder, "get", "rANS"),
+    ):
+        phases.wrap(owner, function, phase)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
