@@ -4,8 +4,9 @@
 #   make test                   the tests, with torch in an environment of their own
 #   make test-all               the slow ones too
 #   make lint                   ruff and mypy
+#   make kernels                the compiled kernels for this machine, beside their sources; needs g++
 #   make bench [IMAGE=my.jpg]   times of whole commands against `python -c "import torch"`; speed and memory at three
-#                               sizes, by phase, beside other codecs
+#                               sizes, by phase, beside other codecs; each kernel against its bound
 #   make clean                  remove all that the Makefile has made
 #
 # PYTHON       the interpreter that makes the environments
@@ -29,16 +30,16 @@ BARE = compressai scikit-image
 # The oldest versions that pyproject.toml admits, numpy 1 among them.
 OLDEST = click==8.1.0 numpy==1.26.0 onnxruntime==1.18.0 pillow==10.1.0 rich==13.0.0 safetensors==0.4.2
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint bench kernels kernels-if-compiler clean
 .DELETE_ON_ERROR:
 
-demo: .venv/ready
+demo: .venv/ready kernels-if-compiler
 	.venv/bin/python -m hpcmcodec.evaluation.demo $(if $(IMAGE),"$(IMAGE)")
 
-test: .venv-test/ready
+test: .venv-test/ready kernels-if-compiler
 	OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) .venv-test/bin/python -m pytest
 
-test-all: .venv-test/ready .venv-oldest/ready
+test-all: .venv-test/ready .venv-oldest/ready kernels-if-compiler
 	HPCM_OLDEST="$(CURDIR)/.venv-oldest/bin/python" \
 	OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) .venv-test/bin/python -m pytest -m ""
 
@@ -46,12 +47,20 @@ lint: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/mypy
 
-bench: .venv-test/ready
+bench: .venv-test/ready kernels-if-compiler
 	.venv-test/bin/python -m hpcmcodec.evaluation.speed $(if $(IMAGE),"$(IMAGE)")
 	.venv-test/bin/python -m hpcmcodec.evaluation.bench
+	.venv-test/bin/python -m hpcmcodec.evaluation.kernels
+
+# The standard library is all that this needs. It does nothing where the sources have been built already.
+kernels:
+	$(PYTHON) hpcmcodec/ops/build.py prebuild
+
+kernels-if-compiler:
+	@$(PYTHON) hpcmcodec/ops/build.py prebuild --optional
 
 clean:
-	rm -rf .venv .venv-test .venv-oldest demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf kernels/*.so kernels/.build-* .venv .venv-test .venv-oldest demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find hpcmcodec tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/ready: $(INPUTS)

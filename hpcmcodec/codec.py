@@ -3,9 +3,10 @@
     encode:  pixels -> g_a, gain -> y -> h_a -> z; each tile: z, then y in eleven steps (`model/coder.py`); container
     decode:  container -> for each tile z, eleven steps -> y_hat; ungain, g_s -> pixels
 
-Two engines do this. `light` (CPU): the transforms are onnxruntime graphs, the entropy path runs in numpy; torch is
-never imported. `torch` (CUDA, and on a CPU when asked for): the same functions over torch tensors. Both decode a file
-to the same latent integers; pixels may differ by a level, since transforms are ordinary floating point.
+Two engines do this. `light` (CPU): the transforms are onnxruntime graphs, the entropy path runs in numpy, with compiled
+kernels where `ops.loader` finds them; torch is never imported. `torch` (CUDA, and on a CPU when asked for): the same
+functions over torch tensors. Both decode a file to the same latent integers; pixels may differ by a level, since
+transforms are ordinary floating point.
 
 The latent plane is cut into tiles that are coded independently; the transforms run over the whole plane, in strips
 with a halo as wide as their receptive field, so that there are no seams and memory stays bounded.
@@ -29,7 +30,8 @@ from hpcmcodec.image import load, to_image
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.schedule import SCALES
-from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, ExactOps, probe
+from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, probe
+from hpcmcodec.ops import loader
 from hpcmcodec.strips import Z_STRIDE, Progress, analyse_strips, pad, synthesise_strips
 from hpcmcodec.strips import tiles as tile_grid
 
@@ -215,12 +217,12 @@ class _Engine(Protocol):
 
 
 class LightEngine:
-    """onnxruntime for the transforms, numpy for the entropy path."""
+    """onnxruntime for the transforms, numpy for the entropy path, with compiled kernels where there are any."""
 
     def __init__(self, w: weights.Weights) -> None:
         probe(NUMPY)
         self.config, self.model_id, self.weights = w.config, w.model_id, w
-        self.coder = LatentCoder(w.config, ExactOps(NUMPY, w.under("entropy"), w.grids), w.under("tables"))
+        self.coder = LatentCoder(w.config, loader.exact_ops(w.under("entropy"), w.grids), w.under("tables"))
         self.lock = threading.RLock()
         self._sessions: dict[str, Any] = {}
 

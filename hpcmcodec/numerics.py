@@ -368,34 +368,43 @@ class ExactOps:
         return self.xp.clamp_(self.xp.rint_(x), -limit, limit)
 
     def _sigmoid(self, r: Act) -> Array:
-        xp, e = self.xp, self.grids[r.grid]
-        table = self._keep(("sigmoid", e), lambda: xp.array(sigmoid_table(e)))
-        return xp.take(table, self._index(r.x))
+        return self.xp.take(self._sigmoid_table(r), self._index(r.x))
+
+    def _sigmoid_table(self, r: Act) -> Array:
+        e = self.grids[r.grid]
+        return self._keep(("sigmoid", e), lambda: self.xp.array(sigmoid_table(e)))
 
     def _index(self, codes: Array) -> Array:
         xp = self.xp
         return xp.cast(codes + xp.full(CODE_MAX, xp.f4), xp.i8)
 
-    def _matrix(self, layer: str, e_in: tuple[int, ...], e_out: int) -> Any:
+    def _scales(self, layer: str, e_in: tuple[int, ...], e_out: int) -> Any:
+        """What each chunk's sums are multiplied by, and the bias: float32 where there is one chunk, else float64."""
+
         def make() -> Any:
-            w, step = self.tensors[f"{layer}.weight"], self.tensors[f"{layer}.step"]
-            edges = self._edges(layer)
+            step = self.tensors[f"{layer}.step"]
             parts = [part for part, _, _ in chunks([int(v) for v in self.tensors[f"{layer}.widths"]])]
-            dtype: Any = np.float32 if len(edges) == 1 else np.float64
-            weights = [self.xp.array(w[:, a:b].T.astype(np.float32)) for a, b in edges]
+            dtype: Any = np.float32 if len(parts) == 1 else np.float64
             scales = [
                 self.xp.array(step[i].astype(dtype) * dtype(2.0 ** (e_out - e_in[p]))) for i, p in enumerate(parts)
             ]
-            bias = self.tensors.get(f"{layer}.bias", np.zeros(len(w), np.float32))
-            bias = self.xp.array(bias.astype(dtype) * dtype(2.0**e_out))
-            return weights, scales, bias
+            bias = self.tensors.get(f"{layer}.bias", np.zeros(step.shape[1], np.float32))
+            return scales, self.xp.array(bias.astype(dtype) * dtype(2.0**e_out))
 
         return self._keep((layer, e_in, e_out), make)
+
+    def _matrices(self, layer: str) -> Any:
+        def make() -> Any:
+            w = self.tensors[f"{layer}.weight"]
+            return [self.xp.array(w[:, a:b].T.astype(np.float32)) for a, b in self._edges(layer)]
+
+        return self._keep((layer, "matrices"), make)
 
     def _linear(self, inputs: Sequence[Act], layer: str, e_out: int) -> Array:
         """Products of all parts, scaled to the output grid, bias added; not rounded yet. Parts may be (B, 1, 1, C)."""
         xp = self.xp
-        weights, scales, bias = self._matrix(layer, tuple(self.grids[a.grid] for a in inputs), e_out)
+        weights = self._matrices(layer)
+        scales, bias = self._scales(layer, tuple(self.grids[a.grid] for a in inputs), e_out)
         out = None
         for (part, a, b), w, s in zip(chunks([i.x.shape[-1] for i in inputs]), weights, scales, strict=True):
             x = inputs[part].x
@@ -442,18 +451,10 @@ class ExactOps:
     def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
         """Depthwise k x k convolution, zero padding, as k * k shifted multiply-adds of integers."""
         xp, grid = self.xp, grid or layer
-        e_in, e_out = self.grids[a.grid], self.grids[grid]
-
-        def make() -> Any:
-            w = self.tensors[f"{layer}.weight"]
-            scale = self.tensors[f"{layer}.step"][0] * np.float32(2.0 ** (e_out - e_in))
-            return (
-                [xp.array(t.astype(np.float32)) for t in w.T],
-                xp.array(scale),
-                xp.array(self.tensors[f"{layer}.bias"] * np.float32(2.0**e_out)),
-            )
-
-        taps, scale, bias = self._keep((layer, e_in, e_out), make)
+        scale, bias = self._tap_scale(layer, self.grids[a.grid], self.grids[grid])
+        taps = self._keep(
+            (layer, "taps"), lambda: [xp.array(t.astype(np.float32)) for t in self.tensors[f"{layer}.weight"].T]
+        )
         k = int(round(len(taps) ** 0.5))
         b, h, w, c = a.x.shape
         padded = xp.zeros((b, h + k - 1, w + k - 1, c), xp.f4)
@@ -465,17 +466,20 @@ class ExactOps:
         acc += bias
         return Act(self._code_(acc), grid)
 
+    def _tap_scale(self, layer: str, e_in: int, e_out: int) -> Any:
+        def make() -> Any:
+            scale = self.tensors[f"{layer}.step"][0] * np.float32(2.0 ** (e_out - e_in))
+            return self.xp.array(scale), self.xp.array(self.tensors[f"{layer}.bias"] * np.float32(2.0**e_out))
+
+        return self._keep((layer, e_in, e_out), make)
+
     def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
         """LayerNorm over channels: (n x - s1) * rsqrt(n s2 - s1^2 + n^2) * gamma + beta; epsilon is one squared
         code.
         """
         xp, grid = self.xp, grid or layer
-        e = self.grids[grid]
         n = a.x.shape[-1]
-        gamma, beta = self._keep(
-            (layer, e),
-            lambda: tuple(xp.array(self.tensors[f"{layer}.{t}"] * np.float32(2.0**e)) for t in ("gamma", "beta")),
-        )
+        gamma, beta = self._affine(layer, self.grids[grid])
         s1, s2 = xp.sum(a.x, -1), xp.sum(a.x * a.x, -1)
         r = rsqrt(xp, (s2 * xp.full(n, xp.f8) - s1 * s1) + xp.full(n * n, xp.f8))
         out = a.x * xp.full(n, xp.f4)
@@ -484,6 +488,12 @@ class ExactOps:
         out *= gamma
         out += beta
         return Act(self._code_(out), grid)
+
+    def _affine(self, layer: str, e: int) -> Any:
+        return self._keep(
+            (layer, e),
+            lambda: tuple(self.xp.array(self.tensors[f"{layer}.{t}"] * np.float32(2.0**e)) for t in ("gamma", "beta")),
+        )
 
     def lrelu(self, a: Act) -> Act:
         """max(x, 0.1 x) on the code."""
@@ -511,16 +521,29 @@ class ExactOps:
         return Act(self.xp.clamp_(a.x + b.x, -CODE_MAX, CODE_MAX), _same_grid(a, b))
 
     def channel_scale(self, a: Act, layer: str) -> Act:
-        scale = self._keep(layer, lambda: self.xp.array(self.tensors[f"{layer}.scale"].astype(np.float32)))
-        return Act(self._code_(a.x * scale), a.grid)
+        return Act(self._code_(a.x * self._channel_factors(layer)), a.grid)
+
+    def _channel_factors(self, layer: str) -> Array:
+        return self._keep(layer, lambda: self.xp.array(self.tensors[f"{layer}.scale"].astype(np.float32)))
 
     def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
         """Bi-WKV4 over the H * W tokens in raster order (`ops/biwkv.py` has formula and order of operations)."""
-        from hpcmcodec.ops.biwkv import biwkv4_exact, decay_powers, own_factor
+        from hpcmcodec.ops.biwkv import biwkv4_exact
 
         xp, grid = self.xp, grid or layer
         b, h, w, c = v.x.shape
-        tokens, e_k = h * w, self.grids[k.grid]
+        tokens = h * w
+        table, powers, own = self._wkv_constants(layer, tokens, self.grids[k.grid])
+        weights = xp.take(table, self._index(k.x)).reshape(b, tokens, c)
+        out = biwkv4_exact(xp, weights, xp.cast(v.x, xp.f8).reshape(b, tokens, c), powers, own)
+        out *= xp.full(2.0 ** (self.grids[grid] - self.grids[v.grid]), xp.f8)
+        return Act(xp.cast(self._code_(out), xp.f4).reshape(b, h, w, c), grid)
+
+    def _wkv_constants(self, layer: str, tokens: int, e_k: int) -> Any:
+        """exp(k) of every code, W^0 .. W^B and exp(u), float64 (4095,), (B + 1, C) and (C,)."""
+        from hpcmcodec.ops.biwkv import decay_powers, own_factor
+
+        xp = self.xp
         table = self._keep(("exp", e_k), lambda: xp.array(exp_table(e_k)))
         # Kept for one number of tokens a layer: images of many sizes must not make this grow.
         if self._prepared.get((layer, "tokens")) != tokens:
@@ -530,17 +553,17 @@ class ExactOps:
             )
             self._prepared[(layer, "tokens")] = tokens
         powers, own = self._prepared[layer]
-        weights = xp.take(table, self._index(k.x)).reshape(b, tokens, c)
-        out = biwkv4_exact(xp, weights, xp.cast(v.x, xp.f8).reshape(b, tokens, c), powers, own)
-        out *= xp.full(2.0 ** (self.grids[grid] - self.grids[v.grid]), xp.f8)
-        return Act(xp.cast(self._code_(out), xp.f4).reshape(b, h, w, c), grid)
+        return table, powers, own
 
     def pool(self, a: Act, grid: str) -> Act:
         """Average over the positions, (B, 1, 1, C), on its own (finer) grid."""
         xp = self.xp
-        out = xp.sum(a.x, (1, 2)) / xp.full(a.x.shape[1] * a.x.shape[2], xp.f8)
+        out = self._total(a.x) / xp.full(a.x.shape[1] * a.x.shape[2], xp.f8)
         out *= xp.full(2.0 ** (self.grids[grid] - self.grids[a.grid]), xp.f8)
         return Act(xp.cast(self._code_(out), xp.f4), grid)
+
+    def _total(self, x: Array) -> Array:
+        return self.xp.sum(x, (1, 2))
 
     def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
         """Mean of the two values whose keys are most similar to the query, weighted by softmax(cosine / temperature).

@@ -1,0 +1,302 @@
+"""Builds the compiled kernels: a compiler call, a cache of its results, and a lock, in the standard library alone.
+
+    python hpcmcodec/ops/build.py prebuild     beside the sources (`make kernels`); the wheel takes it along
+    python hpcmcodec/ops/build.py cache        into the cache, as `hpcm` does in the background
+
+A library is one g++ call of a few seconds over one source file, so there is no build system behind this. What is built
+is named by the hash of the sources and flags; the library repeats the hash (`hpcm_source`), so a stale one is never
+used. Cached libraries carry in their name the compiler that built them and the hash of their own bytes: a file that was
+damaged afterwards is not loaded. They are written beside their place and renamed, under a lock that the system takes
+back when its holder dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+SOURCES = ("core.h", "cpu.h", "kernels.cpp")
+# Contraction off: a fused multiply-add rounds once where the reference rounds twice. The next two change no result:
+# they say that nobody reads errno or the processor's exception flags, without which loops with comparisons or
+# conversions are not vectorised. No instruction set is named: kernels.cpp has a copy for each and chooses when it runs.
+FLAGS = (
+    *("-std=c++17", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    *("-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi"),
+)
+TIMEOUT_SECONDS = 300.0
+RETRY_SECONDS = 24 * 3600.0  # after a failure, a background build is not tried again for so long
+_PARTIAL = ".build-"
+
+
+class BuildError(Exception):
+    """The kernels cannot be built; the message says why."""
+
+
+class Compiler(NamedTuple):
+    """`command`: the compiler and its own arguments; `key`: changes when the compiler does."""
+
+    command: tuple[str, ...]
+    key: str
+
+    def version(self) -> str:
+        """The first line that it says of itself."""
+        try:
+            done = subprocess.run(
+                [*self.command, "--version"], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"does not answer: {error}"
+        return (done.stdout.splitlines() or ["unknown version"])[0]
+
+
+def source_folder() -> Path:
+    """Where the kernels' sources are: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "data" / "kernels"
+    return installed if installed.is_dir() else package.parent / "kernels"
+
+
+def source_hash(folder: Path) -> str:
+    """Of the sources and flags, 16 hexadecimal digits. Raises BuildError where a source is missing."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for name in SOURCES:
+        try:
+            digest.update(b"\0" + name.encode() + b"\0" + (folder / name).read_bytes())
+        except OSError as error:
+            raise BuildError(f"the sources of the kernels are not here: {folder / name}: {error.strerror}") from error
+    return digest.hexdigest()[:16]
+
+
+def find_compiler() -> Compiler | None:
+    """$CXX where it is set, else g++ or c++; None where there is none."""
+    named = os.environ.get("CXX")
+    for command in [shlex.split(named)] if named else [["g++"], ["c++"]]:
+        path = shutil.which(command[0]) if command else None
+        if path:
+            # Not its version: asking for that takes as long as loading the kernels.
+            facts = Path(path).resolve().stat()
+            key = f"{Path(path).resolve()} {facts.st_size} {facts.st_mtime_ns} {command[1:]}"
+            return Compiler((path, *command[1:]), hashlib.sha256(key.encode()).hexdigest()[:8])
+    return None
+
+
+def prebuilt_path(folder: Path, source: str) -> Path:
+    """Beside the sources; named by machine and sources, so that neither another machine's nor an older one is taken."""
+    return folder / f"libhpcm-{platform.system().lower()}-{platform.machine()}-{source}.so"
+
+
+def cache_folder() -> Path | None:
+    """$XDG_CACHE_HOME/hpcmcodec/kernels, ~/.cache without it; None where there is no home."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    if named and Path(named).is_absolute():
+        return Path(named, "hpcmcodec", "kernels")
+    try:
+        return Path.home() / ".cache" / "hpcmcodec" / "kernels"
+    except RuntimeError:
+        return None
+
+
+def untrusted(folder: Path) -> str | None:
+    """Why libraries of this folder must not be loaded: somebody else could have put them there."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return None
+    if hasattr(os, "geteuid") and facts.st_uid not in (os.geteuid(), 0):
+        return f"{folder} belongs to another user"
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{folder} can be written to by others"
+    return None
+
+
+def _stem(source: str) -> str:
+    return f"{platform.machine()}-{source}"
+
+
+def cached(folder: Path, source: str, compiler: Compiler | None) -> list[Path]:
+    """Whole cached libraries of these sources; with a compiler, that one's alone. Damaged ones are left out."""
+    made_by = compiler.key if compiler else "*"
+    found = []
+    for path in sorted(folder.glob(f"{_stem(source)}-{made_by}-*.so")):
+        with contextlib.suppress(OSError):
+            if hashlib.sha256(path.read_bytes()).hexdigest()[:16] == path.stem.rpartition("-")[2]:
+                found.append(path)
+    return found
+
+
+def failure(folder: Path, source: str, compiler: Compiler) -> str | None:
+    """What the last build of these sources with this compiler failed with; None where it did not, or long ago."""
+    path = folder / f"{_stem(source)}-{compiler.key}.failed"
+    try:
+        age = time.time() - path.stat().st_mtime
+        return path.read_text(encoding="utf-8", errors="replace") if 0 <= age < RETRY_SECONDS else None
+    except OSError:
+        return None
+
+
+def run_compiler(compiler: Compiler, folder: Path, source: str, target: Path, timeout: float) -> None:
+    """Compile to `target` and load the result once. Raises BuildError."""
+    command = [*compiler.command, *FLAGS, f'-DHPCM_SOURCE="{source}"', str(folder / SOURCES[-1]), "-o", str(target)]
+    try:
+        # A session of its own: the compiler is a driver, and at a time-out all that it started must end.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"LC_ALL": "C", "TMPDIR": str(target.parent)},
+        )
+    except OSError as error:
+        raise BuildError(f"{compiler.command[0]} cannot be run: {error.strerror or error}") from error
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except BaseException as error:  # an interruption, too, must not leave a compiler behind
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise BuildError(f"{compiler.command[0]} did not end within {timeout:g} s") from error
+        raise
+    if process.returncode:
+        lines = output.decode(errors="replace").splitlines()
+        said = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+        raise BuildError(f"{compiler.command[0]} failed with exit code {process.returncode}: {said}")
+    try:
+        library = ctypes.CDLL(str(target))
+        library.hpcm_source.restype = ctypes.c_char_p
+        if library.hpcm_source() != source.encode():
+            raise BuildError(f"{compiler.command[0]} built something else")
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"what {compiler.command[0]} built cannot be loaded: {error}") from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path, timeout: float) -> Iterator[None]:
+    """Holds the lock on `path`; BuildError where somebody else has it for longer than `timeout`."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise BuildError(f"kernels are not built on {platform.system()}") from error
+    deadline = time.monotonic() + timeout
+    # The system's lock, not the file's existence: it ends with the process that holds it, however that ends.
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise BuildError("another process is building the kernels") from None
+                time.sleep(0.05)
+            except (
+                OSError
+            ):  # a file system without locks: two builds at once cost time, and each publishes a whole file
+                break
+        yield
+
+
+def build_cached(
+    folder: Path, source: str, compiler: Compiler, cache: Path, *, timeout: float = TIMEOUT_SECONDS, wait: float = 0
+) -> Path:
+    """Build into the cache; returns the library, which another process may have built meanwhile.
+
+    wait: seconds to wait while another process builds. Raises BuildError; remembers a compiler's failure for `failure`.
+    """
+    failed = cache / f"{_stem(source)}-{compiler.key}.failed"
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        reason = untrusted(cache)
+        if reason:
+            raise BuildError(reason)
+        with _locked(cache / f"{_stem(source)}-{compiler.key}.lock", wait):
+            there = cached(cache, source, compiler)
+            if there:
+                return there[0]
+            for old in cache.glob(f"{_PARTIAL}{_stem(source)}-{compiler.key}-*"):  # of builds that were killed
+                shutil.rmtree(old, ignore_errors=True)
+            with tempfile.TemporaryDirectory(
+                prefix=f"{_PARTIAL}{_stem(source)}-{compiler.key}-", dir=cache, ignore_cleanup_errors=True
+            ) as made:
+                built = Path(made, "kernels.so")
+                try:
+                    run_compiler(compiler, folder, source, built, timeout)
+                except BuildError as error:
+                    failed.write_text(str(error), encoding="utf-8")
+                    raise
+                digest = hashlib.sha256(built.read_bytes()).hexdigest()[:16]
+                target = cache / f"{_stem(source)}-{compiler.key}-{digest}.so"
+                built.replace(target)
+            for damaged in set(cache.glob(f"{_stem(source)}-{compiler.key}-*.so")) - {target}:
+                damaged.unlink(missing_ok=True)
+            failed.unlink(missing_ok=True)
+            return target
+    except OSError as error:
+        raise BuildError(f"the cache {cache} cannot be written to: {error.strerror or error}") from error
+
+
+def prebuild(folder: Path, source: str, compiler: Compiler, timeout: float = TIMEOUT_SECONDS) -> Path:
+    """Build beside the sources. Raises BuildError."""
+    target = prebuilt_path(folder, source)
+    try:
+        with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder) as made:
+            built = Path(made, target.name)
+            run_compiler(compiler, folder, source, built, timeout)
+            built.replace(target)
+        for old in set(folder.glob(prebuilt_path(folder, "*").name)) - {target}:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written to: {error.strerror or error}") from error
+    return target
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`prebuild` or `cache`; the exit code is 1 where nothing could be built."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("where", choices=["prebuild", "cache"])
+    parser.add_argument("--optional", action="store_true", help="no compiler is no error")
+    parser.add_argument("--idle", action="store_true", help="run only while nothing else wants the processor")
+    options = parser.parse_args(arguments)
+    if options.idle:
+        with contextlib.suppress(AttributeError, OSError):
+            os.nice(19)
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        folder = source_folder()
+        source, compiler, cache = source_hash(folder), find_compiler(), cache_folder()
+        if compiler is None:
+            print("kernels: no C++ compiler found; the numpy reference will be used", file=sys.stderr)
+            return 0 if options.optional else 1
+        if options.where == "prebuild":
+            target = prebuilt_path(folder, source)
+            if not target.exists():
+                target = prebuild(folder, source, compiler)
+        elif cache is None:
+            raise BuildError("there is no cache directory: neither XDG_CACHE_HOME nor a home is set")
+        else:
+            target = build_cached(folder, source, compiler, cache)
+        print(f"kernels: {target}", file=sys.stderr)
+    except BuildError as error:
+        print(f"kernels: {error}", file=sys.stderr)
+        return 0 if options.optional else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Which exact operations coding uses: compiled kernels where they can be had at once, the numpy reference elsewhere.
+
+`HPCM_OPS` chooses:
+
+    auto        (default) a prebuilt library beside the package, else one from the cache, else the reference; then,
+                where there is a compiler, the kernels are built in the background for the next time
+    reference   numpy alone
+    cpp         as auto, but built on the spot where they are not there; UnsupportedError where that fails
+    cuda        CUDA kernels: for `--device cuda`, nothing that this module loads; UnsupportedError on a CPU
+
+Nothing waits for a compiler unless `cpp` asks for it. Loading costs 2 ms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.numerics import NUMPY, ExactOps
+from hpcmcodec.ops import build
+from hpcmcodec.ops.compiled import KernelOps, Kernels
+
+__all__ = ["CHOICES", "Status", "choice", "exact_ops", "find", "threads"]
+
+CHOICES = ("auto", "reference", "cpp", "cuda")
+HOW_TO_GET = "install g++ (Debian: apt install g++) and run `hpcm doctor --build`"
+SLOWDOWN = "about 3 times as long"  # a Kodak image's entropy path, without kernels
+
+_lock = threading.Lock()
+_loaded: dict[Path, Kernels] = {}
+_started_build = False
+
+
+class Status(NamedTuple):
+    """What was found.
+
+    kernels: None for the reference. origin: "prebuilt", "cache" or "built". path: of the library. reasons: why each
+    place that was looked at has none. building: a build for the next time is under way.
+    """
+
+    kernels: Kernels | None
+    origin: str
+    path: Path | None
+    reasons: tuple[str, ...]
+    building: bool
+
+    def note(self) -> str | None:
+        """One line for people where coding is slower than it need be."""
+        if self.kernels is not None or choice() == "reference":
+            return None
+        if self.building:
+            return f"kernels are being compiled in the background; until then coding takes {SLOWDOWN}"
+        why = self.reasons[-1] if self.reasons else "none were found"
+        return f"no compiled kernels ({why}): coding takes {SLOWDOWN}; {HOW_TO_GET}"
+
+
+def choice() -> str:
+    """The value of HPCM_OPS. Raises UnsupportedError for an unknown one."""
+    value = os.environ.get("HPCM_OPS") or "auto"
+    if value not in CHOICES:
+        raise UnsupportedError(f"HPCM_OPS is {value!r}; it can be {', '.join(CHOICES)}")
+    return value
+
+
+def threads() -> int:
+    """Threads for a kernel: the cores that this process may use, fewer where OMP_NUM_THREADS says so."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(limit)) if limit.isdecimal() and int(limit) > 0 else cores
+
+
+def exact_ops(tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> ExactOps:
+    """The operations over numpy arrays, by HPCM_OPS. Raises UnsupportedError where a forced choice is not there."""
+    status = find()
+    return KernelOps(status.kernels, tensors, grids) if status.kernels else ExactOps(NUMPY, tensors, grids)
+
+
+def find(*, background: bool = True) -> Status:
+    """Look for kernels as HPCM_OPS says; `background` allows starting a build for the next time.
+
+    Raises UnsupportedError where a forced choice is not there, or HPCM_OPS is not one.
+    """
+    wanted = choice()
+    if wanted == "cuda":
+        raise UnsupportedError("HPCM_OPS=cuda is for --device cuda; on a CPU it can be auto, reference or cpp")
+    if wanted == "reference":
+        return Status(None, "", None, (), False)
+    reasons: list[str] = []
+    try:
+        folder = build.source_folder()
+        source = build.source_hash(folder)
+    except build.BuildError as error:
+        return _none(wanted, [str(error)], False)
+    compiler, cache = build.find_compiler(), build.cache_folder()
+    prebuilt = build.prebuilt_path(folder, source)
+    if prebuilt.exists():
+        kernels = _open(prebuilt, source, reasons)
+        if kernels:
+            return Status(kernels, "prebuilt", prebuilt, (), False)
+    else:
+        reasons.append(f"no prebuilt library in {folder}")
+    if cache is None:
+        reasons.append("no cache directory: neither XDG_CACHE_HOME nor a home is set")
+        return _none(wanted, reasons, False)
+    distrust = build.untrusted(cache)
+    if distrust:
+        return _none(wanted, [*reasons, f"{distrust}, so nothing is loaded from there"], False)
+    for path in build.cached(cache, source, compiler):
+        kernels = _open(path, source, reasons)
+        if kernels:
+            return Status(kernels, "cache", path, tuple(reasons), False)
+    reasons.append(f"no whole library of these sources in the cache {cache}")
+    if compiler is None:
+        return _none(wanted, [*reasons, "no C++ compiler"], False)
+    if wanted == "cpp":
+        try:
+            path = build.build_cached(folder, source, compiler, cache, wait=build.TIMEOUT_SECONDS)
+        except build.BuildError as error:
+            return _none(wanted, [*reasons, str(error)], False)
+        kernels = _open(path, source, reasons)
+        return Status(kernels, "built", path, tuple(reasons), False) if kernels else _none(wanted, reasons, False)
+    failed = build.failure(cache, source, compiler)
+    if failed:
+        return _none(wanted, [*reasons, f"the last build failed: {failed}"], False)
+    if not _writable(cache):
+        return _none(wanted, [*reasons, f"the cache {cache} cannot be written to"], False)
+    return _none(wanted, reasons, background and _build_in_background())
+
+
+def _none(wanted: str, reasons: list[str], building: bool) -> Status:
+    if wanted == "cpp":
+        raise UnsupportedError(f"HPCM_OPS=cpp, but there are no kernels: {'; '.join(reasons)}")
+    return Status(None, "", None, tuple(reasons), building)
+
+
+def _open(path: Path, source: str, reasons: list[str]) -> Kernels | None:
+    """The kernels of a library, loaded once a process; None, with a reason, where it does not fit."""
+    with _lock:
+        if path not in _loaded:
+            try:
+                library = ctypes.CDLL(str(path))
+                library.hpcm_source.restype = ctypes.c_char_p
+                if library.hpcm_source() != source.encode():
+                    reasons.append(f"{path} was built from other sources")
+                    return None
+                _loaded[path] = Kernels(library, threads())
+            except (OSError, AttributeError) as error:
+                reasons.append(f"{path} cannot be loaded: {error}")
+                return None
+        return _loaded[path]
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a file could be made in this folder, or in the nearest one above that exists."""
+    while not folder.exists() and folder.parent != folder:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _build_in_background() -> bool:
+    """Start a build that outlives this process and runs only while nothing else wants the processor."""
+    global _started_build
+    with _lock:
+        if _started_build:
+            return True
+        if not sys.executable:
+            return False
+        with contextlib.suppress(OSError):
+            process = subprocess.Popen(
+                [sys.executable, "-I", str(Path(build.__file__).resolve()), "cache", "--idle"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+            )
+            # Reaped if this process lives so long; left to the system otherwise.
+            threading.Thread(target=process.wait, daemon=True).start()
+            _started_build = True
+        return _started_build

@@ -1,0 +1,463 @@
+// The kernels for processors: one copy of cpu.h for each instruction set, chosen when the library is first used; a
+// pool of threads; the plain C interface that hpcmcodec/ops/compiled.py calls through ctypes.
+//
+//     g++ -std=c++17 -O3 -shared -fPIC -pthread -ffp-contract=off kernels.cpp      (hpcmcodec/ops/build.py)
+//
+// Arrays are contiguous, channels last. Nothing is checked here: compiled.py does that. Whatever the instruction set and
+// the number of threads, results have the same bits, those of the numpy reference.
+//
+// HPCM_PORTABLE leaves out what is written for x86-64, so that the rest can be tested there.
+//
+// Packed weights of a linear layer of O outputs and I inputs, int16: (ceil(O / 16), I / 2, 16, 2), zeros beyond O:
+// sixteen outputs side by side, two neighbouring inputs of each together. I is even.
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
+#include <immintrin.h>
+#endif
+
+#include "core.h"
+
+#ifndef HPCM_SOURCE
+#define HPCM_SOURCE "unknown"
+#endif
+
+#define HPCM_API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+enum { PANEL = 16, MAX_CHUNKS = 16, ROW_BLOCK = 96 };
+enum Form { CODES = 0, LRELU = 1, WIDE = 2 };
+
+struct Chunk {
+    const int16_t* a;  // null: `scale` is the same product for every row, scaled already
+    int64_t stride, inputs;
+    const int16_t* weights;
+    const void* scale;  // (O,) float32 where the chunk is the only one, float64 otherwise
+};
+
+struct Linear {
+    int outputs, n_chunks, form;
+    const Chunk* chunks;
+    const void* bias;  // as scale
+    const float *low, *high;
+    void* out;  // int16, WIDE: int32
+};
+
+struct Depthwise {
+    const int16_t *a, *weights;
+    const float *scale, *bias;
+    int16_t* out;
+    int64_t height, width;
+    int channels, k;
+};
+
+struct Norm {
+    const int16_t* a;
+    const float *gamma, *beta;
+    int16_t* out;
+    int channels;
+};
+
+struct Elements {
+    const int16_t *a, *b, *c;
+    const int32_t* wide;
+    const float* table;
+    float factor;
+    int channels;
+    int16_t* out;
+};
+
+struct Wkv {
+    // Codes with a table of exp(k), or float64 weights and values where the table is null.
+    const int16_t *k, *v;
+    const double *table, *weights, *values, *powers, *own;
+    double factor;
+    double* ends;
+    int16_t* codes;
+    double* out;
+    int64_t tokens, blocks, vectors;
+    int channels, length;
+};
+
+struct Functions {
+    void (*linear)(int64_t, int64_t, const Linear&);
+    void (*depthwise)(int64_t, int64_t, const Depthwise&);
+    void (*norm)(int64_t, int64_t, const Norm&);
+    void (*lrelu)(int64_t, int64_t, const Elements&);
+    void (*relu_squared)(int64_t, int64_t, const Elements&);
+    void (*gate)(int64_t, int64_t, const Elements&);
+    void (*add)(int64_t, int64_t, const Elements&);
+    void (*channel_scale)(int64_t, int64_t, const Elements&);
+    void (*blend)(int64_t, int64_t, const Elements&);
+    void (*sum_rows)(int64_t, int64_t, const int16_t*, int, int64_t*);
+    void (*latent_code)(int64_t, int64_t, const Elements&);
+    void (*wkv_ends)(int64_t, int64_t, const Wkv&);
+    void (*wkv_carries)(int64_t, int64_t, const Wkv&);
+    void (*wkv_out)(int64_t, int64_t, const Wkv&);
+};
+
+#if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,bmi,bmi2,prefer-vector-width=512")
+namespace avx512 {
+#define HPCM_AVX512
+#include "cpu.h"
+#undef HPCM_AVX512
+}  // namespace avx512
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2")
+namespace avx2 {
+#define HPCM_AVX2
+#include "cpu.h"
+#undef HPCM_AVX2
+}  // namespace avx2
+#pragma GCC pop_options
+
+namespace sse2 {
+#define HPCM_SSE2
+#include "cpu.h"
+#undef HPCM_SSE2
+}  // namespace sse2
+
+#else
+
+namespace plain {
+#define HPCM_PLAIN
+#include "cpu.h"
+#undef HPCM_PLAIN
+}  // namespace plain
+
+#endif
+
+struct Variant {
+    const char* name;
+    const Functions* functions;
+    bool (*supported)();
+};
+
+const Variant variants[] = {
+#if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
+    {"avx512", &avx512::functions,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+     }},
+    {"avx2", &avx2::functions,
+     [] {
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                __builtin_cpu_supports("bmi2");
+     }},
+    {"sse2", &sse2::functions, [] { return true; }},
+#else
+    {"plain", &plain::functions, [] { return true; }},
+#endif
+};
+enum { VARIANTS = sizeof variants / sizeof *variants };
+
+std::atomic<const Variant*> chosen{nullptr};
+
+const Functions& use() {
+    const Variant* v = chosen.load(std::memory_order_acquire);
+    if (!v) {
+        for (v = variants; !v->supported(); ++v) {
+        }
+        chosen.store(v, std::memory_order_release);
+    }
+    return *v->functions;
+}
+
+// --- threads -------------------------------------------------------------------------------------------------------------
+//
+// The caller works too and takes item after item from a shared counter, so that a thread which the system does not run
+// (a busy neighbour) costs nothing: it is waited for only while it holds an item. Threads are started on first use, are
+// never joined (the process may end while they sleep) and are started anew in a child after fork.
+
+class Pool {
+  public:
+    template <class Body>
+    void run(int64_t n, const Body& body) {
+        auto call = [](const void* b, int64_t i) { (*(const Body*)b)(i); };
+        const int helpers = (int)(n - 1 < threads - 1 ? n - 1 : threads - 1);
+        std::unique_lock<std::mutex> turn(turns, std::defer_lock);
+        if (helpers < 1 || !turn.try_lock()) {  // another thread of the process has the pool: do it here
+            for (int64_t i = 0; i < n; ++i) body(i);
+            return;
+        }
+        {
+            std::lock_guard<std::mutex> guard(lock);
+            while (started < helpers) {
+                std::thread([this] { work(); }).detach();
+                ++started;
+            }
+            job = call;
+            data = &body;
+            items = n;
+            next.store(0, std::memory_order_relaxed);
+            wanted = helpers;
+        }
+        for (int i = 0; i < helpers; ++i) wake.notify_one();
+        take(call, &body, n);
+        std::unique_lock<std::mutex> guard(lock);
+        wanted = 0;
+        done.wait(guard, [this] { return active == 0; });
+    }
+
+    std::atomic<int> threads{1};
+
+  private:
+    void take(void (*call)(const void*, int64_t), const void* body, int64_t n) {
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) call(body, i);
+    }
+
+    void work() {
+        std::unique_lock<std::mutex> guard(lock);
+        for (;;) {
+            wake.wait(guard, [this] { return wanted > 0; });
+            --wanted;
+            ++active;
+            auto call = job;
+            auto body = data;
+            auto n = items;
+            guard.unlock();
+            take(call, body, n);
+            guard.lock();
+            if (--active == 0) done.notify_one();
+        }
+    }
+
+    std::mutex turns, lock;
+    std::condition_variable wake, done;
+    std::atomic<int64_t> next{0};
+    void (*job)(const void*, int64_t) = nullptr;
+    const void* data = nullptr;
+    int64_t items = 0;
+    int started = 0, wanted = 0, active = 0;
+};
+
+std::mutex pool_lock;
+Pool* pool_of_process = nullptr;
+pid_t pool_process = 0;
+std::atomic<int> wanted_threads{1};
+
+Pool& pool() {
+    std::lock_guard<std::mutex> guard(pool_lock);
+    if (!pool_of_process || pool_process != getpid()) {  // a parent's pool has no threads here, its locks any state
+        pool_of_process = new Pool;
+        pool_process = getpid();
+    }
+    pool_of_process->threads = wanted_threads.load();
+    return *pool_of_process;
+}
+
+// f(first, last) over 0..n in pieces of `grain`: small enough to share out, large enough to be worth waking a thread.
+template <class F>
+void parallel(int64_t n, int64_t grain, const F& f) {
+    if (grain < 1) grain = 1;
+    if (n <= grain || wanted_threads.load() == 1) {
+        if (n > 0) f((int64_t)0, n);
+        return;
+    }
+    pool().run((n + grain - 1) / grain, [&](int64_t i) {
+        const int64_t first = i * grain, last = first + grain < n ? first + grain : n;
+        f(first, last);
+    });
+}
+
+// Elements of simple work, and multiply-adds of products, that a thread is worth waking for: some 30 microseconds.
+const int64_t ELEMENTS = 1 << 16, PRODUCTS = 1 << 21;
+
+int64_t rows_of(int64_t total, int64_t each) { return total / (each > 0 ? each : 1) + 1; }
+
+}  // namespace
+
+// --- interface -------------------------------------------------------------------------------------------------------------
+
+HPCM_API const char* hpcm_source() { return HPCM_SOURCE; }
+
+HPCM_API const char* hpcm_variant() {
+    use();
+    return chosen.load()->name;
+}
+
+// Names of the copies that this processor can run, best first, separated by commas.
+HPCM_API const char* hpcm_variants() {
+    static char names[64];
+    static std::once_flag once;
+    std::call_once(once, [] {
+        for (const Variant& v : variants)
+            if (v.supported()) {
+                if (*names) strcat(names, ",");
+                strcat(names, v.name);
+            }
+    });
+    return names;
+}
+
+// 0, or -1 where this processor cannot run the copy of that name. For tests and benchmarks.
+HPCM_API int hpcm_choose(const char* name) {
+    for (const Variant& v : variants)
+        if (!strcmp(v.name, name) && v.supported()) {
+            chosen.store(&v);
+            return 0;
+        }
+    return -1;
+}
+
+HPCM_API void hpcm_threads(int n) { wanted_threads.store(n < 1 ? 1 : n); }
+
+// chunks: n_chunks times (codes, stride of a row, inputs, packed weights, scale), addresses and integers alike.
+HPCM_API void hpcm_linear(int64_t rows, int outputs, int n_chunks, const int64_t* chunks, const void* bias, int form,
+                          const float* low, const float* high, void* out) {
+    Chunk k[MAX_CHUNKS];
+    int64_t inputs = 0;
+    for (int c = 0; c < n_chunks; ++c) {
+        k[c].a = (const int16_t*)chunks[5 * c];
+        k[c].stride = chunks[5 * c + 1];
+        k[c].inputs = chunks[5 * c + 2];
+        k[c].weights = (const int16_t*)chunks[5 * c + 3];
+        k[c].scale = (const void*)chunks[5 * c + 4];
+        inputs += k[c].inputs;
+    }
+    const Linear l = {outputs, n_chunks, form, k, bias, low, high, out};
+    const Functions& f = use();
+    int64_t grain = (rows_of(PRODUCTS, inputs * outputs) + 5) / 6 * 6;
+    parallel(rows, grain, [&](int64_t a, int64_t b) { f.linear(a, b, l); });
+}
+
+HPCM_API void hpcm_depthwise(int64_t batch, int64_t height, int64_t width, int channels, int k, const int16_t* a,
+                             const int16_t* weights, const float* scale, const float* bias, int16_t* out) {
+    const Depthwise d = {a, weights, scale, bias, out, height, width, channels, k};
+    const Functions& f = use();
+    parallel(batch * height, rows_of(ELEMENTS, width * channels), [&](int64_t a, int64_t b) { f.depthwise(a, b, d); });
+}
+
+HPCM_API void hpcm_norm(int64_t rows, int channels, const int16_t* a, const float* gamma, const float* beta,
+                        int16_t* out) {
+    const Norm p = {a, gamma, beta, out, channels};
+    const Functions& f = use();
+    parallel(rows, rows_of(ELEMENTS, channels), [&](int64_t a, int64_t b) { f.norm(a, b, p); });
+}
+
+HPCM_API void hpcm_lrelu(int64_t n, const int16_t* a, int16_t* out) {
+    Elements p = {};
+    p.a = a;
+    p.out = out;
+    const Functions& f = use();
+    parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.lrelu(a, b, p); });
+}
+
+HPCM_API void hpcm_relu_squared(int64_t n, const int16_t* a, float factor, int16_t* out) {
+    Elements p = {};
+    p.a = a;
+    p.factor = factor;
+    p.out = out;
+    const Functions& f = use();
+    parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.relu_squared(a, b, p); });
+}
+
+HPCM_API void hpcm_gate(int64_t n, const int16_t* r, const int16_t* a, const float* table, int16_t* out) {
+    Elements p = {};
+    p.a = a;
+    p.b = r;
+    p.table = table;
+    p.out = out;
+    const Functions& f = use();
+    parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.gate(a, b, p); });
+}
+
+HPCM_API void hpcm_add(int64_t n, const int16_t* a, const int16_t* b, int16_t* out) {
+    Elements p = {};
+    p.a = a;
+    p.b = b;
+    p.out = out;
+    const Functions& f = use();
+    parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.add(a, b, p); });
+}
+
+HPCM_API void hpcm_latent_code(int64_t n, const int32_t* y_hat, int16_t* out) {
+    Elements p = {};
+    p.wide = y_hat;
+    p.out = out;
+    const Functions& f = use();
+    parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.latent_code(a, b, p); });
+}
+
+HPCM_API void hpcm_channel_scale(int64_t rows, int channels, const int16_t* a, const float* scale, int16_t* out) {
+    Elements p = {};
+    p.a = a;
+    p.table = scale;
+    p.channels = channels;
+    p.out = out;
+    const Functions& f = use();
+    parallel(rows, rows_of(ELEMENTS, channels), [&](int64_t a, int64_t b) { f.channel_scale(a, b, p); });
+}
+
+// a (channels,), the same for all rows; b (rows, channels).
+HPCM_API void hpcm_blend(int64_t rows, int channels, const int16_t* r, const int16_t* a, const int16_t* b,
+                         const float* table, int16_t* out) {
+    Elements p = {};
+    p.a = a;
+    p.b = r;
+    p.c = b;
+    p.table = table;
+    p.channels = channels;
+    p.out = out;
+    const Functions& f = use();
+    parallel(rows, rows_of(ELEMENTS, channels), [&](int64_t a, int64_t b) { f.blend(a, b, p); });
+}
+
+HPCM_API void hpcm_sum_rows(int64_t rows, int channels, const int16_t* a, int64_t* sums) {
+    use().sum_rows(0, rows, a, channels, sums);
+}
+
+// How many doubles `ends` of hpcm_wkv holds.
+HPCM_API int64_t hpcm_wkv_scratch(int64_t batch, int64_t tokens, int channels, int length) {
+    return batch * ((tokens + length - 1) / length) * ((channels + 7) / 8) * 4 * 8;
+}
+
+// Bi-WKV4 over codes (table of exp(k), result times `factor` as codes), or, where `table` is null, over float64:
+// k is exp(k) then, and the result is float64.
+HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, const void* k, const void* v,
+                       const double* table, const double* powers, const double* own, double factor, double* ends,
+                       void* out) {
+    Wkv p = {};
+    if (table) {
+        p.k = (const int16_t*)k;
+        p.v = (const int16_t*)v;
+        p.codes = (int16_t*)out;
+    } else {
+        p.weights = (const double*)k;
+        p.values = (const double*)v;
+        p.out = (double*)out;
+    }
+    p.table = table;
+    p.powers = powers;
+    p.own = own;
+    p.factor = factor;
+    p.ends = ends;
+    p.tokens = tokens;
+    p.channels = channels;
+    p.length = length;
+    p.blocks = (tokens + length - 1) / length;
+    p.vectors = (channels + 7) / 8;
+    const Functions& f = use();
+    const int64_t items = batch * p.blocks * p.vectors, grain = rows_of(ELEMENTS / 4, length * 8);
+    parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_ends(a, b, p); });
+    parallel(batch * p.vectors, rows_of(ELEMENTS, p.blocks * 8), [&](int64_t a, int64_t b) { f.wkv_carries(a, b, p); });
+    parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_out(a, b, p); });
+}
