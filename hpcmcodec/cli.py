@@ -239,6 +239,7 @@ def encode(settings: _Settings, source: str, target: str | None, quality: float,
     output.write(data)
     height, width, _ = picture.pixels.shape
     _summarise(settings, source, output.name, len(data), width * height, started)
+    _mention_kernels(settings, device)
 
 
 @cli.command(epilog=_EPILOG)
@@ -275,6 +276,7 @@ def decode(settings: _Settings, source: str, target: str | None, scale: str | No
     image.write_png(picture, png)
     output.write(png.getbuffer())
     _summarise(settings, source, output.name, len(data), picture.width * picture.height, started)
+    _mention_kernels(settings, device)
 
 
 @cli.command(epilog=_EPILOG)
@@ -345,6 +347,22 @@ def info(settings: _Settings, source: str, as_json: bool, map_target: str | None
     _write_stdout(text.encode() + b"\n")
 
 
+@cli.command(epilog=_EPILOG)
+@click.option("--build", is_flag=True, help="First compile the kernels, if that has not been done; needs g++.")
+@_shared_options
+def doctor(build: bool) -> None:
+    """Say what coding computes with: compiled kernels or plain numpy, and why.
+
+    Files and pictures are the same with both. HPCM_OPS chooses: auto, reference, cpp, cuda.
+    """
+    from hpcmcodec.ops import doctor as examination
+
+    if build:
+        examination.build_now()
+    for name, fact in examination.report():
+        _write_stdout(f" * {name:<10} : {_printable(fact)}\n".encode())
+
+
 def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
     """The text form of ``info``, one aligned line a fact."""
     size = f"{facts['bytes']} bytes, {facts['bpp']:.3f} bpp"
@@ -369,6 +387,16 @@ def _summarise(settings: _Settings, source: str, target: str, n_bytes: int, n_pi
         seconds = time.perf_counter() - started
         written = "standard output" if target == "-" else target
         _say(f"{_label(source)} -> {written}: {n_bytes} bytes, {8 * n_bytes / n_pixels:.3f} bpp, {seconds:.2f} s")
+
+
+def _mention_kernels(settings: _Settings, device: str) -> None:
+    """Tells a person at a terminal, not a script, that coding could be quicker here."""
+    if device == "cpu" and not settings.quiet and sys.stderr is not None and sys.stderr.isatty():
+        from hpcmcodec.ops import loader
+
+        note = loader.find(background=False).note()
+        if note:
+            _say(f"note: {note}")
 
 
 @cli.command("eval", epilog=_EPILOG)

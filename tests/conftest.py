@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 from hpcmcodec.evaluation import sample_photo
+from hpcmcodec.ops import build
 
 # A deadline would be a timed assertion: it fails on a busy machine. In CI the same examples are drawn every time.
 settings.register_profile("hpcmcodec", deadline=None, derandomize="CI" in os.environ)
@@ -18,6 +19,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         torch = pytest.importorskip("torch")
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device, or torch without CUDA")
+
+
+@pytest.fixture(scope="session")
+def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels compiled from the checkout's sources; built here where `make kernels` has not done it."""
+    folder = build.source_folder()
+    source, compiler = build.source_hash(folder), build.find_compiler()
+    prebuilt = build.prebuilt_path(folder, source)
+    if prebuilt.exists():
+        return prebuilt
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    target = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    build.run_compiler(compiler, folder, source, target, build.TIMEOUT_SECONDS)
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -162,8 +162,9 @@ class KernelOps(ExactOps):
             raise ValueError(f"{layer} gives {len(bias)} parameters, {len(limits[0])} wanted")
         arrays = [_codes(p.x) for p in parts]
         spread = [x.shape[1:3] != (h, w) for x in arrays]
+        widths = self.tensors[f"{layer}.widths"].tolist()
         fits = all(x.shape[1:3] == (1, 1) for s, x in zip(spread, arrays, strict=True) if s)
-        if not fits or len({x.shape[0] for x in arrays}) > 1:
+        if not fits or [x.shape[-1] for x in arrays] != widths or len({x.shape[0] for x in arrays}) > 1:
             raise ValueError(f"inputs of {layer} have the shapes {[x.shape for x in arrays]}")
         # A part of one row a sample is multiplied once a sample, so these go one by one.
         for samples in range(batch) if any(spread) else [slice(None)]:

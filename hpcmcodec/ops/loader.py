@@ -33,7 +33,7 @@ from hpcmcodec.ops.compiled import KernelOps, Kernels
 __all__ = ["CHOICES", "Status", "choice", "exact_ops", "find", "threads"]
 
 CHOICES = ("auto", "reference", "cpp", "cuda")
-HOW_TO_GET = "install g++ (Debian: apt install g++) and run `hpcm doctor --build`"
+NO_COMPILER = "no C++ compiler"
 SLOWDOWN = "about 3 times as long"  # a Kodak image's entropy path, without kernels
 
 _lock = threading.Lock()
@@ -45,7 +45,7 @@ class Status(NamedTuple):
     """What was found.
 
     kernels: None for the reference. origin: "prebuilt", "cache" or "built". path: of the library. reasons: why each
-    place that was looked at has none. building: a build for the next time is under way.
+    place that was looked at has none. building: this process has started a build for the next time.
     """
 
     kernels: Kernels | None
@@ -61,7 +61,8 @@ class Status(NamedTuple):
         if self.building:
             return f"kernels are being compiled in the background; until then coding takes {SLOWDOWN}"
         why = self.reasons[-1] if self.reasons else "none were found"
-        return f"no compiled kernels ({why}): coding takes {SLOWDOWN}; {HOW_TO_GET}"
+        first = "install g++ (Debian: apt install g++), then " if NO_COMPILER in self.reasons else ""
+        return f"no compiled kernels ({why}): coding takes {SLOWDOWN}; {first}run `hpcm doctor --build`"
 
 
 def choice() -> str:
@@ -121,7 +122,7 @@ def find(*, background: bool = True) -> Status:
             return Status(kernels, "cache", path, tuple(reasons), False)
     reasons.append(f"no whole library of these sources in the cache {cache}")
     if compiler is None:
-        return _none(wanted, [*reasons, "no C++ compiler"], False)
+        return _none(wanted, [*reasons, NO_COMPILER], False)
     if wanted == "cpp":
         try:
             path = build.build_cached(folder, source, compiler, cache, wait=build.TIMEOUT_SECONDS)
@@ -134,7 +135,7 @@ def find(*, background: bool = True) -> Status:
         return _none(wanted, [*reasons, f"the last build failed: {failed}"], False)
     if not _writable(cache):
         return _none(wanted, [*reasons, f"the cache {cache} cannot be written to"], False)
-    return _none(wanted, reasons, background and _build_in_background())
+    return _none(wanted, reasons, _build_in_background() if background else _started_build)
 
 
 def _none(wanted: str, reasons: list[str], building: bool) -> Status:
