@@ -48,7 +48,7 @@ _GROUP_BITS = 4
 _MAX_GROUPS = 6
 
 # Symbols a call. Escapes are counted after a call only, so each symbol of a decoding call costs padding; the encoder's
-# piece bounds its lists. Much smaller ones would be slow, since each call converts all tables.
+# piece bounds its lists. Much smaller ones would be slow, since each call converts the tables in use.
 _DECODE_PIECE = 4096
 _ENCODE_PIECE = 65536
 
@@ -111,14 +111,26 @@ class Tables:
         self.offsets = _frozen(wide_offsets)
         self.low = self.offsets
         self.high = _frozen(high)
-        self._for_coder = (
-            [row[:size].tolist() for row, size in zip(self.cdf, self.sizes, strict=True)],
-            self.sizes.tolist(),
-            self.offsets.tolist(),
-        )
+        self._lists = [row[:size].tolist() for row, size in zip(self.cdf, self.sizes, strict=True)]
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def for_coder(self, indexes: NDArray[np.intp]) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+        """The coder's arguments for symbols with these (checked) indexes: indexes, CDFs, sizes and offsets as lists.
+
+        Each call of the coder converts every number of every table that it is given; for all tables that takes longer
+        than coding some thousand symbols. A piece of a stream uses few, so those alone are given, renumbered.
+        """
+        used = np.flatnonzero(np.bincount(indexes, minlength=len(self)))
+        renumbered = np.zeros(len(self), np.intp)
+        renumbered[used] = np.arange(len(used))
+        return (
+            renumbered[indexes].tolist(),
+            [self._lists[table] for table in used],
+            self.sizes[used].tolist(),
+            self.offsets[used].tolist(),
+        )
 
 
 def escape_budget(n_symbols: int) -> int:
@@ -191,7 +203,7 @@ class Encoder:
             raise ValueError("more escapes than the stream may hold: clamp the symbols first")
         for start in range(0, len(symbols), _ENCODE_PIECE):
             piece = slice(start, start + _ENCODE_PIECE)
-            self._coder.encode_with_indexes(symbols[piece].tolist(), indexes[piece].tolist(), *self._tables._for_coder)
+            self._coder.encode_with_indexes(symbols[piece].tolist(), *self._tables.for_coder(indexes[piece]))
 
     def finish(self) -> bytes:
         """The stream, b"" where nothing was coded. Can be called once; `ValueError` after that."""
@@ -201,7 +213,7 @@ class Encoder:
             return b""
         fill = [0] * (_MIN_SYMBOLS - self._n_put)
         if fill:
-            self._coder.encode_with_indexes(fill, fill, *self._tables._for_coder)
+            self._coder.encode_with_indexes(fill, *self._tables.for_coder(np.array(fill, np.intp)))
         return bytes(self._coder.flush())
 
     def _check_open(self) -> None:
@@ -261,7 +273,7 @@ class Decoder:
         # After a refusal the coder may stand anywhere in the padding: it is not asked again.
         if self._refusal:
             raise IntegrityError(self._refusal)
-        decoded = self._coder.decode_stream(indexes.tolist(), *self._tables._for_coder)
+        decoded = self._coder.decode_stream(*self._tables.for_coder(indexes))
         symbols = np.array(decoded, np.int32)
         escaped = symbols[_is_escape(symbols, indexes, self._tables)]
         self._n_escapes += len(escaped)

@@ -70,7 +70,8 @@ def test_the_source_distribution_builds_the_same_wheel(wheel: Path, tmp_path: Pa
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "wheel", cwd=source)
     (again,) = (tmp_path / "wheel").iterdir()
     with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
-        assert first.namelist() == second.namelist()
+        # A wheel from the checkout takes along what `make kernels` has built for this machine.
+        assert [name for name in first.namelist() if not name.endswith(".so")] == second.namelist()
 
 
 def test_the_wheel_works_away_from_the_repository(wheel: Path, photos: dict[str, Path], tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def drawn(n_symbols: int, seed: int) -> tuple[Ints, Ints]:
 def without_rules(symbols: Sequence[int], indexes: Sequence[int]) -> bytes:
     """A stream from CompressAI's coder itself, which keeps none of the format's rules."""
     coder: Any = rans._load_extension()
-    return bytes(coder.RansEncoder().encode_with_indexes(list(symbols), list(indexes), *TABLES._for_coder))
+    return bytes(coder.RansEncoder().encode_with_indexes(list(symbols), *TABLES.for_coder(np.array(indexes, np.intp))))
 
 
 def run_python(*arguments: str) -> str:
