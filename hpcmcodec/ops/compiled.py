@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -119,6 +119,20 @@ class Kernels:
         return out
 
 
+class _Plan(NamedTuple):
+    """What a linear's calls share; the arrays behind the addresses are kept by the operations' `_prepared`.
+
+    table: (chunks, 5) int64 as hpcm_linear wants it, without the addresses of the inputs.
+    """
+
+    widths: list[int]
+    chunks: list[tuple[int, int, int]]
+    table: Array
+    scales: list[Array]
+    bias: int
+    outputs: int
+
+
 class KernelOps(ExactOps):
     """`ExactOps` over numpy with compiled kernels. Activations are int16 arrays."""
 
@@ -152,45 +166,55 @@ class KernelOps(ExactOps):
         limits: tuple[Array, Array] | None = None,
     ) -> Array:
         """(B, H, W, O) codes, or int32 within `limits`."""
-        scales, bias = self._scales(layer, tuple(self.grids[a.grid] for a in parts), e_out)
-        weights = self._packed(layer)
-        if len(weights) > MAX_CHUNKS:
-            raise ValueError(f"{layer} has {len(weights)} chunks of inputs, the kernels take {MAX_CHUNKS}")
-        batch, h, w = (max(p.x.shape[i] for p in parts) for i in range(3))
-        out = np.empty((batch, h, w, len(bias)), np.int32 if form == _WIDE else np.int16)
-        if limits is not None and len(limits[0]) != len(bias):
-            raise ValueError(f"{layer} gives {len(bias)} parameters, {len(limits[0])} wanted")
+        plan = self._plan(layer, tuple(self.grids[a.grid] for a in parts), e_out)
         arrays = [_codes(p.x) for p in parts]
-        spread = [x.shape[1:3] != (h, w) for x in arrays]
-        widths = self.tensors[f"{layer}.widths"].tolist()
-        fits = all(x.shape[1:3] == (1, 1) for s, x in zip(spread, arrays, strict=True) if s)
-        if not fits or [x.shape[-1] for x in arrays] != widths or len({x.shape[0] for x in arrays}) > 1:
-            raise ValueError(f"inputs of {layer} have the shapes {[x.shape for x in arrays]}")
+        shapes = [x.shape for x in arrays]
+        batch, h, w = (max(shape[i] for shape in shapes) for i in range(3))
+        spread = [shape[1:3] == (1, 1) != (h, w) for shape in shapes]
+        if [(*s[:-1], n) for s, n in zip(shapes, plan.widths, strict=True)] != shapes or any(
+            s[:3] != ((batch, 1, 1) if one else (batch, h, w)) for s, one in zip(shapes, spread, strict=True)
+        ):
+            raise ValueError(f"inputs of {layer} have the shapes {shapes}, their widths are {plan.widths}")
+        if limits is not None and len(limits[0]) != plan.outputs:
+            raise ValueError(f"{layer} gives {plan.outputs} parameters, {len(limits[0])} wanted")
+        out = np.empty((batch, h, w, plan.outputs), np.int32 if form == _WIDE else np.int16)
+        bounds = (None, None) if limits is None else (_at(limits[0]), _at(limits[1]))
         # A part of one row a sample is multiplied once a sample, so these go one by one.
-        for samples in range(batch) if any(spread) else [slice(None)]:
-            chunk_table: list[tuple[int, ...]] = []
+        samples = [(out, arrays)] if not any(spread) else [(out[i], [x[i] for x in arrays]) for i in range(batch)]
+        for target, xs in samples:
+            table = plan.table.copy()
+            addresses = [_at(x) for x in xs]
             kept = []  # alive until the call
-            for (part, a, b), packed, scale in zip(chunks([x.shape[-1] for x in arrays]), weights, scales, strict=True):
-                x = arrays[part][samples].reshape(-1, arrays[part].shape[-1])
+            for i, (part, a, b) in enumerate(plan.chunks):
                 if spread[part]:
-                    matrix = self._matrices(layer)[len(chunk_table)]
-                    scale = (x[:, a:b].astype(np.float64) @ matrix.astype(np.float64))[0] * scale
-                    kept.append(scale)
-                    chunk_table.append((0, 0, 0, 0, _at(scale)))
-                    continue
-                stride, start = x.shape[1], a
-                if (b - a) % 2:
-                    x, start, stride = np.pad(x[:, a:b], ((0, 0), (0, 1))), 0, b - a + 1
-                    kept.append(x)
-                chunk_table.append((_at(x) + 2 * start, stride, b - a + (b - a) % 2, _at(packed), _at(scale)))
-            target = out[samples]
-            table = np.array(chunk_table, np.int64)
+                    product = xs[part].reshape(-1)[a:b].astype(np.float64) @ self._matrices(layer)[i].astype(np.float64)
+                    kept.append(product * plan.scales[i])
+                    table[i] = 0, 0, 0, 0, _at(kept[-1])
+                elif (b - a) % 2:
+                    kept.append(np.pad(xs[part].reshape(-1, plan.widths[part])[:, a:b], ((0, 0), (0, 1))))
+                    table[i, :2] = _at(kept[-1]), b - a + 1
+                else:
+                    table[i, 0] = addresses[part] + 2 * a
             self.kernels.linear(
-                *(target.size // len(bias), len(bias), len(weights), _at(table), _at(bias), form),
-                *((None, None) if limits is None else (_at(limits[0]), _at(limits[1]))),
-                _at(target),
+                *(target.size // plan.outputs, plan.outputs, len(table), _at(table), plan.bias, form),
+                *(*bounds, _at(target)),
             )
         return out
+
+    def _plan(self, layer: str, e_in: tuple[int, ...], e_out: int) -> _Plan:
+        def make() -> _Plan:
+            scales, bias = self._scales(layer, e_in, e_out)
+            packed, widths = self._packed(layer), self.tensors[f"{layer}.widths"].tolist()
+            pieces = chunks(widths)
+            if len(pieces) > MAX_CHUNKS:
+                raise ValueError(f"{layer} has {len(pieces)} chunks of inputs, the kernels take {MAX_CHUNKS}")
+            table = [
+                (0, widths[part], b - a + (b - a) % 2, _at(w), _at(s))
+                for (part, a, b), w, s in zip(pieces, packed, scales, strict=True)
+            ]
+            return _Plan(widths, pieces, np.array(table, np.int64), scales, _at(bias), len(bias))
+
+        return self._keep((layer, e_in, e_out, "plan"), make)  # type: ignore[no-any-return]
 
     def _packed(self, layer: str) -> list[Array]:
         """Each chunk's weights as kernels.cpp wants them ("Packed weights")."""
