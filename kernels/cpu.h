@@ -14,6 +14,14 @@ static inline Ints load(const int16_t* p) { return _mm512_loadu_si512(p); }
 static inline Ints spread(int32_t pair) { return _mm512_set1_epi32(pair); }
 static inline void store(int32_t* p, Ints x) { _mm512_storeu_si512(p, x); }
 static inline Ints dot(Ints sum, Ints a, Ints b) { return _mm512_dpwssd_epi32(sum, a, b); }
+static inline Ints zip_low(Ints a, Ints b) { return _mm512_unpacklo_epi16(a, b); }
+static inline Ints zip_high(Ints a, Ints b) { return _mm512_unpackhi_epi16(a, b); }
+static inline void store_zipped(int32_t* p, Ints low, Ints high) {
+    const Ints first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const Ints second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    store(p, _mm512_permutex2var_epi32(low, first, high));
+    store(p + LANES, _mm512_permutex2var_epi32(low, second, high));
+}
 #elif defined(HPCM_AVX2)
 typedef __m256i Ints;
 enum { LANES = 8, ROWS = 6, PANELS = 1 };
@@ -21,6 +29,12 @@ static inline Ints load(const int16_t* p) { return _mm256_loadu_si256((const __m
 static inline Ints spread(int32_t pair) { return _mm256_set1_epi32(pair); }
 static inline void store(int32_t* p, Ints x) { _mm256_storeu_si256((__m256i*)p, x); }
 static inline Ints dot(Ints sum, Ints a, Ints b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+static inline Ints zip_low(Ints a, Ints b) { return _mm256_unpacklo_epi16(a, b); }
+static inline Ints zip_high(Ints a, Ints b) { return _mm256_unpackhi_epi16(a, b); }
+static inline void store_zipped(int32_t* p, Ints low, Ints high) {
+    store(p, _mm256_permute2x128_si256(low, high, 0x20));
+    store(p + LANES, _mm256_permute2x128_si256(low, high, 0x31));
+}
 #elif defined(HPCM_SSE2)
 typedef __m128i Ints;
 enum { LANES = 4, ROWS = 2, PANELS = 1 };
@@ -28,6 +42,12 @@ static inline Ints load(const int16_t* p) { return _mm_loadu_si128((const __m128
 static inline Ints spread(int32_t pair) { return _mm_set1_epi32(pair); }
 static inline void store(int32_t* p, Ints x) { _mm_storeu_si128((__m128i*)p, x); }
 static inline Ints dot(Ints sum, Ints a, Ints b) { return _mm_add_epi32(sum, _mm_madd_epi16(a, b)); }
+static inline Ints zip_low(Ints a, Ints b) { return _mm_unpacklo_epi16(a, b); }
+static inline Ints zip_high(Ints a, Ints b) { return _mm_unpackhi_epi16(a, b); }
+static inline void store_zipped(int32_t* p, Ints low, Ints high) {
+    store(p, low);
+    store(p + LANES, high);
+}
 #else
 // Processors without a dot product written for them: vectors of the compiler's own, lowered to what there is.
 typedef int32_t Ints __attribute__((vector_size(16)));
@@ -41,6 +61,17 @@ static inline Ints spread(int32_t pair) { return Ints{pair, pair, pair, pair}; }
 static inline void store(int32_t* p, Ints x) { memcpy(p, &x, sizeof x); }
 static inline Ints dot(Ints sum, Ints a, Ints b) {
     return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}
+typedef int16_t Shorts __attribute__((vector_size(16)));
+static inline Ints zip_low(Ints a, Ints b) {
+    return (Ints)__builtin_shuffle((Shorts)a, (Shorts)b, Shorts{0, 8, 1, 9, 2, 10, 3, 11});
+}
+static inline Ints zip_high(Ints a, Ints b) {
+    return (Ints)__builtin_shuffle((Shorts)a, (Shorts)b, Shorts{4, 12, 5, 13, 6, 14, 7, 15});
+}
+static inline void store_zipped(int32_t* p, Ints low, Ints high) {
+    store(p, low);
+    store(p + LANES, high);
 }
 #endif
 
@@ -185,29 +216,63 @@ static void linear(int64_t first, int64_t last, const Linear& l) {
 
 // --- depthwise convolution: rows of the image (batch included), zero padding ---------------------------------------
 
-typedef int16_t Codes16 __attribute__((vector_size(32), aligned(2)));
-typedef int32_t Ints16 __attribute__((vector_size(64)));
+//
+// Two taps are one dot product: their channels are zipped, and so are the two taps' weights. Sums come out zipped too,
+// within 128 bits, until store_zipped.
 
-template <int N>  // N vectors of 16 channels
-static inline void convolve(const Depthwise& d, int64_t row, int64_t column, int c, int32_t* sums) {
-    const int half = d.k / 2;
-    const int64_t y = row % d.height;
-    Ints16 sum[N];
-    for (int v = 0; v < N; ++v) sum[v] = Ints16{};
-    for (int i = 0; i < d.k; ++i) {
-        if (y + i - half < 0 || y + i - half >= d.height) continue;
-        for (int j = 0; j < d.k; ++j) {
-            const int64_t x = column + j - half;
-            if (x < 0 || x >= d.width) continue;
-            const int16_t* a = d.a + ((row + i - half) * d.width + x) * d.channels + c;
-            const int16_t* w = d.weights + (int64_t)(i * d.k + j) * d.channels + c;
-#pragma GCC unroll 4
-            for (int v = 0; v < N; ++v)
-                sum[v] += __builtin_convertvector(*(const Codes16*)(a + 16 * v), Ints16) *
-                          __builtin_convertvector(*(const Codes16*)(w + 16 * v), Ints16);
+enum { WIDE_STEP = 2 * LANES };  // channels that go together
+
+struct Rows {
+    const int16_t* at[5];  // the rows that a row of the output sees, at channel `c`; zeros beyond the image
+    int64_t step[5];       // from one column to the next; none in the row of zeros
+};
+
+template <int K, bool EDGE>
+static inline void convolve(const Rows& rows, int64_t column, int64_t width, const Ints* weights, int32_t* sums) {
+    Ints low = spread(0), high = spread(0);
+#pragma GCC unroll 13
+    for (int t = 0; t < K * K; t += 2) {
+        Ints pair[2] = {spread(0), spread(0)};
+#pragma GCC unroll 2
+        for (int n = 0; n < 2; ++n) {
+            if (t + n == K * K) continue;
+            const int64_t x = column + (t + n) % K - K / 2;
+            if (EDGE && (x < 0 || x >= width)) continue;
+            pair[n] = load(rows.at[(t + n) / K] + x * rows.step[(t + n) / K]);
         }
+        low = dot(low, zip_low(pair[0], pair[1]), weights[t]);
+        high = dot(high, zip_high(pair[0], pair[1]), weights[t + 1]);
     }
-    memcpy(sums, sum, sizeof sum);
+    store_zipped(sums, low, high);
+}
+
+// One row of the output, WIDE_STEP channels from `c` on.
+template <int K>
+static void convolve_row(const Depthwise& d, int64_t row, int c) {
+    static const int16_t zeros[WIDE_STEP] = {};
+    Ints weights[K * K + 1];
+    for (int t = 0; t < K * K; t += 2) {
+        const Ints a = load(d.weights + (int64_t)t * d.channels + c);
+        const Ints b = t + 1 < K * K ? load(d.weights + (int64_t)(t + 1) * d.channels + c) : spread(0);
+        weights[t] = zip_low(a, b);
+        weights[t + 1] = zip_high(a, b);
+    }
+    Rows rows;
+    const int64_t y = row % d.height;
+    for (int i = 0; i < K; ++i) {
+        const bool there = y + i - K / 2 >= 0 && y + i - K / 2 < d.height;
+        rows.at[i] = there ? d.a + (row + i - K / 2) * d.width * d.channels + c : zeros;
+        rows.step[i] = there ? d.channels : 0;
+    }
+    int16_t* out = d.out + row * d.width * d.channels + c;
+    int32_t sums[WIDE_STEP];
+    for (int64_t x = 0; x < d.width; ++x) {
+        if (x < K / 2 || x >= d.width - K / 2)
+            convolve<K, true>(rows, x, d.width, weights, sums);
+        else
+            convolve<K, false>(rows, x, d.width, weights, sums);
+        finish_row(sums, WIDE_STEP, d.scale + c, d.bias + c, out + x * d.channels);
+    }
 }
 
 static inline void convolve_one(const Depthwise& d, int64_t row, int64_t column, int c, int32_t* sum) {
@@ -224,22 +289,16 @@ static inline void convolve_one(const Depthwise& d, int64_t row, int64_t column,
 }
 
 static void depthwise(int64_t first, int64_t last, const Depthwise& d) {
-    int32_t sums[64];
-    for (int64_t row = first; row < last; ++row)
-        for (int64_t column = 0; column < d.width; ++column) {
-            int16_t* out = d.out + (row * d.width + column) * d.channels;
-            for (int c = 0; c < d.channels;) {
-                const int left = d.channels - c, n = left >= 64 ? 64 : left >= 16 ? 16 : 1;
-                if (n == 64)
-                    convolve<4>(d, row, column, c, sums);
-                else if (n == 16)
-                    convolve<1>(d, row, column, c, sums);
-                else
-                    convolve_one(d, row, column, c, sums);
-                finish_row(sums, n, d.scale + c, d.bias + c, out + c);
-                c += n;
+    const int whole = d.k == 3 || d.k == 5 ? d.channels / WIDE_STEP * WIDE_STEP : 0;
+    for (int64_t row = first; row < last; ++row) {
+        for (int c = 0; c < whole; c += WIDE_STEP) d.k == 3 ? convolve_row<3>(d, row, c) : convolve_row<5>(d, row, c);
+        for (int64_t column = 0; column < d.width; ++column)
+            for (int c = whole; c < d.channels; ++c) {
+                int32_t sum;
+                convolve_one(d, row, column, c, &sum);
+                finish_row(&sum, 1, d.scale + c, d.bias + c, d.out + (row * d.width + column) * d.channels + c);
             }
-        }
+    }
 }
 
 // --- element by element ----------------------------------------------------------------------------------------------
@@ -309,24 +368,27 @@ static void sum_rows(int64_t first, int64_t last, const int16_t* a, int channels
 
 // --- Bi-WKV4 -----------------------------------------------------------------------------------------------------------
 //
-// Work item: one block of tokens at one vector of 8 channels. Channels beyond the last are computed from zeros (with
+// Work item: one block of tokens at 32 channels, a cache line of codes, which are gathered first: tokens lie a multiple of
+// a cache's ways apart. Then 8 channels, one vector, go together. Channels beyond the last are computed from zeros (with
 // weights of one, so that nothing is divided by zero) and not stored.
 
 typedef double Doubles __attribute__((vector_size(64)));
-enum { DOUBLES = 8 };
+typedef int16_t Codes8 __attribute__((vector_size(16)));
+enum { DOUBLES = 8, GROUP = 32 };
 
 struct Lanes {
     int64_t token;  // the block's first, batch included
     int count, channel, channels;
 };
 
-static inline Lanes lanes_of(const Wkv& p, int64_t item) {
-    const int64_t block = item / p.vectors, of_batch = block % p.blocks, start = of_batch * p.length;
+// Tokens of a block, and `width` channels of the part-th group of that many.
+static inline Lanes lanes_of(const Wkv& p, int64_t block, int64_t part, int width) {
+    const int64_t start = block % p.blocks * p.length;
     Lanes at;
     at.token = block / p.blocks * p.tokens + start;
     at.count = (int)(p.tokens - start < p.length ? p.tokens - start : p.length);
-    at.channel = (int)(item % p.vectors) * DOUBLES;
-    at.channels = p.channels - at.channel < DOUBLES ? p.channels - at.channel : (int)DOUBLES;
+    at.channel = (int)part * width;
+    at.channels = p.channels - at.channel < width ? p.channels - at.channel : width;
     return at;
 }
 
@@ -339,19 +401,34 @@ static inline Doubles take(const double* row, const Lanes& at, double other) {
     return x;
 }
 
-static inline void take_tokens(const Wkv& p, const Lanes& at, Doubles* e, Doubles* ev) {
+struct Gathered {
+    int16_t k[HPCM_BLOCK][GROUP], v[HPCM_BLOCK][GROUP];
+};
+
+static inline void gather(const Wkv& p, const Lanes& group, Gathered& codes) {
+    if (!p.table) return;
+    if (group.channels < GROUP) memset(&codes, 0, sizeof codes);
+    for (int j = 0; j < group.count; ++j) {
+        const int64_t i = (group.token + j) * p.channels + group.channel;
+        // The next block's: rows of tokens are too far apart for the processor to foresee.
+        __builtin_prefetch(p.k + i + p.length * (int64_t)p.channels);
+        __builtin_prefetch(p.v + i + p.length * (int64_t)p.channels);
+        memcpy(codes.k[j], p.k + i, group.channels * sizeof(int16_t));
+        memcpy(codes.v[j], p.v + i, group.channels * sizeof(int16_t));
+    }
+}
+
+static inline void take_tokens(const Wkv& p, const Lanes& at, const Gathered& codes, Doubles* e, Doubles* ev) {
     if (p.table) {
         const double* table = p.table + HPCM_CODE_MAX;
+        const int c = at.channel % GROUP;
         for (int j = 0; j < at.count; ++j) {
-            const int64_t i = (at.token + j) * p.channels + at.channel;
-            double w[DOUBLES], v[DOUBLES];
-            for (int l = 0; l < DOUBLES; ++l) {
-                w[l] = l < at.channels ? table[p.k[i + l]] : 1.0;
-                v[l] = l < at.channels ? (double)p.v[i + l] : 0.0;
-            }
-            memcpy(&e[j], w, sizeof w);
-            memcpy(&ev[j], v, sizeof v);
-            ev[j] = e[j] * ev[j];
+            const int16_t* k = codes.k[j] + c;
+            Codes8 v;
+            memcpy(&v, codes.v[j] + c, sizeof v);
+            e[j] = Doubles{table[k[0]], table[k[1]], table[k[2]], table[k[3]],
+                           table[k[4]], table[k[5]], table[k[6]], table[k[7]]};
+            ev[j] = e[j] * __builtin_convertvector(v, Doubles);
         }
         return;
     }
@@ -362,14 +439,33 @@ static inline void take_tokens(const Wkv& p, const Lanes& at, Doubles* e, Double
     }
 }
 
-// ends: (items, 4, 8): left numerator, left denominator, right numerator, right denominator.
+// hpcm_code of every lane.
+static inline Codes8 code_of(Doubles x) {
+    typedef int64_t Longs __attribute__((vector_size(64)));
+    const Doubles low = Doubles{} - (double)HPCM_CODE_MAX, high = Doubles{} + (double)HPCM_CODE_MAX;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    x = x + 6755399441055744.0;
+    Longs bits;
+    memcpy(&bits, &x, sizeof bits);
+    return __builtin_convertvector(bits, Codes8);
+}
+
+// ends: (blocks, vectors, 4, 8): left numerator, left denominator, right numerator, right denominator.
 static void wkv_ends(int64_t first, int64_t last, const Wkv& p) {
+    Gathered codes;
     for (int64_t item = first; item < last; ++item) {
-        const Lanes at = lanes_of(p, item);
-        Doubles e[HPCM_BLOCK], ev[HPCM_BLOCK], ends[4];
-        take_tokens(p, at, e, ev);
-        hpcm_wkv_ends(e, ev, at.count, take(p.powers + p.channels, at, 1.0), ends[0], ends[1], ends[2], ends[3]);
-        memcpy(p.ends + item * 4 * DOUBLES, ends, sizeof ends);
+        const int64_t block = item / p.groups;
+        const Lanes group = lanes_of(p, block, item % p.groups, GROUP);
+        gather(p, group, codes);
+        for (int c = 0; c < group.channels; c += DOUBLES) {
+            const int64_t vector = (group.channel + c) / DOUBLES;
+            const Lanes at = lanes_of(p, block, vector, DOUBLES);
+            Doubles e[HPCM_BLOCK], ev[HPCM_BLOCK], ends[4];
+            take_tokens(p, at, codes, e, ev);
+            hpcm_wkv_ends(e, ev, at.count, take(p.powers + p.channels, at, 1.0), ends[0], ends[1], ends[2], ends[3]);
+            memcpy(p.ends + (block * p.vectors + vector) * 4 * DOUBLES, ends, sizeof ends);
+        }
     }
 }
 
@@ -377,14 +473,13 @@ static void wkv_ends(int64_t first, int64_t last, const Wkv& p) {
 // vector of channels of one batch.
 static void wkv_carries(int64_t first, int64_t last, const Wkv& p) {
     for (int64_t item = first; item < last; ++item) {
-        const int64_t batch = item / p.vectors;
-        Lanes at = lanes_of(p, item % p.vectors);
+        const int64_t batch = item / p.vectors, vector = item % p.vectors;
+        const Lanes at = lanes_of(p, 0, vector, DOUBLES);
         const Doubles w = take(p.powers + (int64_t)p.length * p.channels, at, 1.0);
         Doubles carry[4] = {}, ends[4];
         for (int64_t n = 0; n < p.blocks; ++n) {
-            double* left = p.ends + ((batch * p.blocks + n) * p.vectors + item % p.vectors) * 4 * DOUBLES;
-            double* right =
-                p.ends + ((batch * p.blocks + p.blocks - 1 - n) * p.vectors + item % p.vectors) * 4 * DOUBLES;
+            double* left = p.ends + ((batch * p.blocks + n) * p.vectors + vector) * 4 * DOUBLES;
+            double* right = p.ends + ((batch * p.blocks + p.blocks - 1 - n) * p.vectors + vector) * 4 * DOUBLES;
             memcpy(ends, left, 2 * sizeof(Doubles));
             memcpy(ends + 2, right + 2 * DOUBLES, 2 * sizeof(Doubles));
             memcpy(left, carry, 2 * sizeof(Doubles));
@@ -398,28 +493,34 @@ static void wkv_carries(int64_t first, int64_t last, const Wkv& p) {
 }
 
 static void wkv_out(int64_t first, int64_t last, const Wkv& p) {
+    Gathered codes;
     for (int64_t item = first; item < last; ++item) {
-        const Lanes at = lanes_of(p, item);
-        Doubles e[HPCM_BLOCK], ev[HPCM_BLOCK], power[HPCM_BLOCK + 1], carry[4];
-        take_tokens(p, at, e, ev);
-        for (int i = 0; i <= p.length; ++i) power[i] = take(p.powers + (int64_t)i * p.channels, at, 1.0);
-        memcpy(carry, p.ends + item * 4 * DOUBLES, sizeof carry);
-        hpcm_wkv_sums(
-            e, ev, at.count, p.length, [&](int i) { return power[i]; }, take(p.own, at, 1.0), carry[0], carry[1],
-            carry[2], carry[3]);
-        for (int j = 0; j < at.count; ++j) {
-            const Doubles y = ev[j] / e[j];
-            const int64_t i = (at.token + j) * p.channels + at.channel;
-            double plain[DOUBLES];
-            memcpy(plain, &y, sizeof plain);
-            if (p.table) {
-                int16_t codes[DOUBLES];
-                for (int l = 0; l < DOUBLES; ++l) codes[l] = hpcm_code(plain[l] * p.factor);
-                memcpy(p.codes + i, codes, at.channels * sizeof(int16_t));
-            } else {
-                memcpy(p.out + i, plain, at.channels * sizeof(double));
+        const int64_t block = item / p.groups;
+        const Lanes group = lanes_of(p, block, item % p.groups, GROUP);
+        gather(p, group, codes);
+        for (int c = 0; c < group.channels; c += DOUBLES) {
+            const int64_t vector = (group.channel + c) / DOUBLES;
+            const Lanes at = lanes_of(p, block, vector, DOUBLES);
+            Doubles e[HPCM_BLOCK], ev[HPCM_BLOCK], power[HPCM_BLOCK + 1], carry[4];
+            take_tokens(p, at, codes, e, ev);
+            for (int i = 0; i <= p.length; ++i) power[i] = take(p.powers + (int64_t)i * p.channels, at, 1.0);
+            memcpy(carry, p.ends + (block * p.vectors + vector) * 4 * DOUBLES, sizeof carry);
+            hpcm_wkv_sums(
+                e, ev, at.count, p.length, [&](int i) { return power[i]; }, take(p.own, at, 1.0), carry[0], carry[1],
+                carry[2], carry[3]);
+            for (int j = 0; j < at.count; ++j) {
+                const Doubles y = ev[j] / e[j];
+                if (p.table) {  // in the place of v, which is not needed again
+                    const Codes8 out = code_of(y * p.factor);
+                    memcpy(codes.v[j] + c, &out, sizeof out);
+                } else {
+                    memcpy(p.out + (at.token + j) * p.channels + at.channel, &y, at.channels * sizeof(double));
+                }
             }
         }
+        for (int j = 0; p.table && j < group.count; ++j)
+            memcpy(p.codes + (group.token + j) * p.channels + group.channel, codes.v[j],
+                   group.channels * sizeof(int16_t));
     }
 }
 

@@ -85,7 +85,7 @@ struct Wkv {
     double* ends;
     int16_t* codes;
     double* out;
-    int64_t tokens, blocks, vectors;
+    int64_t tokens, blocks, vectors, groups;
     int channels, length;
 };
 
@@ -455,8 +455,9 @@ HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, 
     p.length = length;
     p.blocks = (tokens + length - 1) / length;
     p.vectors = (channels + 7) / 8;
+    p.groups = (channels + 31) / 32;
     const Functions& f = use();
-    const int64_t items = batch * p.blocks * p.vectors, grain = rows_of(ELEMENTS / 4, length * 8);
+    const int64_t items = batch * p.blocks * p.groups, grain = rows_of(ELEMENTS / 4, length * 32);
     parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_ends(a, b, p); });
     parallel(batch * p.vectors, rows_of(ELEMENTS, p.blocks * 8), [&](int64_t a, int64_t b) { f.wkv_carries(a, b, p); });
     parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_out(a, b, p); });

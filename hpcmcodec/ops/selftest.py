@@ -73,11 +73,12 @@ def cases(
     seed: int = 0,
     *,
     extreme: bool = False,
+    dtype: Any = np.float32,
 ) -> dict[str, Case]:
-    """Calls by name, each a function of the operations. Channels as for `layers`."""
+    """Calls by name, each a function of the operations. Channels as for `layers`; dtype: of the codes handed in."""
 
     def act(n: int, grid: str, salt: int, positions: tuple[int, int] = (height, width)) -> Act:
-        return Act(codes((batch, *positions, n), seed + salt, extreme=extreme), grid)
+        return Act(codes((batch, *positions, n), seed + salt, extreme=extreme).astype(dtype), grid)
 
     x, y, r, k = act(channels, "x", 1), act(channels, "x", 2), act(channels, "sigmoid", 3), act(channels, "exp", 4)
     other, pooled = act(second, "y", 5), act(second, "y", 6, (1, 1))

@@ -1,0 +1,189 @@
+"""Each operation of the exact path: the numpy reference, the compiled kernel, and what the machine could do at best.
+
+    python -m hpcmcodec.evaluation.kernels [--rounds 7] [-o kernels.json]
+
+Operations run at lite's width on the grids of a Kodak image (32 x 48 latents) and of 12 megapixels (192 x 256), on one
+thread, in CPU time; the smallest of the rounds counts, so that a neighbour's work does not. The bound is the larger of
+
+    bytes: inputs and outputs, int16 (what `head` gives: int32), read and written once, at the rate at which numpy
+           copies an array larger than the caches here
+    products: multiplications at the rate at which numpy multiplies matrices here, float32, for Bi-WKV4 float64
+
+The integer dot products of the kernels can be quicker than the float32 products that the bound is stated in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.evaluation.speed import cpu_name
+from hpcmcodec.numerics import NUMPY, ExactOps
+from hpcmcodec.ops import loader, selftest
+from hpcmcodec.ops.compiled import KernelOps
+
+GRIDS = {"Kodak": (32, 48), "12 MP": (192, 256)}
+WIDTH, OUTPUTS, SECOND = 128, 256, 320  # context width, widest layer, latents
+
+
+class Row(NamedTuple):
+    """One operation at one size, in seconds of one thread."""
+
+    operation: str
+    grid: str
+    reference: float
+    kernel: float
+    bound: float
+    bound_is: str
+
+
+class _Work(NamedTuple):
+    """What an operation reads and writes a position, in bytes, and multiplies in `dtype`."""
+
+    bytes: int
+    products: int
+    dtype: type[np.floating] = np.float32
+
+
+# Of Bi-WKV4 for each token and channel: e v; in both directions two states that go on and two that come in from the
+# neighbouring blocks; two own terms; the grid's factor; and the states again for the blocks' ends.
+_WKV_PRODUCTS = 1 + 2 * (2 + 2) + 2 + 1 + (1 + 4)
+
+
+WORK = {
+    "linear": _Work(2 * (WIDTH + OUTPUTS), WIDTH * OUTPUTS),
+    "linear, two inputs": _Work(2 * (WIDTH + SECOND + OUTPUTS), (WIDTH + SECOND) * OUTPUTS),
+    "linear, one input pooled": _Work(2 * (WIDTH + OUTPUTS), WIDTH * OUTPUTS),
+    "head": _Work(2 * WIDTH + 4 * 2 * OUTPUTS, WIDTH * 2 * OUTPUTS),
+    "depthwise": _Work(4 * WIDTH, 9 * WIDTH),
+    "norm": _Work(4 * WIDTH, 0),
+    "channel scale": _Work(4 * WIDTH, 0),
+    "Bi-WKV4": _Work(6 * WIDTH, _WKV_PRODUCTS * WIDTH, np.float64),
+    "leaky ReLU": _Work(4 * WIDTH, 0),
+    "ReLU squared": _Work(4 * WIDTH, 0),
+    "gate": _Work(6 * WIDTH, 0),
+    "blend": _Work(6 * WIDTH, 0),
+    "add": _Work(6 * WIDTH, 0),
+    "pool": _Work(2 * WIDTH, 0),
+    "latent code": _Work(6 * WIDTH, 0),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; the exit code is 4 where there are no kernels."""
+    parser = argparse.ArgumentParser(prog="python -m hpcmcodec.evaluation.kernels", description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7, help="repetitions of each measurement (default: 7)")
+    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the times")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    try:
+        status = loader.find(background=False)
+    except UnsupportedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if status.kernels is None:
+        print(f"error: {status.note() or 'HPCM_OPS=reference leaves nothing to compare'}", file=sys.stderr)
+        return UnsupportedError.exit_code
+    kernels = status.kernels
+    threads = loader.threads()
+    kernels.set_threads(1)
+    tensors = selftest.layers(WIDTH, OUTPUTS, SECOND)
+    try:
+        rows = measure(KernelOps(kernels, tensors, selftest.GRIDS), options.rounds)
+    finally:
+        kernels.set_threads(threads)
+    machine = f"{cpu_name()}, {kernels.variant}, Python {platform.python_version()}, numpy {np.__version__}"
+    print(f"Microseconds of one thread on {machine}\n")
+    print(markdown(rows))
+    if options.output:
+        result = {"machine": machine, "rows": [row._asdict() for row in rows]}
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(ops: KernelOps, rounds: int) -> list[Row]:
+    """Every operation at both sizes, against the reference with the same tensors."""
+    reference = ExactOps(NUMPY, ops.tensors, ops.grids)
+    copying = copied_bytes_per_second(rounds)
+    multiplying = {dtype: products_per_second(dtype, rounds) for dtype in (np.float32, np.float64)}
+    rows = []
+    for grid, (height, width) in GRIDS.items():
+        sizes = (1, height, width, WIDTH, OUTPUTS, SECOND)
+        ours, theirs = selftest.cases(*sizes, dtype=np.int16), selftest.cases(*sizes)
+        for name, work in WORK.items():
+            by_bytes = height * width * work.bytes / copying
+            by_products = height * width * work.products / multiplying[work.dtype]
+            rows.append(
+                Row(
+                    name,
+                    grid,
+                    best(partial(theirs[name], reference), rounds),
+                    best(partial(ours[name], ops), rounds),
+                    max(by_bytes, by_products),
+                    "products" if by_products > by_bytes else "bytes",
+                )
+            )
+    return rows
+
+
+def best(call: Callable[[], object], rounds: int) -> float:
+    """Smallest CPU time of a call, seconds, after one that is not counted; repeated for at least a millisecond."""
+    call()
+    repeat = 1
+    while True:
+        start = time.process_time()
+        for _ in range(repeat):
+            call()
+        if time.process_time() - start > 1e-3:
+            break
+        repeat *= 2
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        for _ in range(repeat):
+            call()
+        times.append((time.process_time() - start) / repeat)
+    return min(times)
+
+
+def copied_bytes_per_second(rounds: int) -> float:
+    """Bytes read and written a second when 128 MiB are copied."""
+    source = np.ones(1 << 27, np.uint8)
+    target = np.empty_like(source)
+    return 2 * len(source) / best(partial(np.copyto, target, source), rounds)
+
+
+def products_per_second(dtype: type[np.floating], rounds: int) -> float:
+    """Multiply-adds a second of a matrix product (1536, WIDTH) x (WIDTH, OUTPUTS)."""
+    a, b = np.ones((1536, WIDTH), dtype), np.ones((WIDTH, OUTPUTS), dtype)
+    out = np.empty((1536, OUTPUTS), dtype)
+    return out.size * WIDTH / best(partial(np.matmul, a, b, out=out), rounds)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, times in microseconds."""
+    lines = [
+        "| operation | grid | reference | kernel | times quicker | bound | of the bound |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r.operation} | {r.grid} | {1e6 * r.reference:.0f} | {1e6 * r.kernel:.0f} | "
+            f"{r.reference / r.kernel:.1f} | {1e6 * r.bound:.0f} ({r.bound_is}) | {r.kernel / r.bound:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
