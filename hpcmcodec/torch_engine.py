@@ -14,13 +14,22 @@ from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.hpcm import from_weights
 from hpcmcodec.numerics import MEAN_SHIFT, ExactOps, TorchNamespace, probe
+from hpcmcodec.ops import loader
 from hpcmcodec.strips import Progress, analyse_strips, synthesise_strips
 
 
 class TorchEngine:
-    """One model on one device ("cpu" or "cuda"). Raises UnsupportedError where there is no such device."""
+    """One model on one device ("cpu" or "cuda"). Raises UnsupportedError where there is no such device, or HPCM_OPS
+    asks for kernels, which this engine has none of.
+    """
 
     def __init__(self, w: weights.Weights, device: str) -> None:
+        if loader.choice() in ("cpp", "cuda"):
+            raise UnsupportedError(
+                loader.NO_CUDA
+                if loader.choice() == "cuda"
+                else "HPCM_OPS=cpp: the torch engine has no compiled kernels; it can be auto or reference"
+            )
         if device == "cuda" and not torch.cuda.is_available():
             raise UnsupportedError(
                 "device cuda needs an NVIDIA GPU and a CUDA build of torch; "

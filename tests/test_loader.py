@@ -158,10 +158,17 @@ def test_an_unknown_choice_is_refused(place: Place, value: str) -> None:
         loader.find()
 
 
-def test_cuda_kernels_are_refused_on_a_cpu(place: Place) -> None:
+def test_cuda_kernels_are_refused_and_so_are_any_where_the_engine_has_none(place: Place) -> None:
     place.monkeypatch.setenv("HPCM_OPS", "cuda")
-    with pytest.raises(UnsupportedError, match="--device cuda"):
+    with pytest.raises(UnsupportedError, match="no engine of this version"):
         loader.find()
+    pytest.importorskip("torch")
+    from hpcmcodec.torch_engine import TorchEngine
+
+    for choice in ("cuda", "cpp"):
+        place.monkeypatch.setenv("HPCM_OPS", choice)
+        with pytest.raises(UnsupportedError, match=f"HPCM_OPS={choice}"):
+            TorchEngine(tiny.load(), "cpu")
 
 
 # --- nothing there, nothing possible ---------------------------------------------------------------------------------

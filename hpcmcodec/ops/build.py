@@ -12,7 +12,7 @@ back when its holder dies.
 
 from __future__ import annotations
 
-import argparse
+import _ctypes
 import contextlib
 import ctypes
 import hashlib
@@ -24,7 +24,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,11 +179,19 @@ def run_compiler(compiler: Compiler, folder: Path, source: str, target: Path, ti
         raise BuildError(f"{compiler.command[0]} failed with exit code {process.returncode}: {said}")
     try:
         library = ctypes.CDLL(str(target))
-        library.hpcm_source.restype = ctypes.c_char_p
-        if library.hpcm_source() != source.encode():
-            raise BuildError(f"{compiler.command[0]} built something else")
+        said_source = source_of(library)
     except (OSError, AttributeError) as error:
         raise BuildError(f"what {compiler.command[0]} built cannot be loaded: {error}") from error
+    # Mapped, the file would have to stay as it is: a process dies of reading a mapped page that is no more.
+    _ctypes.dlclose(library._handle)
+    if said_source != source:
+        raise BuildError(f"{compiler.command[0]} built something else")
+
+
+def source_of(library: ctypes.CDLL) -> str:
+    """The hash of the sources that a library says it was built from. AttributeError where it says nothing."""
+    library.hpcm_source.restype = ctypes.c_char_p
+    return str(library.hpcm_source().decode())
 
 
 @contextlib.contextmanager
@@ -219,6 +226,8 @@ def build_cached(
 
     wait: seconds to wait while another process builds. Raises BuildError; remembers a compiler's failure for `failure`.
     """
+    from tempfile import TemporaryDirectory  # 3 ms, which finding a library need not pay
+
     failed = cache / f"{_stem(source)}-{compiler.key}.failed"
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -231,7 +240,7 @@ def build_cached(
                 return there[0]
             for old in cache.glob(f"{_PARTIAL}{_stem(source)}-{compiler.key}-*"):  # of builds that were killed
                 shutil.rmtree(old, ignore_errors=True)
-            with tempfile.TemporaryDirectory(
+            with TemporaryDirectory(
                 prefix=f"{_PARTIAL}{_stem(source)}-{compiler.key}-", dir=cache, ignore_cleanup_errors=True
             ) as made:
                 built = Path(made, "kernels.so")
@@ -253,9 +262,11 @@ def build_cached(
 
 def prebuild(folder: Path, source: str, compiler: Compiler, timeout: float = TIMEOUT_SECONDS) -> Path:
     """Build beside the sources. Raises BuildError."""
+    from tempfile import TemporaryDirectory
+
     target = prebuilt_path(folder, source)
     try:
-        with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder) as made:
+        with TemporaryDirectory(prefix=_PARTIAL, dir=folder) as made:
             built = Path(made, target.name)
             run_compiler(compiler, folder, source, built, timeout)
             built.replace(target)
@@ -268,6 +279,8 @@ def prebuild(folder: Path, source: str, compiler: Compiler, timeout: float = TIM
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`prebuild` or `cache`; the exit code is 1 where nothing could be built."""
+    import argparse
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("where", choices=["prebuild", "cache"])
     parser.add_argument("--optional", action="store_true", help="no compiler is no error")

@@ -6,7 +6,8 @@
                 where there is a compiler, the kernels are built in the background for the next time
     reference   numpy alone
     cpp         as auto, but built on the spot where they are not there; UnsupportedError where that fails
-    cuda        CUDA kernels: for `--device cuda`, nothing that this module loads; UnsupportedError on a CPU
+    cuda        UnsupportedError: no engine of this version loads the CUDA kernels, `--device cuda` runs the reference's
+                operations over torch tensors
 
 Nothing waits for a compiler unless `cpp` asks for it. Loading costs 2 ms.
 """
@@ -33,6 +34,7 @@ from hpcmcodec.ops.compiled import KernelOps, Kernels
 __all__ = ["CHOICES", "Status", "choice", "exact_ops", "find", "threads"]
 
 CHOICES = ("auto", "reference", "cpp", "cuda")
+NO_CUDA = "HPCM_OPS=cuda: no engine of this version loads CUDA kernels; it can be auto, reference or cpp"
 NO_COMPILER = "no C++ compiler"
 SLOWDOWN = "about 3 times as long"  # a Kodak image's entropy path, without kernels
 
@@ -93,7 +95,7 @@ def find(*, background: bool = True) -> Status:
     """
     wanted = choice()
     if wanted == "cuda":
-        raise UnsupportedError("HPCM_OPS=cuda is for --device cuda; on a CPU it can be auto, reference or cpp")
+        raise UnsupportedError(NO_CUDA)
     if wanted == "reference":
         return Status(None, "", None, (), False)
     reasons: list[str] = []
@@ -102,7 +104,6 @@ def find(*, background: bool = True) -> Status:
         source = build.source_hash(folder)
     except build.BuildError as error:
         return _none(wanted, [str(error)], False)
-    compiler, cache = build.find_compiler(), build.cache_folder()
     prebuilt = build.prebuilt_path(folder, source)
     if prebuilt.exists():
         kernels = _open(prebuilt, source, reasons)
@@ -110,6 +111,7 @@ def find(*, background: bool = True) -> Status:
             return Status(kernels, "prebuilt", prebuilt, (), False)
     else:
         reasons.append(f"no prebuilt library in {folder}")
+    compiler, cache = build.find_compiler(), build.cache_folder()
     if cache is None:
         reasons.append("no cache directory: neither XDG_CACHE_HOME nor a home is set")
         return _none(wanted, reasons, False)
@@ -150,8 +152,7 @@ def _open(path: Path, source: str, reasons: list[str]) -> Kernels | None:
         if path not in _loaded:
             try:
                 library = ctypes.CDLL(str(path))
-                library.hpcm_source.restype = ctypes.c_char_p
-                if library.hpcm_source() != source.encode():
+                if build.source_of(library) != source:
                     reasons.append(f"{path} was built from other sources")
                     return None
                 _loaded[path] = Kernels(library, threads())
