@@ -144,7 +144,14 @@ class KernelOps(ExactOps):
     # -- linear layers --
 
     def linear(
-        self, inputs: Act | Sequence[Act], layer: str, out: int, grid: str | None = None, *, residual: bool = False
+        self,
+        inputs: Act | Sequence[Act],
+        layer: str,
+        out: int,
+        grid: str | None = None,
+        *,
+        residual: bool = False,
+        biased: bool = True,
     ) -> Act:
         grid = grid or layer
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
