@@ -137,10 +137,6 @@ static inline void finish_row(const int32_t* sums, int n, const float* scale, co
     for (int i = 0; i < n; ++i) out[i] = hpcm_code(hpcm_requantise(sums[i], scale[i], bias[i]));
 }
 
-static inline void finish_row_lrelu(const int32_t* sums, int n, const float* scale, const float* bias, int16_t* out) {
-    for (int i = 0; i < n; ++i) out[i] = hpcm_lrelu(hpcm_code(hpcm_requantise(sums[i], scale[i], bias[i])));
-}
-
 static inline void finish_row_wide(const int32_t* sums, int n, const float* scale, const float* bias, const float* low,
                                    const float* high, int32_t* out) {
     for (int i = 0; i < n; ++i)
@@ -173,8 +169,6 @@ static void linear(int64_t first, int64_t last, const Linear& l) {
                         if (l.form == WIDE)
                             finish_row_wide(sums + r * TILE, width, scale, bias, l.low + o, l.high + o,
                                             (int32_t*)l.out + at);
-                        else if (l.form == LRELU)
-                            finish_row_lrelu(sums + r * TILE, width, scale, bias, (int16_t*)l.out + at);
                         else
                             finish_row(sums + r * TILE, width, scale, bias, (int16_t*)l.out + at);
                         continue;
@@ -203,8 +197,6 @@ static void linear(int64_t first, int64_t last, const Linear& l) {
                         for (int i = 0; i < width; ++i)
                             wide[i] = hpcm_round(
                                 hpcm_limit(total[i] + bias[i], (double)l.low[o + i], (double)l.high[o + i]));
-                    } else if (l.form == LRELU) {
-                        for (int i = 0; i < width; ++i) out[i] = hpcm_lrelu(hpcm_code(total[i] + bias[i]));
                     } else {
                         for (int i = 0; i < width; ++i) out[i] = hpcm_code(total[i] + bias[i]);
                     }

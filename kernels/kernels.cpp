@@ -36,7 +36,7 @@
 namespace {
 
 enum { PANEL = 16, MAX_CHUNKS = 16, ROW_BLOCK = 96 };
-enum Form { CODES = 0, LRELU = 1, WIDE = 2 };
+enum Form { CODES = 0, WIDE = 1 };
 
 struct Chunk {
     const int16_t* a;  // null: `scale` is the same product for every row, scaled already

@@ -20,7 +20,7 @@
 namespace {
 
 enum { PANEL = 16, MAX_CHUNKS = 16, THREADS = 256 };
-enum Form { CODES = 0, LRELU = 1, WIDE = 2 };
+enum Form { CODES = 0, WIDE = 1 };
 
 template <class F>
 __global__ void each(int64_t n, F f) {
@@ -71,7 +71,7 @@ __device__ void finish(const Linear& l, int64_t at, int o, T x) {
     if (l.form == WIDE)
         ((int32_t*)l.out)[at] = hpcm_round(hpcm_limit(x, (T)l.low[o], (T)l.high[o]));
     else
-        ((int16_t*)l.out)[at] = l.form == LRELU ? hpcm_lrelu(hpcm_code(x)) : hpcm_code(x);
+        ((int16_t*)l.out)[at] = hpcm_code(x);
 }
 
 struct Wkv {

@@ -24,7 +24,7 @@ __all__ = ["KernelOps", "Kernels"]
 
 MAX_CHUNKS = 16  # of one linear: the size of an array in kernels.cpp
 _PANEL = 16  # outputs side by side in packed weights
-_CODES, _LRELU, _WIDE = range(3)  # what becomes of a linear's sums (kernels.cpp, enum Form)
+_CODES, _WIDE = range(2)  # what becomes of a linear's sums (kernels.cpp, enum Form)
 
 Array = np.ndarray
 
