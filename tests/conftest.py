@@ -1,6 +1,7 @@
 """What all tests share: photographs, the Kodak images where there are any, and hypothesis without deadlines."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from hpcmcodec.ops import build
 # A deadline would be a timed assertion: it fails on a busy machine. In CI the same examples are drawn every time.
 settings.register_profile("hpcmcodec", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hpcmcodec")
+
+# Background jobs of a shell start with SIGINT ignored, and so would every program that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
