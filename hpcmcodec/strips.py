@@ -43,8 +43,9 @@ def analyse_strips(
 def synthesise_strips(
     run: Callable[[np.ndarray], Any], y_hat: np.ndarray, config: Config, tick: Progress | None
 ) -> np.ndarray:
-    """The synthesis graph over strips with the halo that its 3x3 convolutions need: bit-identical to the whole
-    plane.
+    """The synthesis graph over strips with the halo that its 3x3 convolutions need.
+
+    The whole plane at once gives the same, to a level where a library sums in another order for another height.
     """
     h, w, _ = y_hat.shape
     halo = config.synthesis_blocks[1] + -(-config.synthesis_blocks[0] // 2)

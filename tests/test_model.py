@@ -629,4 +629,7 @@ def test_strips_leave_no_seam(kind: str, name: str, monkeypatch: pytest.MonkeyPa
     assert len(ticks) == 7
     for a, b in zip(found, whole, strict=True):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()  # oneDNN sums in another order for another height
-    np.testing.assert_array_equal(engine(kind, name).synthesise(y_hat, 5000, None), whole_pixels)
+    difference = np.abs(engine(kind, name).synthesise(y_hat, 5000, None).astype(int) - whole_pixels)
+    # The same reason moves a value that lies between two levels; a halo that is too narrow moves whole rows.
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
