@@ -17,10 +17,8 @@ from typing import Any
 from hpcmcodec.model import rwkv
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.memory import MemoryBank
-from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, refine, valid
+from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, grid, refine, valid
 from hpcmcodec.numerics import Act
-
-__all__ = ["Code", "decimate", "fold", "walk"]
 
 Code = Callable[[Step, Any, Any, Any], Any]
 """code(step, means, levels, mask) -> y_hat, all folded (B, rows, columns, M / groups); mask None or bool (1, ...)."""
@@ -88,23 +86,24 @@ def residual_block(ops: Any, x: Act, layer: str, rate: int = 2) -> Act:
     return ops.add(x, ops.linear(hidden, f"{layer}.down", width, x.grid, residual=True))
 
 
-def shuffle(a: Act) -> Act:
+def shuffle(ops: Any, a: Act) -> Act:
     """(B, H, W, 4 C) -> (B, 2 H, 2 W, C); channels are ordered (row, column, C), so that whole pixels move."""
     b, h, w, c4 = a.x.shape
     x = a.x.reshape(b, h, w, 2, 2, c4 // 4)
-    x = x.transpose(0, 1, 3, 2, 4, 5) if not hasattr(x, "permute") else x.permute(0, 1, 3, 2, 4, 5)
+    x = ops.xp.permute(x, (0, 1, 3, 2, 4, 5))
     return Act(x.reshape(b, 2 * h, 2 * w, c4 // 4), a.grid)
 
 
-def unshuffle(a: Act, stride: int) -> Act:
+def unshuffle(ops: Any, a: Act, stride: int) -> Act:
     """(B, H, W, C) -> (B, H / s, W / s, s * s * C), the inverse order of `shuffle`."""
     b, h, w, c = a.x.shape
     x = a.x.reshape(b, h // stride, stride, w // stride, stride, c)
-    x = x.transpose(0, 1, 3, 2, 4, 5) if not hasattr(x, "permute") else x.permute(0, 1, 3, 2, 4, 5)
+    x = ops.xp.permute(x, (0, 1, 3, 2, 4, 5))
     return Act(x.reshape(b, h // stride, w // stride, stride * stride * c), a.grid)
 
 
 def crop(a: Act, rows: int, columns: int) -> Act:
+    """The upper left rows and columns."""
     return Act(a.x[:, :rows, :columns], a.grid)
 
 
@@ -112,15 +111,15 @@ def hyper_synthesis(ops: Any, config: Config, z: Any, quality: Any) -> Act:
     """h_s: z (B, hz, wz, N) -> features (B, 4 hz, 4 wz, F), the quality entering as a bias on z."""
     n, f = config.hyper, config.features
     x = residual_block(ops, ops.hyper_latent(z, "h_s.quality", "h_s.z", quality), "h_s.0")
-    x = residual_block(ops, shuffle(ops.linear(x, "h_s.1", 4 * n)), "h_s.2")
-    return residual_block(ops, shuffle(ops.linear(x, "h_s.3", 4 * f)), "h_s.4")
+    x = residual_block(ops, shuffle(ops, ops.linear(x, "h_s.1", 4 * n)), "h_s.2")
+    return residual_block(ops, shuffle(ops, ops.linear(x, "h_s.3", 4 * f)), "h_s.4")
 
 
 def scale_features(ops: Any, config: Config, x: Act, h: int, w: int) -> dict[str, Act]:
     """What each scale sees of h_s: a 1x1 projection of the unshuffled features, cut to the scale's grid."""
     out = {}
     for scale, stride in (("s1", 4), ("s2", 2), ("s3", 1)):
-        seen = crop(x if stride == 1 else unshuffle(x, stride), *grid(scale, h, w))
+        seen = crop(x if stride == 1 else unshuffle(ops, x, stride), *grid(scale, h, w))
         out[scale] = ops.linear(seen, f"{scale}.features", config.width, f"{scale}.carry")
     return out
 
@@ -129,7 +128,7 @@ def to_finer(ops: Any, config: Config, carry: Act, scale: str, features: Act) ->
     """The carry of `scale` on the next finer grid, plus that scale's features (whose grid it takes)."""
     if config.fusion == "rwkv":
         carry = rwkv.fusion_net(ops, carry, f"{scale}.fusion", config.fusion_rate)
-    up = shuffle(ops.linear(carry, f"{scale}.finer", 4 * config.width, features.grid))
+    up = shuffle(ops, ops.linear(carry, f"{scale}.finer", 4 * config.width, features.grid))
     return ops.add(crop(up, *features.x.shape[1:3]), features)
 
 

@@ -55,6 +55,10 @@ def bounded(x: Tensor, low: float, high: float) -> Tensor:
 
 class _TorchFloat:
     @staticmethod
+    def permute(x: Tensor, axes: Sequence[int]) -> Tensor:
+        return x.permute(tuple(axes))
+
+    @staticmethod
     def concat(xs: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat(list(xs), axis)
 
