@@ -52,7 +52,8 @@ def test_the_commands_run(folder: Path) -> None:
 def test_the_exit_codes_are_those_of_the_help(tmp_path: Path) -> None:
     help_text = run(["-m", "hpcmcodec", "--help"], tmp_path).stdout
     in_help = re.findall(r"^ +(\d+)  \S", help_text, re.MULTILINE)
-    assert in_help == re.findall(r"^\| (\d+) \| [a-z]", README, re.MULTILINE)
+    (table,) = re.findall(r"^\| exit code \| meaning \|\n(.*?)\n\n", README, re.MULTILINE | re.DOTALL)
+    assert in_help == re.findall(r"^\| (\d+) \|", table, re.MULTILINE)
 
 
 def test_everything_linked_in_the_repository_exists() -> None:
