@@ -134,7 +134,7 @@ def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[list[Record]]:
     # Fresh processes: a fork would share the state of onnxruntime's and BLAS's thread pools.
     pool = ProcessPoolExecutor(min(jobs, len(tasks)), multiprocessing.get_context("spawn"), initializer=_ignore_signals)
     try:
-        with _single_threaded():
+        with _single_threaded(), _interrupts_held():
             futures = {pool.submit(_measure, task): task for task in tasks}
         for future in as_completed(futures):
             try:
@@ -165,6 +165,22 @@ def _single_threaded() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until processes have been started, and never reaches these: they inherit the mask.
+
+    `_ignore_signals` alone comes too late for one that is still importing, which would print a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
 
 
 def _ignore_signals() -> None:
