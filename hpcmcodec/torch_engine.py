@@ -39,7 +39,8 @@ class TorchEngine:
         self.namespace = TorchNamespace(device)
         with self.namespace.exact_mode():
             probe(self.namespace)
-        self.coder: LatentCoder = _ExactCoder(self.namespace, w)
+        ops = ExactOps(self.namespace, w.under("entropy"), w.grids)
+        self.coder = LatentCoder(w.config, ops, w.under("tables"))
         self.model = from_weights(w).to(device).eval()
         self.lock = threading.RLock()
 
@@ -70,15 +71,3 @@ class TorchEngine:
         """No gradients, and no autocast, whatever the caller is in."""
         with torch.inference_mode(), torch.autocast(self.namespace.device.type, enabled=False):
             yield
-
-
-class _ExactCoder(LatentCoder):
-    """LatentCoder whose walk runs in the namespace's exact mode."""
-
-    def __init__(self, namespace: TorchNamespace, w: weights.Weights) -> None:
-        super().__init__(w.config, ExactOps(namespace, w.under("entropy"), w.grids), w.under("tables"))
-        self.namespace = namespace
-
-    def _walk(self, *args: object, **kwargs: object) -> np.ndarray:
-        with self.namespace.exact_mode():
-            return super()._walk(*args, **kwargs)  # type: ignore[arg-type]

@@ -174,7 +174,8 @@ class LatentCoder:
                 tick((step.index + 1) / len(STEPS))
             return xp.array(flat.reshape(shape[3], shape[1], shape[2]).transpose(1, 2, 0)[None])
 
-        return xp.numpy(walk(self.ops, self.config, xp.array(z_hat[None]), [quality], h, w, code))[0]
+        with xp.exact_mode():
+            return xp.numpy(walk(self.ops, self.config, xp.array(z_hat[None]), [quality], h, w, code))[0]
 
 
 def _flat(folded: np.ndarray) -> np.ndarray:
