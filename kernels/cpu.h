@@ -7,6 +7,8 @@
 // neither the width nor the order matters; everything else is core.h's, element by element. Each function does a range
 // of rows (positions), blocks or channels, so that threads can share the work.
 
+#include "core.h"
+
 #if defined(HPCM_AVX512)
 typedef __m512i Ints;
 enum { LANES = 16, ROWS = 6, PANELS = 4 };
@@ -516,5 +518,129 @@ static void wkv_out(int64_t first, int64_t last, const Wkv& p) {
     }
 }
 
+// --- Bi-WKV4 for training ----------------------------------------------------------------------------------------------
+//
+// Work item: all tokens of a sample at 8 channels. Channels beyond the last are computed from zeros and not stored.
+
+typedef int64_t Longs __attribute__((vector_size(64)));
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef uint32_t Bits8 __attribute__((vector_size(32)));
+typedef uint16_t Halves8 __attribute__((vector_size(16)));
+
+static inline Doubles widen(const float* p) {
+    Floats x;
+    memcpy(&x, p, sizeof x);
+    return __builtin_convertvector(x, Doubles);
+}
+
+static inline Doubles widen(const double* p) {
+    Doubles x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+static inline Doubles widen(const HpcmBf16* p) {
+    Halves8 x;
+    memcpy(&x, p, sizeof x);
+    return __builtin_convertvector((Floats)(__builtin_convertvector(x, Bits8) << 16), Doubles);
+}
+
+static inline void narrow(Doubles x, float* p) {
+    const Floats y = __builtin_convertvector(x, Floats);
+    memcpy(p, &y, sizeof y);
+}
+
+static inline void narrow(Doubles x, double* p) { memcpy(p, &x, sizeof x); }
+
+// As hpcm_put.
+static inline void narrow(Doubles x, HpcmBf16* p) {
+    const Floats y = __builtin_convertvector(x, Floats);
+    const Bits8 bits = (Bits8)y, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    const Halves8 out = __builtin_convertvector(y != y ? Bits8{} + 0x7FC0 : rounded, Halves8);
+    memcpy(p, &out, sizeof out);
+}
+
+template <class T>
+static inline Doubles read_reals(const T* p, int n) {
+    if (n == DOUBLES) return widen(p);
+    Doubles x = {};
+    for (int l = 0; l < n; ++l) x[l] = hpcm_of(p[l]);
+    return x;
+}
+
+template <class T>
+static inline void write_reals(T* p, int n, Doubles x) {
+    if (n == DOUBLES) return narrow(x, p);
+    for (int l = 0; l < n; ++l) hpcm_put(x[l], p + l);
+}
+
+// In: what k, v and their gradients hold; Out: what y and its gradient hold.
+template <class In, class Out>
+struct Sequence {
+    const In *k_at, *v_at;
+    In *gk_at, *gv_at;
+    const Out* g_at;
+    Out* y_at;
+    int64_t stride;
+    int channels;
+    Doubles* scratch;
+
+    Doubles k(int64_t t) const { return read_reals(k_at + t * stride, channels); }
+    Doubles v(int64_t t) const { return read_reals(v_at + t * stride, channels); }
+    Doubles g(int64_t t) const { return read_reals(g_at + t * stride, channels); }
+    void y(int64_t t, Doubles x) const { write_reals(y_at + t * stride, channels, x); }
+    void gk(int64_t t, Doubles x) const { write_reals(gk_at + t * stride, channels, x); }
+    void gv(int64_t t, Doubles x) const { write_reals(gv_at + t * stride, channels, x); }
+    Doubles& kept(int i, int64_t t) const { return scratch[t * 5 + i]; }
+};
+
+template <class In, class Out>
+static void biwkv4(int64_t first, int64_t last, const Biwkv4& p) {
+    Doubles* scratch = (Doubles*)aligned_alloc(sizeof(Doubles), p.tokens * 5 * sizeof(Doubles));
+    if (!scratch) {
+        __atomic_store_n(p.failed, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    const int64_t vectors = (p.channels + DOUBLES - 1) / DOUBLES;
+    for (int64_t item = first; item < last; ++item) {
+        const int c = (int)(item % vectors) * DOUBLES, n = p.channels - c < DOUBLES ? p.channels - c : (int)DOUBLES;
+        const int64_t at = item / vectors * p.tokens * p.channels + c;
+        Doubles w = {}, own = {}, gw, gu;
+        for (int l = 0; l < n; ++l) {
+            w[l] = hpcm_decay_factor(p.decay[c + l], p.tokens);
+            own[l] = hpcm_own_factor(p.boost[c + l], p.tokens);
+        }
+        Sequence<In, Out> io = {};
+        io.k_at = (const In*)p.k + at;
+        io.v_at = (const In*)p.v + at;
+        io.stride = p.channels;
+        io.channels = n;
+        io.scratch = scratch;
+        if (!p.g) {
+            io.y_at = (Out*)p.y + at;
+            hpcm_biwkv4<Longs>(p.tokens, w, own, io);
+            continue;
+        }
+        io.g_at = (const Out*)p.g + at;
+        io.gk_at = (In*)p.gk + at;
+        io.gv_at = (In*)p.gv + at;
+        hpcm_biwkv4_gradients<Longs>(p.tokens, w, own, io, gw, gu);
+        double* sums = p.sums + item / vectors * 2 * p.channels + c;
+        for (int l = 0; l < n; ++l) {
+            sums[l] = gw[l];
+            sums[p.channels + l] = gu[l];
+        }
+    }
+    free(scratch);
+}
+
+static void biwkv4_sum(int64_t batch, const Biwkv4& p, double* g_decay, double* g_boost) {
+    for (int c = 0; c < p.channels; ++c)
+        hpcm_biwkv4_sum(batch, p.channels, p.tokens, c, p.sums, p.decay, p.boost, g_decay, g_boost);
+}
+
 static const Functions functions = {linear,        depthwise, norm,     lrelu,       relu_squared, gate,    add,
-                                    channel_scale, blend,     sum_rows, latent_code, wkv_ends,     wkv_carries, wkv_out};
+                                    channel_scale, blend,     sum_rows, latent_code, wkv_ends,     wkv_carries, wkv_out,
+                                    {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>},
+                                    biwkv4_sum};

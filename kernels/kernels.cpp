@@ -25,8 +25,6 @@
 #include <immintrin.h>
 #endif
 
-#include "core.h"
-
 #ifndef HPCM_SOURCE
 #define HPCM_SOURCE "unknown"
 #endif
@@ -89,6 +87,19 @@ struct Wkv {
     int channels, length;
 };
 
+struct Biwkv4 {
+    const void *k, *v, *g;  // g null: forward
+    const double *decay, *boost;
+    void *y, *gk, *gv;
+    double* sums;  // (batch, 2, channels): gradients by w and u of each sample
+    int64_t tokens;
+    int channels;
+    int* failed;
+};
+
+// What tensors hold: k and v, and y. BFLOAT16 comes with a float32 y.
+enum Real { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2, REALS = 3 };
+
 struct Functions {
     void (*linear)(int64_t, int64_t, const Linear&);
     void (*depthwise)(int64_t, int64_t, const Depthwise&);
@@ -104,6 +115,8 @@ struct Functions {
     void (*wkv_ends)(int64_t, int64_t, const Wkv&);
     void (*wkv_carries)(int64_t, int64_t, const Wkv&);
     void (*wkv_out)(int64_t, int64_t, const Wkv&);
+    void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&);
+    void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);
 };
 
 #if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
@@ -461,4 +474,50 @@ HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, 
     parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_ends(a, b, p); });
     parallel(batch * p.vectors, rows_of(ELEMENTS, p.blocks * 8), [&](int64_t a, int64_t b) { f.wkv_carries(a, b, p); });
     parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_out(a, b, p); });
+}
+
+// Bi-WKV4 for training over k, v (batch, tokens, channels) of the type `real`; decay, boost (channels,) as float64.
+// y: float32, float64 for FLOAT64. Returns 0, or 1 where there was no memory.
+HPCM_API int hpcm_float_biwkv4(int real, int64_t batch, int64_t tokens, int channels, const void* k, const void* v,
+                               const double* decay, const double* boost, void* y) {
+    int failed = 0;
+    Biwkv4 p = {};
+    p.k = k;
+    p.v = v;
+    p.decay = decay;
+    p.boost = boost;
+    p.y = y;
+    p.tokens = tokens;
+    p.channels = channels;
+    p.failed = &failed;
+    const auto f = use().biwkv4[real];
+    parallel(batch * ((channels + 7) / 8), rows_of(ELEMENTS / 16, tokens * 8),
+             [&](int64_t a, int64_t b) { f(a, b, p); });
+    return failed;
+}
+
+// The gradients by k, v (of the type `real`), decay and boost (float64), from the one by y (of y's type).
+// sums: scratch of (batch, 2, channels). Samples are summed in order, whatever the threads.
+HPCM_API int hpcm_float_biwkv4_gradients(int real, int64_t batch, int64_t tokens, int channels, const void* k,
+                                         const void* v, const double* decay, const double* boost, const void* g,
+                                         void* gk, void* gv, double* g_decay, double* g_boost,
+                                         double* sums) {
+    int failed = 0;
+    Biwkv4 p = {};
+    p.k = k;
+    p.v = v;
+    p.g = g;
+    p.decay = decay;
+    p.boost = boost;
+    p.gk = gk;
+    p.gv = gv;
+    p.sums = sums;
+    p.tokens = tokens;
+    p.channels = channels;
+    p.failed = &failed;
+    const auto f = use().biwkv4[real];
+    parallel(batch * ((channels + 7) / 8), rows_of(ELEMENTS / 32, tokens * 8),
+             [&](int64_t a, int64_t b) { f(a, b, p); });
+    use().biwkv4_sum(batch, p, g_decay, g_boost);
+    return failed;
 }

@@ -46,6 +46,11 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
         *(_pointer, _pointer, _pointer, _pointer, _pointer, ctypes.c_double, _pointer, _pointer),
     ),
 }
+# For torch alone (torch_ops.py). They allocate, and return 1 where there is no memory.
+_FLOAT_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "hpcm_float_biwkv4": (_int, _long, _long, _int, *[_pointer] * 5),
+    "hpcm_float_biwkv4_gradients": (_int, _long, _long, _int, *[_pointer] * 10),
+}
 
 
 class Kernels:
@@ -56,6 +61,10 @@ class Kernels:
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
+            setattr(self, name.removeprefix("hpcm_"), function)
+        for name, arguments in _FLOAT_SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, _int
             setattr(self, name.removeprefix("hpcm_"), function)
         library.hpcm_wkv_scratch.argtypes, library.hpcm_wkv_scratch.restype = (_long, _long, _int, _int), _long
         library.hpcm_threads.argtypes, library.hpcm_threads.restype = (_int,), None
@@ -76,6 +85,8 @@ class Kernels:
     blend: Any
     sum_rows: Any
     wkv: Any
+    float_biwkv4: Any
+    float_biwkv4_gradients: Any
 
     @property
     def variant(self) -> str:
