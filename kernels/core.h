@@ -10,10 +10,12 @@
 // this once for each instruction set, in a namespace of its own, and everything is static, since a copy for a newer
 // instruction set that the linker chose for all would end older processors.
 
+#ifndef __CUDACC_RTC__
 #include <stdint.h>
+#endif
 
 #ifdef __CUDACC__
-#define HPCM_FN __host__ __device__ static __forceinline__
+#define HPCM_FN __device__ static __forceinline__
 #else
 #define HPCM_FN static inline __attribute__((always_inline))
 #endif

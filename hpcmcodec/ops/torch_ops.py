@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.ops import loader
+from hpcmcodec.ops import cuda, loader
 from hpcmcodec.ops.biwkv import biwkv4 as biwkv4_in_torch
 from hpcmcodec.ops.compiled import Kernels
 
@@ -44,15 +44,26 @@ def biwkv4(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
 
 
 def kernels_for(device: torch.device) -> Kernels | None:
-    """The kernels for tensors of this device, by HPCM_OPS; None where there are none. Looked for once a process, so
-    that a training run computes alike from its first step to its last.
+    """The kernels for tensors of this device, by HPCM_OPS; None where there are none.
+
+    Looked for once a process, so that a training run computes alike from its first step to its last. Raises
+    UnsupportedError where HPCM_OPS forces kernels that are not there.
     """
-    return _found(loader.choice()) if device.type == "cpu" else None
+    if device.type not in ("cpu", "cuda"):
+        return None
+    return _found(loader.choice(), device.type, device.index or 0)
 
 
 @cache
-def _found(choice: str) -> Kernels | None:
-    return loader.find().kernels
+def _found(choice: str, kind: str, index: int) -> Kernels | None:
+    if kind == "cpu":
+        return None if choice == "cuda" else loader.find().kernels
+    if choice not in ("auto", "cuda"):
+        return None
+    found = cuda.find(index, wait=True)
+    if found.kernels is None and choice == "cuda":
+        raise UnsupportedError(f"HPCM_OPS=cuda, but there are no CUDA kernels: {'; '.join(found.reasons)}")
+    return found.kernels
 
 
 def _check(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> None:
@@ -71,10 +82,10 @@ def _result(k: Tensor) -> Tensor:
     )
 
 
-def _use() -> Kernels:
-    kernels = kernels_for(torch.device("cpu"))
+def _use(device: torch.device) -> Kernels:
+    kernels = kernels_for(device)
     if kernels is None:
-        raise UnsupportedError(f"hpcm::biwkv4 has no kernels: {loader.find().note() or 'HPCM_OPS=reference'}")
+        raise UnsupportedError(f"hpcm::biwkv4 has no kernels on {device} with HPCM_OPS={loader.choice()}")
     kernels.set_threads(torch.get_num_threads())
     return kernels
 
@@ -90,7 +101,7 @@ def _called(failed: int) -> None:
 
 def _forward(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
     _check(k, v, decay, boost)
-    kernels = _use()
+    kernels = _use(k.device)
     k, v, d, u = _ready(k, v, decay.double(), boost.double())
     y = _result(k)
     _called(kernels.float_biwkv4(_REALS[k.dtype], *k.shape, *(t.data_ptr() for t in (k, v, d, u, y))))
@@ -99,7 +110,7 @@ def _forward(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
 
 def _gradients(g: Tensor, k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(k, v, decay, boost)
-    kernels = _use()
+    kernels = _use(k.device)
     g, k, v, d, u = _ready(g, k, v, decay.double(), boost.double())
     gk, gv, gd, gu = (torch.empty_like(t) for t in (k, v, d, u))
     sums = d.new_empty((k.shape[0], 2, k.shape[2]))
@@ -131,8 +142,9 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return gradients
 
 
-_LIBRARY.impl("biwkv4", _forward, "CPU")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("biwkv4_gradients", _gradients, "CPU")  # type: ignore[no-untyped-call]
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("biwkv4", _forward, _device)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl("biwkv4_gradients", _gradients, _device)  # type: ignore[no-untyped-call]
 torch.library.register_fake("hpcm::biwkv4", _forward_shapes, lib=_LIBRARY)
 torch.library.register_fake("hpcm::biwkv4_gradients", _gradient_shapes, lib=_LIBRARY)
 torch.library.register_autograd("hpcm::biwkv4", _backward, setup_context=_save, lib=_LIBRARY)
