@@ -133,58 +133,47 @@ HPCM_FN int16_t hpcm_norm(int16_t x, float n, float sum, float factor, float gam
 // A block of `count` <= L tokens at one channel (or one vector of channels): e = exp(k) and ev = e * v. The block's
 // length L counts for the powers of W, the last block's missing tokens are zeros.
 
-// What a block alone hands to the blocks after it (left) and before it (right): numerators n and denominators d.
+// One token further: numerator n and denominator d of the tokens before.
 template <class V>
-HPCM_FN void hpcm_wkv_ends(const V* e, const V* ev, int count, V w, V& left_n, V& left_d, V& right_n, V& right_d) {
-    V ln = {}, ld = {}, rn = {}, rd = {};
-    for (int j = 0; j < count; ++j) {
-        int r = count - 1 - j;
-        ln = ln * w;
-        ln = ln + ev[j];
-        ld = ld * w;
-        ld = ld + e[j];
-        rn = rn * w;
-        rn = rn + ev[r];
-        rd = rd * w;
-        rd = rd + e[r];
-    }
-    left_n = ln;
-    left_d = ld;
-    right_n = rn;
-    right_d = rd;
+HPCM_FN void hpcm_wkv_step(V& n, V& d, V w, V e, V ev) {
+    n = n * w;
+    n = n + ev;
+    d = d * w;
+    d = d + e;
 }
 
-// (left + right) + own for each token, in place of e and ev, from what the neighbouring blocks carry in.
-// `power(i)` is W^i, i = 0..L.
-template <class V, class Power>
-HPCM_FN void hpcm_wkv_sums(V* e, V* ev, int count, int length, const Power& power, V own, V left_n, V left_d, V right_n,
-                           V right_d) {
-    V total_n[HPCM_BLOCK], total_d[HPCM_BLOCK];
+// Over the border of a block: what it alone hands on joins what came in.
+template <class V>
+HPCM_FN void hpcm_wkv_carry(V& n, V& d, V w_block, V end_n, V end_d) {
+    hpcm_wkv_step(n, d, w_block, end_d, end_n);
+}
+
+// A block, its tokens forth and back. take(j, e, ev) gives those of token j, put(j, n, d) gets its (left + right) + own;
+// power(i) is W^i, i = 0..L. What comes in from the left, in n and d, goes on to the right there.
+template <class V, class Take, class Power, class Put>
+HPCM_FN void hpcm_wkv_block(int count, int length, const Take& take, const Power& power, V own, V& left_n, V& left_d,
+                            V right_n, V right_d, const Put& put) {
+    V e[HPCM_BLOCK], ev[HPCM_BLOCK], total_n[HPCM_BLOCK], total_d[HPCM_BLOCK];
     const V w = power(1);
     V n = {}, d = {};
     for (int j = 0; j < count; ++j) {
+        take(j, e[j], ev[j]);
         V wj = power(j), tn = left_n * wj, td = left_d * wj;
         total_n[j] = n + tn;
         total_d[j] = d + td;
-        n = n * w;
-        n = n + ev[j];
-        d = d * w;
-        d = d + e[j];
+        hpcm_wkv_step(n, d, w, e[j], ev[j]);
     }
+    hpcm_wkv_carry(left_n, left_d, power(length), n, d);
     n = V{};
     d = V{};
     for (int j = count - 1; j >= 0; --j) {
         V wj = power(length - 1 - j), rn = right_n * wj, rd = right_d * wj, on = ev[j] * own, od = e[j] * own;
         rn = n + rn;
         rd = d + rd;
-        n = n * w;
-        n = n + ev[j];
-        d = d * w;
-        d = d + e[j];
+        hpcm_wkv_step(n, d, w, e[j], ev[j]);
         rn = total_n[j] + rn;
         rd = total_d[j] + rd;
-        ev[j] = rn + on;
-        e[j] = rd + od;
+        put(j, rn + on, rd + od);
     }
 }
 

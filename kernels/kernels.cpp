@@ -83,7 +83,7 @@ struct Wkv {
     double* ends;
     int16_t* codes;
     double* out;
-    int64_t tokens, blocks, vectors, groups;
+    int64_t tokens, blocks, groups;
     int channels, length;
 };
 
@@ -112,9 +112,7 @@ struct Functions {
     void (*blend)(int64_t, int64_t, const Elements&);
     void (*sum_rows)(int64_t, int64_t, const int16_t*, int, int64_t*);
     void (*latent_code)(int64_t, int64_t, const Elements&);
-    void (*wkv_ends)(int64_t, int64_t, const Wkv&);
-    void (*wkv_carries)(int64_t, int64_t, const Wkv&);
-    void (*wkv_out)(int64_t, int64_t, const Wkv&);
+    void (*wkv)(int64_t, int64_t, const Wkv&);
     void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&);
     void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);
 };
@@ -440,7 +438,7 @@ HPCM_API void hpcm_sum_rows(int64_t rows, int channels, const int16_t* a, int64_
 
 // How many doubles `ends` of hpcm_wkv holds.
 HPCM_API int64_t hpcm_wkv_scratch(int64_t batch, int64_t tokens, int channels, int length) {
-    return batch * ((tokens + length - 1) / length) * ((channels + 7) / 8) * 4 * 8;
+    return batch * ((tokens + length - 1) / length) * ((channels + 31) / 32) * 4 * 16;
 }
 
 // Bi-WKV4 over codes (table of exp(k), result times `factor` as codes), or, where `table` is null, over float64:
@@ -467,13 +465,12 @@ HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, 
     p.channels = channels;
     p.length = length;
     p.blocks = (tokens + length - 1) / length;
-    p.vectors = (channels + 7) / 8;
     p.groups = (channels + 31) / 32;
     const Functions& f = use();
-    const int64_t items = batch * p.blocks * p.groups, grain = rows_of(ELEMENTS / 4, length * 32);
-    parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_ends(a, b, p); });
-    parallel(batch * p.vectors, rows_of(ELEMENTS, p.blocks * 8), [&](int64_t a, int64_t b) { f.wkv_carries(a, b, p); });
-    parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_out(a, b, p); });
+    // One piece a thread: groups of a sample that stay together read whole rows of codes.
+    const int64_t items = batch * p.groups, threads = wanted_threads.load(), least = rows_of(ELEMENTS / 4, tokens * 32);
+    const int64_t grain = (items + threads - 1) / threads;
+    parallel(items, grain < least ? least : grain, [&](int64_t a, int64_t b) { f.wkv(a, b, p); });
 }
 
 // Bi-WKV4 for training over k, v (batch, tokens, channels) of the type `real`; decay, boost (channels,) as float64.

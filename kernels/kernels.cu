@@ -169,28 +169,65 @@ HPCM_KERNEL(hpcm_sum_rows, int64_t rows, int channels, const int16_t* a, int64_t
 
 // --- Bi-WKV4 (kernels.cpp: hpcm_wkv) in three launches; ends: (batch, blocks, channels, 4) --------------------------------
 
-// The tokens of a block at channel c; returns how many there are.
-__device__ static int take_tokens(int64_t tokens, int64_t blocks, int channels, int length, const void* k, const void* v,
-                                  const double* table, int64_t block, int c, double* e, double* ev) {
-    const int64_t start = block % blocks * length, first = block / blocks * tokens + start;
-    const int count = (int)(tokens - start < length ? tokens - start : length);
-    for (int j = 0; j < count; ++j) {
-        const int64_t i = (first + j) * channels + c;
-        e[j] = table ? table[HPCM_CODE_MAX + ((const int16_t*)k)[i]] : ((const double*)k)[i];
-        ev[j] = e[j] * (table ? (double)((const int16_t*)v)[i] : ((const double*)v)[i]);
+// A block of tokens at one channel.
+struct Block {
+    int64_t first, channels;  // token, batch included
+    int count, c;
+    const void *k, *v;
+    const double* table;
+
+    __device__ Block(int64_t tokens, int64_t blocks, int channels, int length, const void* k, const void* v,
+                     const double* table, int64_t i)
+        : channels(channels), c((int)(i % channels)), k(k), v(v), table(table) {
+        const int64_t block = i / channels, start = block % blocks * length;
+        first = block / blocks * tokens + start;
+        count = (int)(tokens - start < length ? tokens - start : length);
     }
-    return count;
-}
+
+    __device__ int64_t at(int j) const { return (first + j) * channels + c; }
+
+    __device__ void operator()(int j, double& e, double& ev) const {
+        e = table ? table[HPCM_CODE_MAX + ((const int16_t*)k)[at(j)]] : ((const double*)k)[at(j)];
+        ev = e * (table ? (double)((const int16_t*)v)[at(j)] : ((const double*)v)[at(j)]);
+    }
+};
+
+struct Powers {
+    const double* at;
+    int64_t channels;
+    __device__ double operator()(int i) const { return at[i * channels]; }
+};
+
+struct Result {
+    const Block& block;
+    double factor;
+    void* out;
+    __device__ void operator()(int j, double n, double d) const {
+        if (block.table)
+            ((int16_t*)out)[block.at(j)] = hpcm_code(n / d * factor);
+        else
+            ((double*)out)[block.at(j)] = n / d;
+    }
+};
 
 HPCM_KERNEL(hpcm_wkv_ends, int64_t batch, int64_t tokens, int64_t blocks, int channels, int length, const void* k,
             const void* v, const double* table, const double* powers, double* ends) {
     const int64_t i = element();
     if (i >= batch * blocks * channels) return;
-    const int c = (int)(i % channels);
-    double e[HPCM_BLOCK], ev[HPCM_BLOCK];
-    const int count = take_tokens(tokens, blocks, channels, length, k, v, table, i / channels, c, e, ev);
+    const Block block(tokens, blocks, channels, length, k, v, table, i);
+    const double w = powers[channels + block.c];
+    double n[2] = {}, d[2] = {}, e, ev;
+    for (int j = 0; j < block.count; ++j) {
+        block(j, e, ev);
+        hpcm_wkv_step(n[0], d[0], w, e, ev);
+        block(block.count - 1 - j, e, ev);
+        hpcm_wkv_step(n[1], d[1], w, e, ev);
+    }
     double* at = ends + i * 4;
-    hpcm_wkv_ends(e, ev, count, powers[channels + c], at[0], at[1], at[2], at[3]);
+    at[0] = n[0];
+    at[1] = d[0];
+    at[2] = n[1];
+    at[3] = d[1];
 }
 
 // What the blocks before (left, 0 and 1) and behind (right, 2 and 3) carry into each: one thread a sum.
@@ -212,32 +249,16 @@ HPCM_KERNEL(hpcm_wkv_carries, int64_t batch, int64_t blocks, int channels, int l
     }
 }
 
-struct Powers {
-    const double* at;
-    int64_t channels;
-    __device__ double operator()(int i) const { return at[i * channels]; }
-};
-
 HPCM_KERNEL(hpcm_wkv_out, int64_t batch, int64_t tokens, int64_t blocks, int channels, int length, const void* k,
             const void* v, const double* table, const double* powers, const double* own, double factor,
             const double* ends, void* out) {
     const int64_t i = element();
     if (i >= batch * blocks * channels) return;
-    const int c = (int)(i % channels);
-    const int64_t block = i / channels, first = block / blocks * tokens + block % blocks * length;
-    double e[HPCM_BLOCK], ev[HPCM_BLOCK];
-    const int count = take_tokens(tokens, blocks, channels, length, k, v, table, block, c, e, ev);
+    const Block block(tokens, blocks, channels, length, k, v, table, i);
     const double* carry = ends + i * 4;
-    const Powers power = {powers + c, channels};
-    hpcm_wkv_sums(e, ev, count, length, power, own[c], carry[0], carry[1], carry[2], carry[3]);
-    for (int j = 0; j < count; ++j) {
-        const double y = ev[j] / e[j];
-        const int64_t at = (first + j) * channels + c;
-        if (table)
-            ((int16_t*)out)[at] = hpcm_code(y * factor);
-        else
-            ((double*)out)[at] = y;
-    }
+    double left_n = carry[0], left_d = carry[1];
+    hpcm_wkv_block(block.count, length, block, Powers{powers + block.c, channels}, own[block.c], left_n, left_d, carry[2],
+                   carry[3], Result{block, factor, out});
 }
 
 // --- Bi-WKV4 for training (kernels.cpp: hpcm_float_biwkv4) ----------------------------------------------------------------
