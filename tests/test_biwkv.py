@@ -303,6 +303,17 @@ def test_operator_refuses_what_it_cannot_compute(operator) -> None:
             operator(*args)
 
 
+def test_operator_says_when_there_is_no_memory(operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = operator_inputs(16, 1.5)
+    kernels = torch_ops.kernels_for(torch.device("cpu"))
+    monkeypatch.setattr(kernels, "float_biwkv4_gradients", lambda *arguments: 1)
+    with pytest.raises(MemoryError, match="biwkv4"):
+        with_gradients(operator, *args)
+    monkeypatch.setattr(kernels, "float_biwkv4", lambda *arguments: 1)
+    with pytest.raises(MemoryError, match="biwkv4"):
+        operator(*args[:4])
+
+
 def test_models_call_the_operator_where_there_are_kernels_and_torchs_own_operators_elsewhere(
     operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

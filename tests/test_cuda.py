@@ -315,6 +315,10 @@ def test_training_takes_the_kernels_of_the_device(gpu, monkeypatch: pytest.Monke
     monkeypatch.setenv("HPCM_OPS", "cuda")
     with pytest.raises(UnsupportedError, match="no compiler for GPUs"):
         torch_ops.kernels_for(torch.device("cuda"))
+    monkeypatch.setenv("HPCM_OPS", "auto")
+    with pytest.warns(RuntimeWarning, match="no compiler for GPUs; Bi-WKV4 runs in torch's own"):
+        assert torch_ops.kernels_for(torch.device("cuda")) is None
+    monkeypatch.setenv("HPCM_OPS", "cuda")
     assert torch_ops.kernels_for(torch.device("cpu")) is None
     torch_ops._found.cache_clear()
 

@@ -7,6 +7,7 @@ number of threads. They take no torch headers: pointers go through ctypes, so on
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -61,8 +62,11 @@ def _found(choice: str, kind: str, index: int) -> Kernels | None:
     if choice not in ("auto", "cuda"):
         return None
     found = cuda.find(index, wait=True)
-    if found.kernels is None and choice == "cuda":
-        raise UnsupportedError(f"HPCM_OPS=cuda, but there are no CUDA kernels: {'; '.join(found.reasons)}")
+    if found.kernels is None:
+        why = f"no CUDA kernels: {'; '.join(found.reasons)}"
+        if choice == "cuda":
+            raise UnsupportedError(f"HPCM_OPS=cuda, but there are {why}")
+        warnings.warn(f"{why}; Bi-WKV4 runs in torch's own operators", RuntimeWarning, stacklevel=2)
     return found.kernels
 
 
