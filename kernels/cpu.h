@@ -11,7 +11,7 @@
 
 #if defined(HPCM_AVX512)
 typedef __m512i Ints;
-enum { LANES = 16, ROWS = 6, PANELS = 4 };
+enum { LANES = 16, ROWS = 6, PANELS = 4, DOUBLES = 8 };
 static inline Ints load(const int16_t* p) { return _mm512_loadu_si512(p); }
 static inline Ints spread(int32_t pair) { return _mm512_set1_epi32(pair); }
 static inline void store(int32_t* p, Ints x) { _mm512_storeu_si512(p, x); }
@@ -26,7 +26,7 @@ static inline void store_zipped(int32_t* p, Ints low, Ints high) {
 }
 #elif defined(HPCM_AVX2)
 typedef __m256i Ints;
-enum { LANES = 8, ROWS = 6, PANELS = 1 };
+enum { LANES = 8, ROWS = 6, PANELS = 1, DOUBLES = 4 };
 static inline Ints load(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
 static inline Ints spread(int32_t pair) { return _mm256_set1_epi32(pair); }
 static inline void store(int32_t* p, Ints x) { _mm256_storeu_si256((__m256i*)p, x); }
@@ -39,7 +39,7 @@ static inline void store_zipped(int32_t* p, Ints low, Ints high) {
 }
 #elif defined(HPCM_SSE2)
 typedef __m128i Ints;
-enum { LANES = 4, ROWS = 2, PANELS = 1 };
+enum { LANES = 4, ROWS = 2, PANELS = 1, DOUBLES = 2 };
 static inline Ints load(const int16_t* p) { return _mm_loadu_si128((const __m128i*)p); }
 static inline Ints spread(int32_t pair) { return _mm_set1_epi32(pair); }
 static inline void store(int32_t* p, Ints x) { _mm_storeu_si128((__m128i*)p, x); }
@@ -53,7 +53,7 @@ static inline void store_zipped(int32_t* p, Ints low, Ints high) {
 #else
 // Processors without a dot product written for them: vectors of the compiler's own, lowered to what there is.
 typedef int32_t Ints __attribute__((vector_size(16)));
-enum { LANES = 4, ROWS = 2, PANELS = 1 };
+enum { LANES = 4, ROWS = 2, PANELS = 1, DOUBLES = 2 };
 static inline Ints load(const int16_t* p) {
     Ints x;
     memcpy(&x, p, sizeof x);
@@ -366,13 +366,14 @@ static void sum_rows(int64_t first, int64_t last, const int16_t* a, int channels
 // block's right neighbours carry into it, then from the first to the last for the results: codes are read twice, their
 // weights looked up twice, and nothing but one pair of sums a block is kept. Items of one sample run side by side, block
 // by block, so that memory is read in order. A block's codes are gathered first, since tokens lie a multiple of a
-// cache's ways apart; then 8 channels, one vector, go together. Channels beyond the last are computed from zeros (with
+// cache's ways apart; then the channels of one vector go together. Channels beyond the last are computed from zeros (with
 // weights of one, so that nothing is divided by zero) and not stored.
 
-typedef double Doubles __attribute__((vector_size(64)));
-typedef int16_t Codes8 __attribute__((vector_size(16)));
-typedef int32_t Ints8 __attribute__((vector_size(32)));  // a step between the two: at once, g++ goes lane by lane
-enum { DOUBLES = 8, GROUP = 32, VECS = GROUP / DOUBLES };
+typedef double Doubles __attribute__((vector_size(8 * DOUBLES)));
+typedef int64_t Longs __attribute__((vector_size(8 * DOUBLES)));
+typedef int32_t Wholes __attribute__((vector_size(4 * DOUBLES)));
+typedef int16_t Codes __attribute__((vector_size(2 * DOUBLES)));
+enum { GROUP = 32, VECS = GROUP / DOUBLES };
 
 struct Lanes {
     int64_t token;  // the block's first, batch included
@@ -414,17 +415,24 @@ static inline void gather(const Wkv& p, const Lanes& at, int64_t ahead, Gathered
 }
 
 static inline Doubles look_up(const double* table, const int16_t* k) {
+#if defined(HPCM_AVX512)
     return Doubles{table[k[0]], table[k[1]], table[k[2]], table[k[3]],
                    table[k[4]], table[k[5]], table[k[6]], table[k[7]]};
+#elif defined(HPCM_AVX2)
+    return Doubles{table[k[0]], table[k[1]], table[k[2]], table[k[3]]};
+#else
+    return Doubles{table[k[0]], table[k[1]]};
+#endif
 }
 
+// Between int16 and float64 by way of int32: at once, g++ goes lane by lane.
 static inline Doubles values_of(const int16_t* v) {
-    Codes8 x;
+    Codes x;
     memcpy(&x, v, sizeof x);
-    return __builtin_convertvector(__builtin_convertvector(x, Ints8), Doubles);
+    return __builtin_convertvector(__builtin_convertvector(x, Wholes), Doubles);
 }
 
-// e and e v of the j-th token at 8 channels from the c-th of the group on.
+// e and e v of the j-th token at the channels of one vector from the c-th of the group on.
 static inline void take_token(const Wkv& p, const Lanes& at, const Gathered& codes, int j, int c, Doubles& e,
                               Doubles& ev) {
     if (p.table) {
@@ -438,20 +446,19 @@ static inline void take_token(const Wkv& p, const Lanes& at, const Gathered& cod
 }
 
 // hpcm_code of every lane.
-static inline Codes8 code_of(Doubles x) {
-    typedef int64_t Longs __attribute__((vector_size(64)));
+static inline Codes code_of(Doubles x) {
     const Doubles low = Doubles{} - (double)HPCM_CODE_MAX, high = Doubles{} + (double)HPCM_CODE_MAX;
     x = x < low ? low : x;
     x = x > high ? high : x;
     x = x + 6755399441055744.0;
     Longs bits;
     memcpy(&bits, &x, sizeof bits);
-    return __builtin_convertvector(__builtin_convertvector(bits, Ints8), Codes8);
+    return __builtin_convertvector(__builtin_convertvector(bits, Wholes), Codes);
 }
 
 static inline void put_result(const Wkv& p, const Lanes& at, Gathered& codes, int j, int c, Doubles y) {
     if (p.table) {  // in the place of v, which is not needed again
-        const Codes8 out = code_of(y * p.factor);
+        const Codes out = code_of(y * p.factor);
         memcpy(codes.v[j] + c, &out, sizeof out);
     } else if (at.channels > c) {
         const int n = at.channels - c < DOUBLES ? at.channels - c : (int)DOUBLES;
@@ -541,13 +548,12 @@ static void wkv(int64_t first, int64_t last, const Wkv& p) {
 
 // --- Bi-WKV4 for training ----------------------------------------------------------------------------------------------
 //
-// Work item: all tokens of a sample at 8 channels. Channels beyond the last are computed from zeros and not stored.
+// Work item: all tokens of a sample at the channels of one vector. Channels beyond the last are computed from zeros and not stored.
 
-typedef int64_t Longs __attribute__((vector_size(64)));
 
-typedef float Floats __attribute__((vector_size(32)));
-typedef uint32_t Bits8 __attribute__((vector_size(32)));
-typedef uint16_t Halves8 __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(4 * DOUBLES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * DOUBLES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * DOUBLES)));
 
 static inline Doubles widen(const float* p) {
     Floats x;
@@ -562,9 +568,9 @@ static inline Doubles widen(const double* p) {
 }
 
 static inline Doubles widen(const HpcmBf16* p) {
-    Halves8 x;
+    Halves x;
     memcpy(&x, p, sizeof x);
-    return __builtin_convertvector((Floats)(__builtin_convertvector(x, Bits8) << 16), Doubles);
+    return __builtin_convertvector((Floats)(__builtin_convertvector(x, Bits) << 16), Doubles);
 }
 
 static inline void narrow(Doubles x, float* p) {
@@ -577,8 +583,8 @@ static inline void narrow(Doubles x, double* p) { memcpy(p, &x, sizeof x); }
 // As hpcm_put.
 static inline void narrow(Doubles x, HpcmBf16* p) {
     const Floats y = __builtin_convertvector(x, Floats);
-    const Bits8 bits = (Bits8)y, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    const Halves8 out = __builtin_convertvector(y != y ? Bits8{} + 0x7FC0 : rounded, Halves8);
+    const Bits bits = (Bits)y, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    const Halves out = __builtin_convertvector(y != y ? Bits{} + 0x7FC0 : rounded, Halves);
     memcpy(p, &out, sizeof out);
 }
 
@@ -661,7 +667,7 @@ static void biwkv4_sum(int64_t batch, const Biwkv4& p, double* g_decay, double* 
         hpcm_biwkv4_sum(batch, p.channels, p.tokens, c, p.sums, p.decay, p.boost, g_decay, g_boost);
 }
 
-static const Functions functions = {linear,        depthwise, norm,     lrelu,       relu_squared, gate,    add,
-                                    channel_scale, blend,     sum_rows, latent_code, wkv,
-                                    {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>},
-                                    biwkv4_sum};
+static const Functions functions = {
+    linear,  depthwise, norm,        lrelu, relu_squared, gate, add, channel_scale, blend, sum_rows, latent_code, wkv,
+    DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
+};

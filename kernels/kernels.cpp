@@ -113,6 +113,7 @@ struct Functions {
     void (*sum_rows)(int64_t, int64_t, const int16_t*, int, int64_t*);
     void (*latent_code)(int64_t, int64_t, const Elements&);
     void (*wkv)(int64_t, int64_t, const Wkv&);
+    int doubles;  // channels that go together in what follows
     void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&);
     void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);
 };
@@ -293,6 +294,13 @@ void parallel(int64_t n, int64_t grain, const F& f) {
 const int64_t ELEMENTS = 1 << 16, PRODUCTS = 1 << 21;
 
 int64_t rows_of(int64_t total, int64_t each) { return total / (each > 0 ? each : 1) + 1; }
+
+void run_sequences(int real, int64_t batch, int64_t elements, const Biwkv4& p) {
+    const Functions& f = use();
+    const int64_t vectors = (p.channels + f.doubles - 1) / f.doubles;
+    parallel(batch * vectors, rows_of(elements, p.tokens * f.doubles),
+             [&](int64_t a, int64_t b) { f.biwkv4[real](a, b, p); });
+}
 
 }  // namespace
 
@@ -487,9 +495,7 @@ HPCM_API int hpcm_float_biwkv4(int real, int64_t batch, int64_t tokens, int chan
     p.tokens = tokens;
     p.channels = channels;
     p.failed = &failed;
-    const auto f = use().biwkv4[real];
-    parallel(batch * ((channels + 7) / 8), rows_of(ELEMENTS / 16, tokens * 8),
-             [&](int64_t a, int64_t b) { f(a, b, p); });
+    run_sequences(real, batch, ELEMENTS / 16, p);
     return failed;
 }
 
@@ -512,9 +518,7 @@ HPCM_API int hpcm_float_biwkv4_gradients(int real, int64_t batch, int64_t tokens
     p.tokens = tokens;
     p.channels = channels;
     p.failed = &failed;
-    const auto f = use().biwkv4[real];
-    parallel(batch * ((channels + 7) / 8), rows_of(ELEMENTS / 32, tokens * 8),
-             [&](int64_t a, int64_t b) { f(a, b, p); });
+    run_sequences(real, batch, ELEMENTS / 32, p);
     use().biwkv4_sum(batch, p, g_decay, g_boost);
     return failed;
 }

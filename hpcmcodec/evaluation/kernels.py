@@ -65,8 +65,8 @@ class _Work(NamedTuple):
 _WKV_PRODUCTS = 1 + 2 * (2 + 2) + 2 + 1 + (1 + 4)
 
 
-# For training: e, e v, two states that go on and two own terms forward (24); that again, and the sums over the gradients
-# with their products, backward (45). k, v and y; k, v, g and the gradients by k and v.
+# For training: e, e v, two states that go on and two own terms forward (24); that again, and the sums over the
+# gradients with their products, backward (45). k, v and y; k, v, g and the gradients by k and v.
 _TRAINING = _Work(4 * (3 + 5) * WIDTH, (24 + 45) * WIDTH, np.float64)
 
 WORK = {

@@ -30,7 +30,7 @@ _CODES, _WIDE = range(2)  # what becomes of a linear's sums (kernels.cpp, enum F
 Array = Any  # of numpy, or a tensor on the device of the kernels
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
+SIGNATURES: dict[str, tuple[Any, ...]] = {
     "hpcm_linear": (_long, _int, _int, _pointer, _pointer, _int, _pointer, _pointer, _pointer),
     "hpcm_depthwise": (_long, _long, _long, _int, _int, _pointer, _pointer, _pointer, _pointer, _pointer),
     "hpcm_norm": (_long, _int, _pointer, _pointer, _pointer, _pointer),
@@ -82,7 +82,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, threads: int = 1) -> None:
         self.library = library
-        for name, arguments in _SIGNATURES.items():
+        for name, arguments in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
             setattr(self, name.removeprefix("hpcm_"), function)

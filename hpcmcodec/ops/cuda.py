@@ -33,7 +33,7 @@ from torch import Tensor
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.numerics import TorchNamespace
 from hpcmcodec.ops import build, selftest
-from hpcmcodec.ops.compiled import _SIGNATURES, MAX_CHUNKS, KernelOps, Kernels
+from hpcmcodec.ops.compiled import MAX_CHUNKS, SIGNATURES, KernelOps, Kernels
 
 __all__ = ["CudaKernels", "Found", "find"]
 
@@ -264,7 +264,7 @@ class CudaKernels(Kernels):
             self.driver.launch(kernel, elements, threads, self.stream(), parameters)
 
     def _simple(self, name: str, count: Callable[..., int]) -> Callable[..., None]:
-        types = _SIGNATURES[f"hpcm_{name}"]
+        types = SIGNATURES[f"hpcm_{name}"]
 
         def call(*arguments: Any) -> None:
             parameters = [t(a) for t, a in zip(types, arguments, strict=True)]
