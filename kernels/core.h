@@ -212,7 +212,7 @@ HPCM_FN void hpcm_put(double x, HpcmBf16* out) {
     out->bits = (uint16_t)(x != x ? 0x7FC0u : rounded);
 }
 
-// e^x with x limited to +-300, relative error 1e-14; NaN stays NaN. `Bits`: as V, of int64.
+// e^x with x limited to +-300, relative error 1e-14; NaN stays NaN. `Bits`: as V, of uint64.
 template <class Bits, class V>
 HPCM_FN V hpcm_exp(V x) {
     const V low = V{} - 300.0, high = V{} + 300.0;
@@ -237,11 +237,11 @@ HPCM_FN V hpcm_exp(V x) {
 enum { HPCM_EXPONENT_MAX = 16 };
 
 HPCM_FN double hpcm_decay_factor(double decay, int64_t tokens) {
-    return hpcm_exp<int64_t>(-(hpcm_limit(decay, 0.0, (double)HPCM_EXPONENT_MAX) / (double)tokens));
+    return hpcm_exp<uint64_t>(-(hpcm_limit(decay, 0.0, (double)HPCM_EXPONENT_MAX) / (double)tokens));
 }
 
 HPCM_FN double hpcm_own_factor(double boost, int64_t tokens) {
-    return hpcm_exp<int64_t>(hpcm_limit(boost, -(double)HPCM_EXPONENT_MAX, (double)HPCM_EXPONENT_MAX) / (double)tokens);
+    return hpcm_exp<uint64_t>(hpcm_limit(boost, -(double)HPCM_EXPONENT_MAX, (double)HPCM_EXPONENT_MAX) / (double)tokens);
 }
 
 HPCM_FN double hpcm_clamp_gradient(double x, double low, double high, double g, int64_t tokens) {

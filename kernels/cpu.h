@@ -371,6 +371,7 @@ static void sum_rows(int64_t first, int64_t last, const int16_t* a, int channels
 
 typedef double Doubles __attribute__((vector_size(8 * DOUBLES)));
 typedef int64_t Longs __attribute__((vector_size(8 * DOUBLES)));
+typedef uint64_t Words __attribute__((vector_size(8 * DOUBLES)));
 typedef int32_t Wholes __attribute__((vector_size(4 * DOUBLES)));
 typedef int16_t Codes __attribute__((vector_size(2 * DOUBLES)));
 enum { GROUP = 32, VECS = GROUP / DOUBLES };
@@ -646,13 +647,13 @@ static void biwkv4(int64_t first, int64_t last, const Biwkv4& p) {
         io.scratch = scratch;
         if (!p.g) {
             io.y_at = (Out*)p.y + at;
-            hpcm_biwkv4<Longs>(p.tokens, w, own, io);
+            hpcm_biwkv4<Words>(p.tokens, w, own, io);
             continue;
         }
         io.g_at = (const Out*)p.g + at;
         io.gk_at = (In*)p.gk + at;
         io.gv_at = (In*)p.gv + at;
-        hpcm_biwkv4_gradients<Longs>(p.tokens, w, own, io, gw, gu);
+        hpcm_biwkv4_gradients<Words>(p.tokens, w, own, io, gw, gu);
         double* sums = p.sums + item / vectors * 2 * p.channels + c;
         for (int l = 0; l < n; ++l) {
             sums[l] = gw[l];

@@ -306,14 +306,14 @@ __device__ static void run_sequence(const Biwkv4& p, int64_t i) {
     io.scratch = p.scratch + i;
     if (!p.g) {
         io.y_at = (Out*)p.y + at;
-        hpcm_biwkv4<int64_t>(p.tokens, w, own, io);
+        hpcm_biwkv4<uint64_t>(p.tokens, w, own, io);
         return;
     }
     io.g_at = (const Out*)p.g + at;
     io.gk_at = (In*)p.gk + at;
     io.gv_at = (In*)p.gv + at;
     double* sums = p.sums + 2 * sample * p.channels + c;
-    hpcm_biwkv4_gradients<int64_t>(p.tokens, w, own, io, sums[0], sums[p.channels]);
+    hpcm_biwkv4_gradients<uint64_t>(p.tokens, w, own, io, sums[0], sums[p.channels]);
 }
 
 HPCM_KERNEL(hpcm_float_biwkv4, Biwkv4 p) {
