@@ -402,7 +402,7 @@ static inline void copy_codes(int16_t* to, const int16_t* from, int n) {
         memcpy(to, from, n * sizeof(int16_t));
 }
 
-// ahead: how many tokens further the block lies that will be gathered next.
+// ahead: how many tokens further a block lies that will be gathered soon: two blocks on, memory has time to answer.
 static inline void gather(const Wkv& p, const Lanes& at, int64_t ahead, Gathered& codes) {
     if (!p.table) return;
     if (at.channels < GROUP) memset(&codes, 0, sizeof codes);
@@ -503,7 +503,7 @@ static void wkv_groups(const Wkv& p, int64_t sample, int first, int n) {
             memcpy(g.ends + block * VECS * 2 * DOUBLES, g.sums, sizeof g.sums);
             if (block == 0) continue;
             go_to(p, sample, block, g.at);
-            gather(p, g.at, -p.length, codes);
+            gather(p, g.at, -2 * p.length, codes);
             for (int h = 0; h < VECS && h * DOUBLES < g.at.channels; ++h) {
                 const Doubles w = g.power[h][1];
                 Doubles end_n = {}, end_d = {}, e, ev;
@@ -519,7 +519,7 @@ static void wkv_groups(const Wkv& p, int64_t sample, int first, int n) {
         for (int i = 0; i < n; ++i) {
             Group& g = groups[i];
             go_to(p, sample, block, g.at);
-            gather(p, g.at, p.length, codes);
+            gather(p, g.at, 2 * p.length, codes);
             for (int h = 0; h < VECS && h * DOUBLES < g.at.channels; ++h) {
                 const int c = h * DOUBLES;
                 const Doubles* const power = g.power[h];
