@@ -353,7 +353,7 @@ def info(settings: _Settings, source: str, as_json: bool, map_target: str | None
 def doctor(build: bool) -> None:
     """Say what coding computes with: compiled kernels or plain numpy, and why.
 
-    Files and pictures are the same with both. HPCM_OPS chooses: auto, reference, cpp.
+    Files and pictures are the same with both. HPCM_OPS chooses: auto, reference, cpp, cuda.
     """
     from hpcmcodec.ops import doctor as examination
 

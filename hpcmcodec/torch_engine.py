@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,35 +15,46 @@ from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.hpcm import from_weights
 from hpcmcodec.numerics import MEAN_SHIFT, ExactOps, TorchNamespace, probe
-from hpcmcodec.ops import loader
+from hpcmcodec.ops import cuda, loader
+from hpcmcodec.ops.compiled import KernelOps
 from hpcmcodec.strips import Progress, analyse_strips, synthesise_strips
 
 
 class TorchEngine:
     """One model on one device ("cpu" or "cuda"). Raises UnsupportedError where there is no such device, or HPCM_OPS
-    asks for kernels, which this engine has none of.
+    forces kernels that are not there.
     """
 
     def __init__(self, w: weights.Weights, device: str) -> None:
-        if loader.choice() in ("cpp", "cuda"):
-            raise UnsupportedError(
-                loader.NO_CUDA
-                if loader.choice() == "cuda"
-                else "HPCM_OPS=cpp: the torch engine has no compiled kernels; it can be auto or reference"
-            )
         if device == "cuda" and not torch.cuda.is_available():
-            raise UnsupportedError(
-                "device cuda needs an NVIDIA GPU and a CUDA build of torch; "
-                + ("no GPU is usable here" if torch.version.cuda else f"torch {torch.__version__} has no CUDA")
-            )
+            raise UnsupportedError("device cuda needs an NVIDIA GPU and a CUDA build of torch; " + cuda.no_device())
         self.config, self.model_id = w.config, w.model_id
         self.namespace = TorchNamespace(device)
         with self.namespace.exact_mode():
             probe(self.namespace)
-        ops = ExactOps(self.namespace, w.under("entropy"), w.grids)
-        self.coder = LatentCoder(w.config, ops, w.under("tables"))
+        self.coder = LatentCoder(w.config, self._exact_ops(w), w.under("tables"))
         self.model = from_weights(w).to(device).eval()
         self.lock = threading.RLock()
+
+    def _exact_ops(self, w: weights.Weights) -> ExactOps:
+        """By HPCM_OPS; over torch's own operators where it does not force kernels and there are none."""
+        choice, tensors = loader.choice(), w.under("entropy")
+        on_gpu = self.namespace.device.type == "cuda"
+        if choice == "cpp":
+            raise UnsupportedError(
+                "HPCM_OPS=cpp: the torch engine has no C++ kernels; it can be auto, reference or cuda"
+            )
+        if choice == "cuda" and not on_gpu:
+            raise UnsupportedError(loader.NOT_HERE)
+        if on_gpu and choice != "reference":
+            found = cuda.find(torch.cuda.current_device(), wait=choice == "cuda")
+            if found.kernels:
+                return KernelOps(found.kernels, tensors, w.grids, self.namespace)
+            why = f"no CUDA kernels: {'; '.join(found.reasons)}"
+            if choice == "cuda":
+                raise UnsupportedError(f"HPCM_OPS=cuda, but there are {why}")
+            warnings.warn(f"{why}; coding runs in torch's own operators", RuntimeWarning, stacklevel=2)
+        return ExactOps(self.namespace, tensors, w.grids)
 
     def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
         q = torch.tensor([quality / 10000], dtype=torch.float32, device=self.namespace.device)

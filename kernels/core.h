@@ -6,14 +6,16 @@
 //
 // Activations are codes: integers within +-2047, held in int16. Sums of products of codes and weights stay below 2^24
 // (int32 holds them, float32 represents them). `V` is what one thread works on: a double on a GPU, a vector of doubles,
-// one channel each, on a CPU. Nothing here calls a library or has state; everything is static, since a copy for a newer
+// one channel each, on a CPU. Nothing here calls a library or has state. There is no include guard: kernels.cpp includes
+// this once for each instruction set, in a namespace of its own, and everything is static, since a copy for a newer
 // instruction set that the linker chose for all would end older processors.
-#pragma once
 
+#ifndef __CUDACC_RTC__
 #include <stdint.h>
+#endif
 
 #ifdef __CUDACC__
-#define HPCM_FN __host__ __device__ static __forceinline__
+#define HPCM_FN __device__ static __forceinline__
 #else
 #define HPCM_FN static inline __attribute__((always_inline))
 #endif
@@ -131,57 +133,204 @@ HPCM_FN int16_t hpcm_norm(int16_t x, float n, float sum, float factor, float gam
 // A block of `count` <= L tokens at one channel (or one vector of channels): e = exp(k) and ev = e * v. The block's
 // length L counts for the powers of W, the last block's missing tokens are zeros.
 
-// What a block alone hands to the blocks after it (left) and before it (right): numerators n and denominators d.
+// One token further: numerator n and denominator d of the tokens before.
 template <class V>
-HPCM_FN void hpcm_wkv_ends(const V* e, const V* ev, int count, V w, V& left_n, V& left_d, V& right_n, V& right_d) {
-    V ln = {}, ld = {}, rn = {}, rd = {};
-    for (int j = 0; j < count; ++j) {
-        int r = count - 1 - j;
-        ln = ln * w;
-        ln = ln + ev[j];
-        ld = ld * w;
-        ld = ld + e[j];
-        rn = rn * w;
-        rn = rn + ev[r];
-        rd = rd * w;
-        rd = rd + e[r];
-    }
-    left_n = ln;
-    left_d = ld;
-    right_n = rn;
-    right_d = rd;
+HPCM_FN void hpcm_wkv_step(V& n, V& d, V w, V e, V ev) {
+    n = n * w;
+    n = n + ev;
+    d = d * w;
+    d = d + e;
 }
 
-// (left + right) + own for each token, in place of e and ev, from what the neighbouring blocks carry in.
-// `power(i)` is W^i, i = 0..L.
-template <class V, class Power>
-HPCM_FN void hpcm_wkv_sums(V* e, V* ev, int count, int length, const Power& power, V own, V left_n, V left_d, V right_n,
-                           V right_d) {
-    V total_n[HPCM_BLOCK], total_d[HPCM_BLOCK];
+// Over the border of a block: what it alone hands on joins what came in.
+template <class V>
+HPCM_FN void hpcm_wkv_carry(V& n, V& d, V w_block, V end_n, V end_d) {
+    hpcm_wkv_step(n, d, w_block, end_d, end_n);
+}
+
+// A block, its tokens forth and back. take(j, e, ev) gives those of token j, put(j, n, d) gets its (left + right) + own;
+// power(i) is W^i, i = 0..L. What comes in from the left, in n and d, goes on to the right there.
+template <class V, class Take, class Power, class Put>
+HPCM_FN void hpcm_wkv_block(int count, int length, const Take& take, const Power& power, V own, V& left_n, V& left_d,
+                            V right_n, V right_d, const Put& put) {
+    V e[HPCM_BLOCK], ev[HPCM_BLOCK], total_n[HPCM_BLOCK], total_d[HPCM_BLOCK];
     const V w = power(1);
     V n = {}, d = {};
     for (int j = 0; j < count; ++j) {
+        take(j, e[j], ev[j]);
         V wj = power(j), tn = left_n * wj, td = left_d * wj;
         total_n[j] = n + tn;
         total_d[j] = d + td;
-        n = n * w;
-        n = n + ev[j];
-        d = d * w;
-        d = d + e[j];
+        hpcm_wkv_step(n, d, w, e[j], ev[j]);
     }
+    hpcm_wkv_carry(left_n, left_d, power(length), n, d);
     n = V{};
     d = V{};
     for (int j = count - 1; j >= 0; --j) {
         V wj = power(length - 1 - j), rn = right_n * wj, rd = right_d * wj, on = ev[j] * own, od = e[j] * own;
         rn = n + rn;
         rd = d + rd;
-        n = n * w;
-        n = n + ev[j];
-        d = d * w;
-        d = d + e[j];
+        hpcm_wkv_step(n, d, w, e[j], ev[j]);
         rn = total_n[j] + rn;
         rd = total_d[j] + rd;
-        ev[j] = rn + on;
-        e[j] = rd + od;
+        put(j, rn + on, rd + od);
     }
+}
+
+// --- Bi-WKV4 for training, differentiable (ops/torch_ops.py) --------------------------------------------------------
+//
+// Float64 inside, whatever the tensors hold: sums of thousands of terms then need no care, and one set of formulas
+// serves float32, bfloat16 and the float64 of gradcheck. All of T at one channel (or one vector of channels).
+
+HPCM_FN double hpcm_of(float x) { return (double)x; }
+HPCM_FN double hpcm_of(double x) { return x; }
+
+struct HpcmBf16 {
+    uint16_t bits;
+};
+
+HPCM_FN double hpcm_of(HpcmBf16 x) {
+    union {
+        uint32_t i;
+        float f;
+    } wide;
+    wide.i = (uint32_t)x.bits << 16;
+    return (double)wide.f;
+}
+
+HPCM_FN void hpcm_put(double x, double* out) { *out = x; }
+HPCM_FN void hpcm_put(double x, float* out) { *out = (float)x; }
+
+// To the nearest, half to even; a NaN stays one.
+HPCM_FN void hpcm_put(double x, HpcmBf16* out) {
+    union {
+        float f;
+        uint32_t i;
+    } wide;
+    wide.f = (float)x;
+    const uint32_t rounded = (wide.i + 0x7FFFu + ((wide.i >> 16) & 1u)) >> 16;
+    out->bits = (uint16_t)(x != x ? 0x7FC0u : rounded);
+}
+
+// e^x with x limited to +-300, relative error 1e-14; NaN stays NaN. `Bits`: as V, of uint64.
+template <class Bits, class V>
+HPCM_FN V hpcm_exp(V x) {
+    const V low = V{} - 300.0, high = V{} + 300.0;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    union {
+        V f;
+        Bits i;
+    } sum, power;
+    sum.f = x * 1.4426950408889634 + 6755399441055744.0;  // the nearest integer n, in the low bits
+    const V n = sum.f - 6755399441055744.0;
+    const V r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+    const V r2 = r * r, r4 = r2 * r2;
+    const V p0 = (1.0 + r) + r2 * (0.5 + r * (1.0 / 6));
+    const V p1 = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040));
+    const V p2 = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800));
+    power.i = (sum.i + 1023) << 52;
+    return (p0 + r4 * (p1 + r4 * p2)) * power.f;
+}
+
+// exp(-w) and exp(u) from decay and boost, which have gradients only within the clamps.
+enum { HPCM_EXPONENT_MAX = 16 };
+
+HPCM_FN double hpcm_decay_factor(double decay, int64_t tokens) {
+    return hpcm_exp<uint64_t>(-(hpcm_limit(decay, 0.0, (double)HPCM_EXPONENT_MAX) / (double)tokens));
+}
+
+HPCM_FN double hpcm_own_factor(double boost, int64_t tokens) {
+    return hpcm_exp<uint64_t>(hpcm_limit(boost, -(double)HPCM_EXPONENT_MAX, (double)HPCM_EXPONENT_MAX) / (double)tokens);
+}
+
+HPCM_FN double hpcm_clamp_gradient(double x, double low, double high, double g, int64_t tokens) {
+    return x < low || x > high ? 0.0 : g / (double)tokens;
+}
+
+// `io`: k(t), v(t) are the inputs at token t, y(t, value) takes a result, kept(i, t) is scratch: V&, i < 3.
+template <class Bits, class V, class Io>
+HPCM_FN void hpcm_biwkv4(int64_t tokens, V w, V own, const Io& io) {
+    V n = {}, d = {};
+    for (int64_t t = tokens - 1; t >= 0; --t) {
+        const V e = hpcm_exp<Bits>(io.k(t)), ev = e * io.v(t);
+        io.kept(0, t) = e;
+        io.kept(1, t) = n + ev * own;
+        io.kept(2, t) = d + e * own;
+        n = n * w + ev;
+        d = d * w + e;
+    }
+    n = V{};
+    d = V{};
+    for (int64_t t = 0; t < tokens; ++t) {
+        const V e = io.kept(0, t);
+        io.y(t, (n + io.kept(1, t)) / (d + io.kept(2, t)));
+        n = n * w + e * io.v(t);
+        d = d * w + e;
+    }
+}
+
+// The gradients (DESIGN: with a_t = g_t / D_t, b_t = a_t y_t they are sums of the same kind over a and b). `io` also
+// has g(t) and takes gk(t, value), gv(t, value); kept(i, t): i < 5. Results: gradients by w and u.
+//
+// With L and R for "before" and "behind": X_t = a_t PL_t - b_t QL_t, P and Q the sums of e v and e; O_t the own term;
+// Z_t = e_t (v_t AL_t - BL_t). A term of distance d = t - i counts t - 1 times in X, and i times less in the sums of a
+// and b that its partner sees; what lies behind follows from N_t = y_t D_t and from gk_t, which hold both sides. So no
+// recurrence for the distances is needed: gw = -sum_t (2 t - 1) (X_t + Z_t) + 2 t O_t - t gk_t.
+template <class Bits, class V, class Io>
+HPCM_FN void hpcm_biwkv4_gradients(int64_t tokens, V w, V own, const Io& io, V& gw, V& gu) {
+    V p = {}, q = {};
+    for (int64_t t = tokens - 1; t >= 0; --t) {
+        const V e = hpcm_exp<Bits>(io.k(t)), ev = e * io.v(t);
+        io.kept(0, t) = e;
+        io.kept(1, t) = p + ev * own;
+        io.kept(2, t) = q + e * own;
+        p = p * w + ev;
+        q = q * w + e;
+    }
+    p = V{};
+    q = V{};
+    V a_sum = {}, b_sum = {}, by_w = {}, by_u = {};
+    for (int64_t t = 0; t < tokens; ++t) {
+        const V e = io.kept(0, t), v = io.v(t), ev = e * v, inverse = 1.0 / (q + io.kept(2, t));
+        const V a = io.g(t) * inverse, b = a * ((p + io.kept(1, t)) * inverse);
+        const V a_own = a * own, b_own = b * own, o = ev * a_own - e * b_own;
+        const V x = a * p - b * q, z = ev * a_sum - e * b_sum;
+        by_w = by_w + ((x + z) * (double)(2 * t - 1) + o * (double)(2 * t));
+        by_u = by_u + o;
+        io.kept(1, t) = a_sum + a_own;
+        io.kept(2, t) = b_sum + b_own;
+        io.kept(3, t) = a;
+        io.kept(4, t) = b;
+        p = p * w + ev;
+        q = q * w + e;
+        a_sum = a_sum * w + a;
+        b_sum = b_sum * w + b;
+    }
+    a_sum = V{};
+    b_sum = V{};
+    for (int64_t t = tokens - 1; t >= 0; --t) {
+        const V e = io.kept(0, t), gv = e * (a_sum + io.kept(1, t));
+        const V gk = gv * io.v(t) - e * (b_sum + io.kept(2, t));
+        io.gv(t, gv);
+        io.gk(t, gk);
+        by_w = by_w - gk * (double)t;
+        a_sum = a_sum * w + io.kept(3, t);
+        b_sum = b_sum * w + io.kept(4, t);
+    }
+    gw = V{} - by_w;
+    gu = by_u;
+}
+
+// Sums of the samples' gradients by w and u at channel c, in order, as gradients by decay and boost.
+HPCM_FN void hpcm_biwkv4_sum(int64_t batch, int channels, int64_t tokens, int c, const double* sums,
+                             const double* decay, const double* boost, double* g_decay, double* g_boost) {
+    const double limit = HPCM_EXPONENT_MAX;
+    double gw = 0, gu = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+        gw = gw + sums[2 * b * channels + c];
+        gu = gu + sums[(2 * b + 1) * channels + c];
+    }
+    g_decay[c] = hpcm_clamp_gradient(decay[c], 0.0, limit, gw, tokens);
+    g_boost[c] = hpcm_clamp_gradient(boost[c], -limit, limit, gu, tokens);
 }

@@ -7,9 +7,11 @@
 // neither the width nor the order matters; everything else is core.h's, element by element. Each function does a range
 // of rows (positions), blocks or channels, so that threads can share the work.
 
+#include "core.h"
+
 #if defined(HPCM_AVX512)
 typedef __m512i Ints;
-enum { LANES = 16, ROWS = 6, PANELS = 4 };
+enum { LANES = 16, ROWS = 6, PANELS = 4, DOUBLES = 8 };
 static inline Ints load(const int16_t* p) { return _mm512_loadu_si512(p); }
 static inline Ints spread(int32_t pair) { return _mm512_set1_epi32(pair); }
 static inline void store(int32_t* p, Ints x) { _mm512_storeu_si512(p, x); }
@@ -24,7 +26,7 @@ static inline void store_zipped(int32_t* p, Ints low, Ints high) {
 }
 #elif defined(HPCM_AVX2)
 typedef __m256i Ints;
-enum { LANES = 8, ROWS = 6, PANELS = 1 };
+enum { LANES = 8, ROWS = 6, PANELS = 1, DOUBLES = 4 };
 static inline Ints load(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
 static inline Ints spread(int32_t pair) { return _mm256_set1_epi32(pair); }
 static inline void store(int32_t* p, Ints x) { _mm256_storeu_si256((__m256i*)p, x); }
@@ -37,7 +39,7 @@ static inline void store_zipped(int32_t* p, Ints low, Ints high) {
 }
 #elif defined(HPCM_SSE2)
 typedef __m128i Ints;
-enum { LANES = 4, ROWS = 2, PANELS = 1 };
+enum { LANES = 4, ROWS = 2, PANELS = 1, DOUBLES = 2 };
 static inline Ints load(const int16_t* p) { return _mm_loadu_si128((const __m128i*)p); }
 static inline Ints spread(int32_t pair) { return _mm_set1_epi32(pair); }
 static inline void store(int32_t* p, Ints x) { _mm_storeu_si128((__m128i*)p, x); }
@@ -51,7 +53,7 @@ static inline void store_zipped(int32_t* p, Ints low, Ints high) {
 #else
 // Processors without a dot product written for them: vectors of the compiler's own, lowered to what there is.
 typedef int32_t Ints __attribute__((vector_size(16)));
-enum { LANES = 4, ROWS = 2, PANELS = 1 };
+enum { LANES = 4, ROWS = 2, PANELS = 1, DOUBLES = 2 };
 static inline Ints load(const int16_t* p) {
     Ints x;
     memcpy(&x, p, sizeof x);
@@ -360,36 +362,31 @@ static void sum_rows(int64_t first, int64_t last, const int16_t* a, int channels
 
 // --- Bi-WKV4 -----------------------------------------------------------------------------------------------------------
 //
-// Work item: one block of tokens at 32 channels, a cache line of codes, which are gathered first: tokens lie a multiple of
-// a cache's ways apart. Then 8 channels, one vector, go together. Channels beyond the last are computed from zeros (with
+// Work item: a sample at 32 channels, a cache line of codes. It goes from the last block to the first, for what each
+// block's right neighbours carry into it, then from the first to the last for the results: codes are read twice, their
+// weights looked up twice, and nothing but one pair of sums a block is kept. Items of one sample run side by side, block
+// by block, so that memory is read in order. A block's codes are gathered first, since tokens lie a multiple of a
+// cache's ways apart; then the channels of one vector go together. Channels beyond the last are computed from zeros (with
 // weights of one, so that nothing is divided by zero) and not stored.
 
-typedef double Doubles __attribute__((vector_size(64)));
-typedef int16_t Codes8 __attribute__((vector_size(16)));
-enum { DOUBLES = 8, GROUP = 32 };
+typedef double Doubles __attribute__((vector_size(8 * DOUBLES)));
+typedef int64_t Longs __attribute__((vector_size(8 * DOUBLES)));
+typedef uint64_t Words __attribute__((vector_size(8 * DOUBLES)));
+typedef int32_t Wholes __attribute__((vector_size(4 * DOUBLES)));
+typedef int16_t Codes __attribute__((vector_size(2 * DOUBLES)));
+enum { GROUP = 32, VECS = GROUP / DOUBLES };
 
 struct Lanes {
     int64_t token;  // the block's first, batch included
     int count, channel, channels;
 };
 
-// Tokens of a block, and `width` channels of the part-th group of that many.
-static inline Lanes lanes_of(const Wkv& p, int64_t block, int64_t part, int width) {
-    const int64_t start = block % p.blocks * p.length;
-    Lanes at;
-    at.token = block / p.blocks * p.tokens + start;
-    at.count = (int)(p.tokens - start < p.length ? p.tokens - start : p.length);
-    at.channel = (int)part * width;
-    at.channels = p.channels - at.channel < width ? p.channels - at.channel : width;
-    return at;
-}
-
-static inline Doubles take(const double* row, const Lanes& at, double other) {
-    Doubles x;
-    if (at.channels == DOUBLES)
-        memcpy(&x, row + at.channel, sizeof x);
+static inline Doubles take(const double* row, int channels, double other) {
+    Doubles x = Doubles{} + other;
+    if (channels >= DOUBLES)
+        memcpy(&x, row, sizeof x);
     else
-        for (int l = 0; l < DOUBLES; ++l) x[l] = l < at.channels ? row[at.channel + l] : other;
+        for (int l = 0; l < channels; ++l) x[l] = row[l];
     return x;
 }
 
@@ -397,124 +394,281 @@ struct Gathered {
     int16_t k[HPCM_BLOCK][GROUP], v[HPCM_BLOCK][GROUP];
 };
 
-static inline void gather(const Wkv& p, const Lanes& group, Gathered& codes) {
+// A group's codes of one token; the size is a constant where it can be, since a call costs as much as the arithmetic.
+static inline void copy_codes(int16_t* to, const int16_t* from, int n) {
+    if (n == GROUP)
+        memcpy(to, from, GROUP * sizeof(int16_t));
+    else
+        memcpy(to, from, n * sizeof(int16_t));
+}
+
+// ahead: how many tokens further a block lies that will be gathered soon: two blocks on, memory has time to answer.
+static inline void gather(const Wkv& p, const Lanes& at, int64_t ahead, Gathered& codes) {
     if (!p.table) return;
-    if (group.channels < GROUP) memset(&codes, 0, sizeof codes);
-    for (int j = 0; j < group.count; ++j) {
-        const int64_t i = (group.token + j) * p.channels + group.channel;
-        // The next block's: rows of tokens are too far apart for the processor to foresee.
-        __builtin_prefetch(p.k + i + p.length * (int64_t)p.channels);
-        __builtin_prefetch(p.v + i + p.length * (int64_t)p.channels);
-        memcpy(codes.k[j], p.k + i, group.channels * sizeof(int16_t));
-        memcpy(codes.v[j], p.v + i, group.channels * sizeof(int16_t));
+    if (at.channels < GROUP) memset(&codes, 0, sizeof codes);
+    for (int j = 0; j < at.count; ++j) {
+        const int64_t i = (at.token + j) * p.channels + at.channel;
+        __builtin_prefetch(p.k + i + ahead * p.channels);
+        __builtin_prefetch(p.v + i + ahead * p.channels);
+        copy_codes(codes.k[j], p.k + i, at.channels);
+        copy_codes(codes.v[j], p.v + i, at.channels);
     }
 }
 
-static inline void take_tokens(const Wkv& p, const Lanes& at, const Gathered& codes, Doubles* e, Doubles* ev) {
+static inline Doubles look_up(const double* table, const int16_t* k) {
+#if defined(HPCM_AVX512)
+    return Doubles{table[k[0]], table[k[1]], table[k[2]], table[k[3]],
+                   table[k[4]], table[k[5]], table[k[6]], table[k[7]]};
+#elif defined(HPCM_AVX2)
+    return Doubles{table[k[0]], table[k[1]], table[k[2]], table[k[3]]};
+#else
+    return Doubles{table[k[0]], table[k[1]]};
+#endif
+}
+
+// Between int16 and float64 by way of int32: at once, g++ goes lane by lane.
+static inline Doubles values_of(const int16_t* v) {
+    Codes x;
+    memcpy(&x, v, sizeof x);
+    return __builtin_convertvector(__builtin_convertvector(x, Wholes), Doubles);
+}
+
+// e and e v of the j-th token at the channels of one vector from the c-th of the group on.
+static inline void take_token(const Wkv& p, const Lanes& at, const Gathered& codes, int j, int c, Doubles& e,
+                              Doubles& ev) {
     if (p.table) {
-        const double* table = p.table + HPCM_CODE_MAX;
-        const int c = at.channel % GROUP;
-        for (int j = 0; j < at.count; ++j) {
-            const int16_t* k = codes.k[j] + c;
-            Codes8 v;
-            memcpy(&v, codes.v[j] + c, sizeof v);
-            e[j] = Doubles{table[k[0]], table[k[1]], table[k[2]], table[k[3]],
-                           table[k[4]], table[k[5]], table[k[6]], table[k[7]]};
-            ev[j] = e[j] * __builtin_convertvector(v, Doubles);
-        }
-        return;
-    }
-    for (int j = 0; j < at.count; ++j) {
-        const int64_t row = (at.token + j) * p.channels;
-        e[j] = take(p.weights + row, at, 1.0);
-        ev[j] = e[j] * take(p.values + row, at, 0.0);
+        e = look_up(p.table + HPCM_CODE_MAX, codes.k[j] + c);
+        ev = e * values_of(codes.v[j] + c);
+    } else {
+        const int64_t i = (at.token + j) * p.channels + at.channel + c;
+        e = take(p.weights + i, at.channels - c, 1.0);
+        ev = e * take(p.values + i, at.channels - c, 0.0);
     }
 }
 
 // hpcm_code of every lane.
-static inline Codes8 code_of(Doubles x) {
-    typedef int64_t Longs __attribute__((vector_size(64)));
+static inline Codes code_of(Doubles x) {
     const Doubles low = Doubles{} - (double)HPCM_CODE_MAX, high = Doubles{} + (double)HPCM_CODE_MAX;
     x = x < low ? low : x;
     x = x > high ? high : x;
     x = x + 6755399441055744.0;
     Longs bits;
     memcpy(&bits, &x, sizeof bits);
-    return __builtin_convertvector(bits, Codes8);
+    return __builtin_convertvector(__builtin_convertvector(bits, Wholes), Codes);
 }
 
-// ends: (blocks, vectors, 4, 8): left numerator, left denominator, right numerator, right denominator.
-static void wkv_ends(int64_t first, int64_t last, const Wkv& p) {
-    Gathered codes;
-    for (int64_t item = first; item < last; ++item) {
-        const int64_t block = item / p.groups;
-        const Lanes group = lanes_of(p, block, item % p.groups, GROUP);
-        gather(p, group, codes);
-        for (int c = 0; c < group.channels; c += DOUBLES) {
-            const int64_t vector = (group.channel + c) / DOUBLES;
-            const Lanes at = lanes_of(p, block, vector, DOUBLES);
-            Doubles e[HPCM_BLOCK], ev[HPCM_BLOCK], ends[4];
-            take_tokens(p, at, codes, e, ev);
-            hpcm_wkv_ends(e, ev, at.count, take(p.powers + p.channels, at, 1.0), ends[0], ends[1], ends[2], ends[3]);
-            memcpy(p.ends + (block * p.vectors + vector) * 4 * DOUBLES, ends, sizeof ends);
-        }
+static inline void put_result(const Wkv& p, const Lanes& at, Gathered& codes, int j, int c, Doubles y) {
+    if (p.table) {  // in the place of v, which is not needed again
+        const Codes out = code_of(y * p.factor);
+        memcpy(codes.v[j] + c, &out, sizeof out);
+    } else if (at.channels > c) {
+        const int n = at.channels - c < DOUBLES ? at.channels - c : (int)DOUBLES;
+        memcpy(p.out + (at.token + j) * p.channels + at.channel + c, &y, n * sizeof(double));
     }
 }
 
-// Replaces each block's ends by what the blocks before (left) and behind (right) carry into it. A work item is one
-// vector of channels of one batch.
-static void wkv_carries(int64_t first, int64_t last, const Wkv& p) {
-    for (int64_t item = first; item < last; ++item) {
-        const int64_t batch = item / p.vectors, vector = item % p.vectors;
-        const Lanes at = lanes_of(p, 0, vector, DOUBLES);
-        const Doubles w = take(p.powers + (int64_t)p.length * p.channels, at, 1.0);
-        Doubles carry[4] = {}, ends[4];
-        for (int64_t n = 0; n < p.blocks; ++n) {
-            double* left = p.ends + ((batch * p.blocks + n) * p.vectors + vector) * 4 * DOUBLES;
-            double* right = p.ends + ((batch * p.blocks + p.blocks - 1 - n) * p.vectors + vector) * 4 * DOUBLES;
-            memcpy(ends, left, 2 * sizeof(Doubles));
-            memcpy(ends + 2, right + 2 * DOUBLES, 2 * sizeof(Doubles));
-            memcpy(left, carry, 2 * sizeof(Doubles));
-            memcpy(right + 2 * DOUBLES, carry + 2, 2 * sizeof(Doubles));
-            for (int i = 0; i < 4; ++i) {
-                carry[i] = carry[i] * w;
-                carry[i] = carry[i] + ends[i];
-            }
-        }
-    }
+struct Group {
+    Lanes at;
+    Doubles power[VECS][HPCM_BLOCK + 1], own[VECS], sums[VECS][2];  // sums: numerators and denominators
+    double* ends;  // (blocks, VECS, 2, DOUBLES): what comes in from the right
+};
+
+enum { GROUPS = 4 };  // of a sample, side by side
+
+static inline void go_to(const Wkv& p, int64_t sample, int64_t block, Lanes& at) {
+    const int64_t start = block * p.length;
+    at.token = sample * p.tokens + start;
+    at.count = (int)(p.tokens - start < p.length ? p.tokens - start : p.length);
 }
 
-static void wkv_out(int64_t first, int64_t last, const Wkv& p) {
+static void wkv_groups(const Wkv& p, int64_t sample, int first, int n) {
     Gathered codes;
-    for (int64_t item = first; item < last; ++item) {
-        const int64_t block = item / p.groups;
-        const Lanes group = lanes_of(p, block, item % p.groups, GROUP);
-        gather(p, group, codes);
-        for (int c = 0; c < group.channels; c += DOUBLES) {
-            const int64_t vector = (group.channel + c) / DOUBLES;
-            const Lanes at = lanes_of(p, block, vector, DOUBLES);
-            Doubles e[HPCM_BLOCK], ev[HPCM_BLOCK], power[HPCM_BLOCK + 1], carry[4];
-            take_tokens(p, at, codes, e, ev);
-            for (int i = 0; i <= p.length; ++i) power[i] = take(p.powers + (int64_t)i * p.channels, at, 1.0);
-            memcpy(carry, p.ends + (block * p.vectors + vector) * 4 * DOUBLES, sizeof carry);
-            hpcm_wkv_sums(
-                e, ev, at.count, p.length, [&](int i) { return power[i]; }, take(p.own, at, 1.0), carry[0], carry[1],
-                carry[2], carry[3]);
-            for (int j = 0; j < at.count; ++j) {
-                const Doubles y = ev[j] / e[j];
-                if (p.table) {  // in the place of v, which is not needed again
-                    const Codes8 out = code_of(y * p.factor);
-                    memcpy(codes.v[j] + c, &out, sizeof out);
-                } else {
-                    memcpy(p.out + (at.token + j) * p.channels + at.channel, &y, at.channels * sizeof(double));
+    Group groups[GROUPS];
+    for (int i = 0; i < n; ++i) {
+        Group& g = groups[i];
+        g.at.channel = (first + i) * GROUP;
+        g.at.channels = p.channels - g.at.channel < GROUP ? p.channels - g.at.channel : (int)GROUP;
+        g.ends = p.ends + (sample * p.groups + first + i) * p.blocks * 2 * GROUP;
+        memset(g.sums, 0, sizeof g.sums);
+        for (int h = 0; h < VECS; ++h) {
+            const int c = g.at.channel + h * DOUBLES;
+            for (int j = 0; j <= p.length; ++j)
+                g.power[h][j] = take(p.powers + (int64_t)j * p.channels + c, p.channels - c, 1.0);
+            g.own[h] = take(p.own + c, p.channels - c, 1.0);
+        }
+    }
+    for (int64_t block = p.blocks - 1; block >= 0; --block)
+        for (int i = 0; i < n; ++i) {
+            Group& g = groups[i];
+            memcpy(g.ends + block * VECS * 2 * DOUBLES, g.sums, sizeof g.sums);
+            if (block == 0) continue;
+            go_to(p, sample, block, g.at);
+            gather(p, g.at, -2 * p.length, codes);
+            for (int h = 0; h < VECS && h * DOUBLES < g.at.channels; ++h) {
+                const Doubles w = g.power[h][1];
+                Doubles end_n = {}, end_d = {}, e, ev;
+                for (int j = g.at.count - 1; j >= 0; --j) {
+                    take_token(p, g.at, codes, j, h * DOUBLES, e, ev);
+                    hpcm_wkv_step(end_n, end_d, w, e, ev);
                 }
+                hpcm_wkv_carry(g.sums[h][0], g.sums[h][1], g.power[h][p.length], end_n, end_d);
             }
         }
-        for (int j = 0; p.table && j < group.count; ++j)
-            memcpy(p.codes + (group.token + j) * p.channels + group.channel, codes.v[j],
-                   group.channels * sizeof(int16_t));
+    for (int i = 0; i < n; ++i) memset(groups[i].sums, 0, sizeof groups[i].sums);
+    for (int64_t block = 0; block < p.blocks; ++block)
+        for (int i = 0; i < n; ++i) {
+            Group& g = groups[i];
+            go_to(p, sample, block, g.at);
+            gather(p, g.at, 2 * p.length, codes);
+            for (int h = 0; h < VECS && h * DOUBLES < g.at.channels; ++h) {
+                const int c = h * DOUBLES;
+                const Doubles* const power = g.power[h];
+                Doubles right[2];
+                memcpy(right, g.ends + (block * VECS + h) * 2 * DOUBLES, sizeof right);
+                hpcm_wkv_block(
+                    g.at.count, p.length,
+                    [&](int j, Doubles& e, Doubles& ev) { take_token(p, g.at, codes, j, c, e, ev); },
+                    [power](int j) { return power[j]; }, g.own[h], g.sums[h][0], g.sums[h][1], right[0], right[1],
+                    [&](int j, Doubles n, Doubles d) { put_result(p, g.at, codes, j, c, n / d); });
+            }
+            for (int j = 0; p.table && j < g.at.count; ++j)
+                copy_codes(p.codes + (g.at.token + j) * p.channels + g.at.channel, codes.v[j], g.at.channels);
+        }
+}
+
+// Items: groups of all samples.
+static void wkv(int64_t first, int64_t last, const Wkv& p) {
+    while (first < last) {
+        const int64_t in_sample = p.groups - first % p.groups, left = last - first;
+        int64_t n = in_sample < left ? in_sample : left;
+        if (n > GROUPS) n = GROUPS;
+        wkv_groups(p, first / p.groups, (int)(first % p.groups), (int)n);
+        first += n;
     }
 }
 
-static const Functions functions = {linear,        depthwise, norm,     lrelu,       relu_squared, gate,    add,
-                                    channel_scale, blend,     sum_rows, latent_code, wkv_ends,     wkv_carries, wkv_out};
+// --- Bi-WKV4 for training ----------------------------------------------------------------------------------------------
+//
+// Work item: all tokens of a sample at the channels of one vector. Channels beyond the last are computed from zeros and not stored.
+
+
+typedef float Floats __attribute__((vector_size(4 * DOUBLES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * DOUBLES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * DOUBLES)));
+
+static inline Doubles widen(const float* p) {
+    Floats x;
+    memcpy(&x, p, sizeof x);
+    return __builtin_convertvector(x, Doubles);
+}
+
+static inline Doubles widen(const double* p) {
+    Doubles x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+static inline Doubles widen(const HpcmBf16* p) {
+    Halves x;
+    memcpy(&x, p, sizeof x);
+    return __builtin_convertvector((Floats)(__builtin_convertvector(x, Bits) << 16), Doubles);
+}
+
+static inline void narrow(Doubles x, float* p) {
+    const Floats y = __builtin_convertvector(x, Floats);
+    memcpy(p, &y, sizeof y);
+}
+
+static inline void narrow(Doubles x, double* p) { memcpy(p, &x, sizeof x); }
+
+// As hpcm_put.
+static inline void narrow(Doubles x, HpcmBf16* p) {
+    const Floats y = __builtin_convertvector(x, Floats);
+    const Bits bits = (Bits)y, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    const Halves out = __builtin_convertvector(y != y ? Bits{} + 0x7FC0 : rounded, Halves);
+    memcpy(p, &out, sizeof out);
+}
+
+template <class T>
+static inline Doubles read_reals(const T* p, int n) {
+    if (n == DOUBLES) return widen(p);
+    Doubles x = {};
+    for (int l = 0; l < n; ++l) x[l] = hpcm_of(p[l]);
+    return x;
+}
+
+template <class T>
+static inline void write_reals(T* p, int n, Doubles x) {
+    if (n == DOUBLES) return narrow(x, p);
+    for (int l = 0; l < n; ++l) hpcm_put(x[l], p + l);
+}
+
+// In: what k, v and their gradients hold; Out: what y and its gradient hold.
+template <class In, class Out>
+struct Sequence {
+    const In *k_at, *v_at;
+    In *gk_at, *gv_at;
+    const Out* g_at;
+    Out* y_at;
+    int64_t stride;
+    int channels;
+    Doubles* scratch;
+
+    Doubles k(int64_t t) const { return read_reals(k_at + t * stride, channels); }
+    Doubles v(int64_t t) const { return read_reals(v_at + t * stride, channels); }
+    Doubles g(int64_t t) const { return read_reals(g_at + t * stride, channels); }
+    void y(int64_t t, Doubles x) const { write_reals(y_at + t * stride, channels, x); }
+    void gk(int64_t t, Doubles x) const { write_reals(gk_at + t * stride, channels, x); }
+    void gv(int64_t t, Doubles x) const { write_reals(gv_at + t * stride, channels, x); }
+    Doubles& kept(int i, int64_t t) const { return scratch[t * 5 + i]; }
+};
+
+template <class In, class Out>
+static void biwkv4(int64_t first, int64_t last, const Biwkv4& p) {
+    Doubles* scratch = (Doubles*)aligned_alloc(sizeof(Doubles), p.tokens * 5 * sizeof(Doubles));
+    if (!scratch) {
+        __atomic_store_n(p.failed, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    const int64_t vectors = (p.channels + DOUBLES - 1) / DOUBLES;
+    for (int64_t item = first; item < last; ++item) {
+        const int c = (int)(item % vectors) * DOUBLES, n = p.channels - c < DOUBLES ? p.channels - c : (int)DOUBLES;
+        const int64_t at = item / vectors * p.tokens * p.channels + c;
+        Doubles w = {}, own = {}, gw, gu;
+        for (int l = 0; l < n; ++l) {
+            w[l] = hpcm_decay_factor(p.decay[c + l], p.tokens);
+            own[l] = hpcm_own_factor(p.boost[c + l], p.tokens);
+        }
+        Sequence<In, Out> io = {};
+        io.k_at = (const In*)p.k + at;
+        io.v_at = (const In*)p.v + at;
+        io.stride = p.channels;
+        io.channels = n;
+        io.scratch = scratch;
+        if (!p.g) {
+            io.y_at = (Out*)p.y + at;
+            hpcm_biwkv4<Words>(p.tokens, w, own, io);
+            continue;
+        }
+        io.g_at = (const Out*)p.g + at;
+        io.gk_at = (In*)p.gk + at;
+        io.gv_at = (In*)p.gv + at;
+        hpcm_biwkv4_gradients<Words>(p.tokens, w, own, io, gw, gu);
+        double* sums = p.sums + item / vectors * 2 * p.channels + c;
+        for (int l = 0; l < n; ++l) {
+            sums[l] = gw[l];
+            sums[p.channels + l] = gu[l];
+        }
+    }
+    free(scratch);
+}
+
+static void biwkv4_sum(int64_t batch, const Biwkv4& p, double* g_decay, double* g_boost) {
+    for (int c = 0; c < p.channels; ++c)
+        hpcm_biwkv4_sum(batch, p.channels, p.tokens, c, p.sums, p.decay, p.boost, g_decay, g_boost);
+}
+
+static const Functions functions = {
+    linear,  depthwise, norm,        lrelu, relu_squared, gate, add, channel_scale, blend, sum_rows, latent_code, wkv,
+    DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
+};

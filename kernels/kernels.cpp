@@ -25,8 +25,6 @@
 #include <immintrin.h>
 #endif
 
-#include "core.h"
-
 #ifndef HPCM_SOURCE
 #define HPCM_SOURCE "unknown"
 #endif
@@ -85,9 +83,22 @@ struct Wkv {
     double* ends;
     int16_t* codes;
     double* out;
-    int64_t tokens, blocks, vectors, groups;
+    int64_t tokens, blocks, groups;
     int channels, length;
 };
+
+struct Biwkv4 {
+    const void *k, *v, *g;  // g null: forward
+    const double *decay, *boost;
+    void *y, *gk, *gv;
+    double* sums;  // (batch, 2, channels): gradients by w and u of each sample
+    int64_t tokens;
+    int channels;
+    int* failed;
+};
+
+// What tensors hold: k and v, and y. BFLOAT16 comes with a float32 y.
+enum Real { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2, REALS = 3 };
 
 struct Functions {
     void (*linear)(int64_t, int64_t, const Linear&);
@@ -101,9 +112,10 @@ struct Functions {
     void (*blend)(int64_t, int64_t, const Elements&);
     void (*sum_rows)(int64_t, int64_t, const int16_t*, int, int64_t*);
     void (*latent_code)(int64_t, int64_t, const Elements&);
-    void (*wkv_ends)(int64_t, int64_t, const Wkv&);
-    void (*wkv_carries)(int64_t, int64_t, const Wkv&);
-    void (*wkv_out)(int64_t, int64_t, const Wkv&);
+    void (*wkv)(int64_t, int64_t, const Wkv&);
+    int doubles;  // channels that go together in what follows
+    void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&);
+    void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);
 };
 
 #if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
@@ -283,6 +295,13 @@ const int64_t ELEMENTS = 1 << 16, PRODUCTS = 1 << 21;
 
 int64_t rows_of(int64_t total, int64_t each) { return total / (each > 0 ? each : 1) + 1; }
 
+void run_sequences(int real, int64_t batch, int64_t elements, const Biwkv4& p) {
+    const Functions& f = use();
+    const int64_t vectors = (p.channels + f.doubles - 1) / f.doubles;
+    parallel(batch * vectors, rows_of(elements, p.tokens * f.doubles),
+             [&](int64_t a, int64_t b) { f.biwkv4[real](a, b, p); });
+}
+
 }  // namespace
 
 // --- interface -------------------------------------------------------------------------------------------------------------
@@ -427,7 +446,7 @@ HPCM_API void hpcm_sum_rows(int64_t rows, int channels, const int16_t* a, int64_
 
 // How many doubles `ends` of hpcm_wkv holds.
 HPCM_API int64_t hpcm_wkv_scratch(int64_t batch, int64_t tokens, int channels, int length) {
-    return batch * ((tokens + length - 1) / length) * ((channels + 7) / 8) * 4 * 8;
+    return batch * ((tokens + length - 1) / length) * ((channels + 31) / 32) * 4 * 16;
 }
 
 // Bi-WKV4 over codes (table of exp(k), result times `factor` as codes), or, where `table` is null, over float64:
@@ -454,11 +473,52 @@ HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, 
     p.channels = channels;
     p.length = length;
     p.blocks = (tokens + length - 1) / length;
-    p.vectors = (channels + 7) / 8;
     p.groups = (channels + 31) / 32;
     const Functions& f = use();
-    const int64_t items = batch * p.blocks * p.groups, grain = rows_of(ELEMENTS / 4, length * 32);
-    parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_ends(a, b, p); });
-    parallel(batch * p.vectors, rows_of(ELEMENTS, p.blocks * 8), [&](int64_t a, int64_t b) { f.wkv_carries(a, b, p); });
-    parallel(items, grain, [&](int64_t a, int64_t b) { f.wkv_out(a, b, p); });
+    // One piece a thread: groups of a sample that stay together read whole rows of codes.
+    const int64_t items = batch * p.groups, threads = wanted_threads.load(), least = rows_of(ELEMENTS / 4, tokens * 32);
+    const int64_t grain = (items + threads - 1) / threads;
+    parallel(items, grain < least ? least : grain, [&](int64_t a, int64_t b) { f.wkv(a, b, p); });
+}
+
+// Bi-WKV4 for training over k, v (batch, tokens, channels) of the type `real`; decay, boost (channels,) as float64.
+// y: float32, float64 for FLOAT64. Returns 0, or 1 where there was no memory.
+HPCM_API int hpcm_float_biwkv4(int real, int64_t batch, int64_t tokens, int channels, const void* k, const void* v,
+                               const double* decay, const double* boost, void* y) {
+    int failed = 0;
+    Biwkv4 p = {};
+    p.k = k;
+    p.v = v;
+    p.decay = decay;
+    p.boost = boost;
+    p.y = y;
+    p.tokens = tokens;
+    p.channels = channels;
+    p.failed = &failed;
+    run_sequences(real, batch, ELEMENTS / 16, p);
+    return failed;
+}
+
+// The gradients by k, v (of the type `real`), decay and boost (float64), from the one by y (of y's type).
+// sums: scratch of (batch, 2, channels). Samples are summed in order, whatever the threads.
+HPCM_API int hpcm_float_biwkv4_gradients(int real, int64_t batch, int64_t tokens, int channels, const void* k,
+                                         const void* v, const double* decay, const double* boost, const void* g,
+                                         void* gk, void* gv, double* g_decay, double* g_boost,
+                                         double* sums) {
+    int failed = 0;
+    Biwkv4 p = {};
+    p.k = k;
+    p.v = v;
+    p.g = g;
+    p.decay = decay;
+    p.boost = boost;
+    p.gk = gk;
+    p.gv = gv;
+    p.sums = sums;
+    p.tokens = tokens;
+    p.channels = channels;
+    p.failed = &failed;
+    run_sequences(real, batch, ELEMENTS / 32, p);
+    use().biwkv4_sum(batch, p, g_decay, g_boost);
+    return failed;
 }

@@ -1,47 +1,35 @@
 // The kernels for NVIDIA GPUs: core.h's arithmetic, one thread an element (Bi-WKV4: one a block of tokens and channel).
 //
-//     nvcc -std=c++17 -O2 -fmad=false --extended-lambda -shared -Xcompiler -fPIC kernels.cu
+//     nvcc --std=c++17 --fmad=false -cubin -arch=sm_NN kernels.cu            (hpcmcodec/ops/cuda.py, or NVRTC there)
 //
-// The interface is that of kernels.cpp with device pointers, and at its end the stream to launch on, which belongs to
-// the current device; nothing is allocated or waited for, and each function returns the error of its launches (0: none).
-// There is no atomic and no shared memory, so results do not depend on how threads are scheduled. Elsewhere than in nvcc
-// the file compiles behind tests/cuda_shim.h, which runs the threads one after the other.
+// Kernels alone: cuda.py launches them through the driver, so neither compiler sees a line of the host's. Pointers are
+// the device's. There is no atomic and no shared memory, so results do not depend on how threads are scheduled.
+// Elsewhere than in CUDA the file compiles behind tests/cuda_shim.h, which runs the threads one after the other.
 
+#ifdef __CUDACC_RTC__  // NVRTC has no headers of its own
+typedef signed char int8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#else
 #include <stdint.h>
+#endif
 
 #include "core.h"
 
-#ifndef HPCM_SOURCE
-#define HPCM_SOURCE "unknown"
-#endif
-
-#define HPCM_API extern "C" __attribute__((visibility("default")))
-
-namespace {
-
-enum { PANEL = 16, MAX_CHUNKS = 16, THREADS = 256 };
-enum Form { CODES = 0, WIDE = 1 };
-
-template <class F>
-__global__ void each(int64_t n, F f) {
-    const int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
-    if (i < n) f(i);
-}
-
-// f(i) for i = 0..n-1.
-template <class F>
-int launch(int64_t n, const F& f, void* stream) {
-    if (n <= 0) return 0;
-    const int64_t blocks = (n + THREADS - 1) / THREADS;
-    if (blocks > 0x7fffffff) return (int)cudaErrorInvalidConfiguration;
 #ifdef __CUDACC__
-    each<<<(unsigned)blocks, THREADS, 0, (cudaStream_t)stream>>>(n, f);
-#else
-    (void)stream;
-    shim_launch((unsigned)blocks, THREADS, [&] { each(n, f); });
+#define HPCM_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
 #endif
-    return (int)cudaGetLastError();
-}
+
+enum { PANEL = 16, MAX_CHUNKS = 16 };
+enum Form { CODES = 0, WIDE = 1 };
+enum Real { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2 };
+
+// This thread's element; launches are rounded up, so there may be none.
+__device__ static inline int64_t element() { return blockIdx.x * (int64_t)blockDim.x + threadIdx.x; }
 
 struct Chunk {
     const int16_t* a;  // null: `scale` is the same product for every row, scaled already
@@ -51,14 +39,15 @@ struct Chunk {
 };
 
 struct Linear {
+    int64_t rows;
     int outputs, n_chunks, form;
-    Chunk chunks[MAX_CHUNKS];
     const void* bias;
     const float *low, *high;
     void* out;
+    Chunk chunks[MAX_CHUNKS];
 };
 
-__device__ int32_t sum_of(const Chunk& k, int64_t row, int o) {
+__device__ static int32_t sum_of(const Chunk& k, int64_t row, int o) {
     const int16_t* a = k.a + row * k.stride;
     const int16_t* w = k.weights + (int64_t)(o / PANEL) * PANEL * k.inputs + o % PANEL * 2;
     int32_t sum = 0;
@@ -67,246 +56,280 @@ __device__ int32_t sum_of(const Chunk& k, int64_t row, int o) {
 }
 
 template <class T>
-__device__ void finish(const Linear& l, int64_t at, int o, T x) {
+__device__ static void finish(const Linear& l, int64_t at, int o, T x) {
     if (l.form == WIDE)
         ((int32_t*)l.out)[at] = hpcm_round(hpcm_limit(x, (T)l.low[o], (T)l.high[o]));
     else
         ((int16_t*)l.out)[at] = hpcm_code(x);
 }
 
-struct Wkv {
-    const int16_t *k, *v;
-    const double *table, *weights, *values, *powers, *own;
-    double factor;
-    double* ends;
-    int16_t* codes;
-    double* out;
-    int64_t tokens, blocks;
-    int channels, length;
-};
-
-// The tokens of a block at channel c; returns how many there are.
-__device__ int take_tokens(const Wkv& p, int64_t block, int c, double* e, double* ev) {
-    const int64_t start = block % p.blocks * p.length, first = block / p.blocks * p.tokens + start;
-    const int count = (int)(p.tokens - start < p.length ? p.tokens - start : p.length);
-    for (int j = 0; j < count; ++j) {
-        const int64_t i = (first + j) * p.channels + c;
-        e[j] = p.table ? p.table[HPCM_CODE_MAX + p.k[i]] : p.weights[i];
-        ev[j] = e[j] * (p.table ? (double)p.v[i] : p.values[i]);
+HPCM_KERNEL(hpcm_linear, Linear l) {
+    const int64_t i = element();
+    if (i >= l.rows * l.outputs) return;
+    const int64_t row = i / l.outputs;
+    const int o = (int)(i % l.outputs);
+    if (l.n_chunks == 1) {
+        finish(l, i, o, hpcm_requantise(sum_of(l.chunks[0], row, o), ((const float*)l.chunks[0].scale)[o],
+                                        ((const float*)l.bias)[o]));
+        return;
     }
-    return count;
+    double total = 0;
+    for (int c = 0; c < l.n_chunks; ++c) {
+        const double scale = ((const double*)l.chunks[c].scale)[o];
+        const double term = l.chunks[c].a ? (double)sum_of(l.chunks[c], row, o) * scale : scale;
+        total = c == 0 ? term : total + term;
+    }
+    finish(l, i, o, total + ((const double*)l.bias)[o]);
 }
 
-}  // namespace
-
-HPCM_API const char* hpcm_source() { return HPCM_SOURCE; }
-
-// chunks: on the host; their contents are addresses on the device.
-HPCM_API int hpcm_linear(int64_t rows, int outputs, int n_chunks, const int64_t* chunks, const void* bias, int form,
-                         const float* low, const float* high, void* out, void* stream) {
-    if (n_chunks < 1 || n_chunks > MAX_CHUNKS) return (int)cudaErrorInvalidValue;
-    Linear l = {};
-    l.outputs = outputs;
-    l.n_chunks = n_chunks;
-    l.form = form;
-    l.bias = bias;
-    l.low = low;
-    l.high = high;
-    l.out = out;
-    for (int c = 0; c < n_chunks; ++c) {
-        const int64_t* k = chunks + 5 * c;
-        l.chunks[c] = {(const int16_t*)k[0], k[1], k[2], (const int16_t*)k[3], (const void*)k[4]};
-    }
-    return launch(
-        rows * outputs,
-        [=] __device__(int64_t i) {
-            const int64_t row = i / l.outputs;
-            const int o = (int)(i % l.outputs);
-            if (l.n_chunks == 1) {
-                finish(l, i, o,
-                       hpcm_requantise(sum_of(l.chunks[0], row, o), ((const float*)l.chunks[0].scale)[o],
-                                       ((const float*)l.bias)[o]));
-                return;
-            }
-            double total = 0;
-            for (int c = 0; c < l.n_chunks; ++c) {
-                const double scale = ((const double*)l.chunks[c].scale)[o];
-                const double term = l.chunks[c].a ? (double)sum_of(l.chunks[c], row, o) * scale : scale;
-                total = c == 0 ? term : total + term;
-            }
-            finish(l, i, o, total + ((const double*)l.bias)[o]);
-        },
-        stream);
-}
-
-HPCM_API int hpcm_depthwise(int64_t batch, int64_t height, int64_t width, int channels, int k, const int16_t* a,
-                            const int16_t* weights, const float* scale, const float* bias, int16_t* out,
-                            void* stream) {
-    return launch(
-        batch * height * width * channels,
-        [=] __device__(int64_t at) {
-            const int c = (int)(at % channels);
-            const int64_t column = at / channels % width, row = at / channels / width, y = row % height;
-            int32_t sum = 0;
-            for (int i = 0; i < k; ++i)
-                for (int j = 0; j < k; ++j) {
-                    const int64_t yi = y + i - k / 2, xj = column + j - k / 2;
-                    if (yi < 0 || yi >= height || xj < 0 || xj >= width) continue;
-                    sum += (int32_t)a[((row + i - k / 2) * width + xj) * channels + c] *
-                           weights[(int64_t)(i * k + j) * channels + c];
-                }
-            out[at] = hpcm_code(hpcm_requantise(sum, scale[c], bias[c]));
-        },
-        stream);
+HPCM_KERNEL(hpcm_depthwise, int64_t batch, int64_t height, int64_t width, int channels, int k, const int16_t* a,
+            const int16_t* weights, const float* scale, const float* bias, int16_t* out) {
+    const int64_t i = element();
+    if (i >= batch * height * width * channels) return;
+    const int c = (int)(i % channels);
+    const int64_t column = i / channels % width, row = i / channels / width, y = row % height;
+    int32_t sum = 0;
+    for (int m = 0; m < k; ++m)
+        for (int n = 0; n < k; ++n) {
+            const int64_t ym = y + m - k / 2, xn = column + n - k / 2;
+            if (ym < 0 || ym >= height || xn < 0 || xn >= width) continue;
+            sum += (int32_t)a[((row + m - k / 2) * width + xn) * channels + c] *
+                   weights[(int64_t)(m * k + n) * channels + c];
+        }
+    out[i] = hpcm_code(hpcm_requantise(sum, scale[c], bias[c]));
 }
 
 // One thread a row.
-HPCM_API int hpcm_norm(int64_t rows, int channels, const int16_t* a, const float* gamma, const float* beta,
-                       int16_t* out, void* stream) {
-    return launch(
-        rows,
-        [=] __device__(int64_t row) {
-            const int16_t* x = a + row * channels;
-            int64_t sum = 0, squares = 0;
-            for (int i = 0; i < channels; ++i) {
-                sum += x[i];
-                squares += (int32_t)x[i] * x[i];
-            }
-            const float factor = hpcm_norm_factor(sum, squares, channels);
-            for (int i = 0; i < channels; ++i)
-                out[row * channels + i] = hpcm_norm(x[i], (float)channels, (float)sum, factor, gamma[i], beta[i]);
-        },
-        stream);
+HPCM_KERNEL(hpcm_norm, int64_t rows, int channels, const int16_t* a, const float* gamma, const float* beta,
+            int16_t* out) {
+    const int64_t i = element();
+    if (i >= rows) return;
+    const int16_t* x = a + i * channels;
+    int64_t sum = 0, squares = 0;
+    for (int c = 0; c < channels; ++c) {
+        sum += x[c];
+        squares += (int32_t)x[c] * x[c];
+    }
+    const float factor = hpcm_norm_factor(sum, squares, channels);
+    for (int c = 0; c < channels; ++c)
+        out[i * channels + c] = hpcm_norm(x[c], (float)channels, (float)sum, factor, gamma[c], beta[c]);
 }
 
-HPCM_API int hpcm_lrelu(int64_t n, const int16_t* a, int16_t* out, void* stream) {
-    return launch(n, [=] __device__(int64_t i) { out[i] = hpcm_lrelu(a[i]); }, stream);
+HPCM_KERNEL(hpcm_lrelu, int64_t n, const int16_t* a, int16_t* out) {
+    const int64_t i = element();
+    if (i >= n) return;
+    out[i] = hpcm_lrelu(a[i]);
 }
 
-HPCM_API int hpcm_relu_squared(int64_t n, const int16_t* a, float factor, int16_t* out, void* stream) {
-    return launch(n, [=] __device__(int64_t i) { out[i] = hpcm_relu_squared(a[i], factor); }, stream);
+HPCM_KERNEL(hpcm_relu_squared, int64_t n, const int16_t* a, float factor, int16_t* out) {
+    const int64_t i = element();
+    if (i >= n) return;
+    out[i] = hpcm_relu_squared(a[i], factor);
 }
 
-HPCM_API int hpcm_gate(int64_t n, const int16_t* r, const int16_t* a, const float* table, int16_t* out, void* stream) {
-    return launch(n, [=] __device__(int64_t i) { out[i] = hpcm_gate(table[HPCM_CODE_MAX + r[i]], a[i]); }, stream);
+HPCM_KERNEL(hpcm_gate, int64_t n, const int16_t* r, const int16_t* a, const float* table, int16_t* out) {
+    const int64_t i = element();
+    if (i >= n) return;
+    out[i] = hpcm_gate(table[HPCM_CODE_MAX + r[i]], a[i]);
 }
 
-HPCM_API int hpcm_add(int64_t n, const int16_t* a, const int16_t* b, int16_t* out, void* stream) {
-    return launch(n, [=] __device__(int64_t i) { out[i] = (int16_t)hpcm_limit_code((int32_t)a[i] + b[i]); }, stream);
+HPCM_KERNEL(hpcm_add, int64_t n, const int16_t* a, const int16_t* b, int16_t* out) {
+    const int64_t i = element();
+    if (i >= n) return;
+    out[i] = (int16_t)hpcm_limit_code((int32_t)a[i] + b[i]);
 }
 
-HPCM_API int hpcm_latent_code(int64_t n, const int32_t* y_hat, int16_t* out, void* stream) {
-    return launch(n, [=] __device__(int64_t i) { out[i] = hpcm_latent_code(y_hat[i]); }, stream);
+HPCM_KERNEL(hpcm_latent_code, int64_t n, const int32_t* y_hat, int16_t* out) {
+    const int64_t i = element();
+    if (i >= n) return;
+    out[i] = hpcm_latent_code(y_hat[i]);
 }
 
-HPCM_API int hpcm_channel_scale(int64_t rows, int channels, const int16_t* a, const float* scale, int16_t* out,
-                                void* stream) {
-    return launch(
-        rows * channels, [=] __device__(int64_t i) { out[i] = hpcm_code((float)a[i] * scale[i % channels]); }, stream);
+HPCM_KERNEL(hpcm_channel_scale, int64_t rows, int channels, const int16_t* a, const float* scale, int16_t* out) {
+    const int64_t i = element();
+    if (i >= rows * channels) return;
+    out[i] = hpcm_code((float)a[i] * scale[i % channels]);
 }
 
-HPCM_API int hpcm_blend(int64_t rows, int channels, const int16_t* r, const int16_t* a, const int16_t* b,
-                        const float* table, int16_t* out, void* stream) {
-    return launch(
-        rows * channels,
-        [=] __device__(int64_t i) { out[i] = hpcm_blend(table[HPCM_CODE_MAX + r[i]], a[i % channels], b[i]); },
-        stream);
+HPCM_KERNEL(hpcm_blend, int64_t rows, int channels, const int16_t* r, const int16_t* a, const int16_t* b,
+            const float* table, int16_t* out) {
+    const int64_t i = element();
+    if (i >= rows * channels) return;
+    out[i] = hpcm_blend(table[HPCM_CODE_MAX + r[i]], a[i % channels], b[i]);
 }
 
 // One thread a channel.
-HPCM_API int hpcm_sum_rows(int64_t rows, int channels, const int16_t* a, int64_t* sums, void* stream) {
-    return launch(
-        channels,
-        [=] __device__(int64_t c) {
-            int64_t sum = 0;
-            for (int64_t row = 0; row < rows; ++row) sum += a[row * channels + c];
-            sums[c] = sum;
-        },
-        stream);
+HPCM_KERNEL(hpcm_sum_rows, int64_t rows, int channels, const int16_t* a, int64_t* sums) {
+    const int64_t i = element();
+    if (i >= channels) return;
+    int64_t sum = 0;
+    for (int64_t row = 0; row < rows; ++row) sum += a[row * channels + i];
+    sums[i] = sum;
 }
 
-// How many doubles `ends` of hpcm_wkv holds.
-HPCM_API int64_t hpcm_wkv_scratch(int64_t batch, int64_t tokens, int channels, int length) {
-    return batch * ((tokens + length - 1) / length) * channels * 4;
-}
+// --- Bi-WKV4 (kernels.cpp: hpcm_wkv) in three launches; ends: (batch, blocks, channels, 4) --------------------------------
 
-// As kernels.cpp says.
-HPCM_API int hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, const void* k, const void* v,
-                      const double* table, const double* powers, const double* own, double factor, double* ends,
-                      void* out, void* stream) {
-    if (length < 1 || length > HPCM_BLOCK) return (int)cudaErrorInvalidValue;
-    Wkv p = {};
-    if (table) {
-        p.k = (const int16_t*)k;
-        p.v = (const int16_t*)v;
-        p.codes = (int16_t*)out;
-    } else {
-        p.weights = (const double*)k;
-        p.values = (const double*)v;
-        p.out = (double*)out;
+// A block of tokens at one channel.
+struct Block {
+    int64_t first, channels;  // token, batch included
+    int count, c;
+    const void *k, *v;
+    const double* table;
+
+    __device__ Block(int64_t tokens, int64_t blocks, int channels, int length, const void* k, const void* v,
+                     const double* table, int64_t i)
+        : channels(channels), c((int)(i % channels)), k(k), v(v), table(table) {
+        const int64_t block = i / channels, start = block % blocks * length;
+        first = block / blocks * tokens + start;
+        count = (int)(tokens - start < length ? tokens - start : length);
     }
-    p.table = table;
-    p.powers = powers;
-    p.own = own;
-    p.factor = factor;
-    p.ends = ends;
-    p.tokens = tokens;
-    p.channels = channels;
-    p.length = length;
-    p.blocks = (tokens + length - 1) / length;
-    const int64_t items = batch * p.blocks * channels;
-    int error = launch(
-        items,
-        [=] __device__(int64_t i) {
-            const int c = (int)(i % p.channels);
-            double e[HPCM_BLOCK], ev[HPCM_BLOCK];
-            const int count = take_tokens(p, i / p.channels, c, e, ev);
-            double* at = p.ends + i * 4;
-            hpcm_wkv_ends(e, ev, count, p.powers[p.channels + c], at[0], at[1], at[2], at[3]);
-        },
-        stream);
-    if (error) return error;
-    // What the blocks before (left, 0 and 1) and behind (right, 2 and 3) carry into each: one thread a sum.
-    error = launch(
-        batch * channels * 4,
-        [=] __device__(int64_t i) {
-            const int which = (int)(i % 4), c = (int)(i / 4 % p.channels);
-            const int64_t sample = i / 4 / p.channels;
-            const double w = p.powers[(int64_t)p.length * p.channels + c];
-            double carry = 0;
-            for (int64_t n = 0; n < p.blocks; ++n) {
-                const int64_t block = which < 2 ? n : p.blocks - 1 - n;
-                double* at = p.ends + ((sample * p.blocks + block) * p.channels + c) * 4 + which;
-                const double end = *at;
-                *at = carry;
-                carry = carry * w;
-                carry = carry + end;
-            }
-        },
-        stream);
-    if (error) return error;
-    return launch(
-        items,
-        [=] __device__(int64_t i) {
-            const int c = (int)(i % p.channels);
-            const int64_t block = i / p.channels;
-            double e[HPCM_BLOCK], ev[HPCM_BLOCK];
-            const int count = take_tokens(p, block, c, e, ev);
-            const double* carry = p.ends + i * 4;
-            const double* powers = p.powers + c;
-            const int channels = p.channels;
-            hpcm_wkv_sums(
-                e, ev, count, p.length, [=](int j) { return powers[(int64_t)j * channels]; }, p.own[c], carry[0],
-                carry[1], carry[2], carry[3]);
-            const int64_t first = block / p.blocks * p.tokens + block % p.blocks * p.length;
-            for (int j = 0; j < count; ++j) {
-                const double y = ev[j] / e[j];
-                const int64_t at = (first + j) * p.channels + c;
-                if (p.table)
-                    p.codes[at] = hpcm_code(y * p.factor);
-                else
-                    p.out[at] = y;
-            }
-        },
-        stream);
+
+    __device__ int64_t at(int j) const { return (first + j) * channels + c; }
+
+    __device__ void operator()(int j, double& e, double& ev) const {
+        e = table ? table[HPCM_CODE_MAX + ((const int16_t*)k)[at(j)]] : ((const double*)k)[at(j)];
+        ev = e * (table ? (double)((const int16_t*)v)[at(j)] : ((const double*)v)[at(j)]);
+    }
+};
+
+struct Powers {
+    const double* at;
+    int64_t channels;
+    __device__ double operator()(int i) const { return at[i * channels]; }
+};
+
+struct Result {
+    const Block& block;
+    double factor;
+    void* out;
+    __device__ void operator()(int j, double n, double d) const {
+        if (block.table)
+            ((int16_t*)out)[block.at(j)] = hpcm_code(n / d * factor);
+        else
+            ((double*)out)[block.at(j)] = n / d;
+    }
+};
+
+HPCM_KERNEL(hpcm_wkv_ends, int64_t batch, int64_t tokens, int64_t blocks, int channels, int length, const void* k,
+            const void* v, const double* table, const double* powers, double* ends) {
+    const int64_t i = element();
+    if (i >= batch * blocks * channels) return;
+    const Block block(tokens, blocks, channels, length, k, v, table, i);
+    const double w = powers[channels + block.c];
+    double n[2] = {}, d[2] = {}, e, ev;
+    for (int j = 0; j < block.count; ++j) {
+        block(j, e, ev);
+        hpcm_wkv_step(n[0], d[0], w, e, ev);
+        block(block.count - 1 - j, e, ev);
+        hpcm_wkv_step(n[1], d[1], w, e, ev);
+    }
+    double* at = ends + i * 4;
+    at[0] = n[0];
+    at[1] = d[0];
+    at[2] = n[1];
+    at[3] = d[1];
+}
+
+// What the blocks before (left, 0 and 1) and behind (right, 2 and 3) carry into each: one thread a sum.
+HPCM_KERNEL(hpcm_wkv_carries, int64_t batch, int64_t blocks, int channels, int length, const double* powers,
+            double* ends) {
+    const int64_t i = element();
+    if (i >= batch * channels * 4) return;
+    const int which = (int)(i % 4), c = (int)(i / 4 % channels);
+    const int64_t sample = i / 4 / channels;
+    const double w = powers[(int64_t)length * channels + c];
+    double carry = 0;
+    for (int64_t n = 0; n < blocks; ++n) {
+        const int64_t block = which < 2 ? n : blocks - 1 - n;
+        double* at = ends + ((sample * blocks + block) * channels + c) * 4 + which;
+        const double end = *at;
+        *at = carry;
+        carry = carry * w;
+        carry = carry + end;
+    }
+}
+
+HPCM_KERNEL(hpcm_wkv_out, int64_t batch, int64_t tokens, int64_t blocks, int channels, int length, const void* k,
+            const void* v, const double* table, const double* powers, const double* own, double factor,
+            const double* ends, void* out) {
+    const int64_t i = element();
+    if (i >= batch * blocks * channels) return;
+    const Block block(tokens, blocks, channels, length, k, v, table, i);
+    const double* carry = ends + i * 4;
+    double left_n = carry[0], left_d = carry[1];
+    hpcm_wkv_block(block.count, length, block, Powers{powers + block.c, channels}, own[block.c], left_n, left_d, carry[2],
+                   carry[3], Result{block, factor, out});
+}
+
+// --- Bi-WKV4 for training (kernels.cpp: hpcm_float_biwkv4) ----------------------------------------------------------------
+//
+// One thread a sample and channel. scratch: (3 or 5, tokens, batch * channels).
+
+template <class In, class Out>
+struct Sequence {
+    const In *k_at, *v_at;
+    const Out* g_at;
+    Out* y_at;
+    In *gk_at, *gv_at;
+    int64_t stride, kept_stride, kept_plane;
+    double* scratch;
+
+    __device__ double k(int64_t t) const { return hpcm_of(k_at[t * stride]); }
+    __device__ double v(int64_t t) const { return hpcm_of(v_at[t * stride]); }
+    __device__ double g(int64_t t) const { return hpcm_of(g_at[t * stride]); }
+    __device__ void y(int64_t t, double x) const { hpcm_put(x, y_at + t * stride); }
+    __device__ void gk(int64_t t, double x) const { hpcm_put(x, gk_at + t * stride); }
+    __device__ void gv(int64_t t, double x) const { hpcm_put(x, gv_at + t * stride); }
+    __device__ double& kept(int i, int64_t t) const { return scratch[i * kept_plane + t * kept_stride]; }
+};
+
+struct Biwkv4 {
+    int64_t batch, tokens;
+    int real, channels;
+    const void *k, *v, *g;  // g null: forward
+    const double *decay, *boost;
+    void *y, *gk, *gv;
+    double *sums, *scratch;  // sums: (batch, 2, channels)
+};
+
+template <class In, class Out>
+__device__ static void run_sequence(const Biwkv4& p, int64_t i) {
+    const int c = (int)(i % p.channels);
+    const int64_t sample = i / p.channels, at = sample * p.tokens * p.channels + c;
+    const double w = hpcm_decay_factor(p.decay[c], p.tokens), own = hpcm_own_factor(p.boost[c], p.tokens);
+    Sequence<In, Out> io = {};
+    io.k_at = (const In*)p.k + at;
+    io.v_at = (const In*)p.v + at;
+    io.stride = p.channels;
+    io.kept_stride = p.batch * p.channels;
+    io.kept_plane = io.kept_stride * p.tokens;
+    io.scratch = p.scratch + i;
+    if (!p.g) {
+        io.y_at = (Out*)p.y + at;
+        hpcm_biwkv4<uint64_t>(p.tokens, w, own, io);
+        return;
+    }
+    io.g_at = (const Out*)p.g + at;
+    io.gk_at = (In*)p.gk + at;
+    io.gv_at = (In*)p.gv + at;
+    double* sums = p.sums + 2 * sample * p.channels + c;
+    hpcm_biwkv4_gradients<uint64_t>(p.tokens, w, own, io, sums[0], sums[p.channels]);
+}
+
+HPCM_KERNEL(hpcm_float_biwkv4, Biwkv4 p) {
+    const int64_t i = element();
+    if (i >= p.batch * p.channels) return;
+    if (p.real == FLOAT32)
+        run_sequence<float, float>(p, i);
+    else if (p.real == BFLOAT16)
+        run_sequence<HpcmBf16, float>(p, i);
+    else
+        run_sequence<double, double>(p, i);
+}
+
+// One thread a channel.
+HPCM_KERNEL(hpcm_float_biwkv4_sum, Biwkv4 p, double* g_decay, double* g_boost) {
+    const int64_t i = element();
+    if (i >= p.channels) return;
+    hpcm_biwkv4_sum(p.batch, p.channels, p.tokens, (int)i, p.sums, p.decay, p.boost, g_decay, g_boost);
 }

@@ -1,6 +1,9 @@
-"""Bi-WKV4: the exact form and the differentiable form against the formula written out as a matrix in float64."""
+"""Bi-WKV4: exact form, differentiable form and torch's operator against the formula written out in float64."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.numerics import BLOCK, EXPONENT_MAX, NUMPY, TorchNamespace
+from hpcmcodec.ops import build, torch_ops
 from hpcmcodec.ops.biwkv import biwkv4, biwkv4_exact, decay_powers, own_factor
 
 TORCH = TorchNamespace()
@@ -156,3 +161,170 @@ def test_float32_values_and_gradients_are_finite_at_the_clamps(tokens: int, kind
     y = biwkv4(*args)
     y.square().sum().backward()
     assert all(bool(torch.isfinite(t).all()) for t in (y, *(a.grad for a in args)))
+
+
+# --- torch's operator ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def operator(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> Iterator[torch._ops.OpOverload]:
+    """hpcm::biwkv4 over the kernels of this checkout."""
+    monkeypatch.setenv("HPCM_OPS", "cpp")
+    monkeypatch.setattr(build, "prebuilt_path", lambda folder, source: kernel_library)
+    torch_ops._found.cache_clear()
+    yield torch.ops.hpcm.biwkv4.default
+    torch_ops._found.cache_clear()
+
+
+OPERATOR_LENGTHS = (1, 2, 16, 255, 1536, 4096)
+KEYS = {"ordinary": 1.5, "extreme": 80.0}
+
+
+def operator_inputs(tokens: int, largest: float, channels: int = 3, batch: int = 2) -> list[Tensor]:
+    """k, v, decay, boost and a gradient by y, float64 but with values that bfloat16 or float32 hold exactly."""
+    rng = np.random.RandomState(tokens)
+    k = rng.uniform(-largest, largest, (batch, tokens, channels))
+    v, g = rng.standard_normal((2, *k.shape))
+    decay, boost = np.linspace(0.5, 15.5, channels), np.linspace(-6, 6, channels)
+    rounded = [torch.from_numpy(a).bfloat16().double() for a in (k, v)]
+    return [*rounded, *(torch.from_numpy(a).float().double() for a in (decay, boost, g))]
+
+
+def with_gradients(function: object, *args: Tensor) -> list[Tensor]:
+    """y and the gradients by k, v, decay and boost."""
+    *inputs, g = (a.detach().clone() for a in args)
+    y = function(*(a.requires_grad_() for a in inputs))  # type: ignore[operator]
+    return [y.detach(), *torch.autograd.grad(y, inputs, g)]
+
+
+def matrix_gradients(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor, g: Tensor) -> list[Tensor]:
+    """y and its gradients, the sums over all pairs written out, a channel at a time."""
+    tokens, out = k.shape[1], [torch.zeros_like(t) for t in (v, k, v, decay, boost)]
+    t = torch.arange(tokens, dtype=torch.float64)
+    gap = (t[:, None] - t).abs() - 1.0  # -1 for a token itself
+    own, between = torch.eye(tokens, dtype=torch.bool), gap.clamp(min=0)
+    for n in range(k.shape[0]):
+        for c in range(k.shape[2]):
+            shape = torch.where(own, boost[c] / tokens, -gap * (decay[c] / tokens)).exp()
+            w = shape * k[n, :, c].exp()  # W_ti
+            y = w @ v[n, :, c] / w.sum(1)
+            a = w * (g[n, :, c] / w.sum(1))[:, None]  # g_t W_ti / D_t
+            pull = a * (v[n, :, c] - y[:, None])
+            out[0][n, :, c], out[1][n, :, c], out[2][n, :, c] = y, pull.sum(0), a.sum(0)
+            out[3][c] -= (between * pull).sum() / tokens
+            out[4][c] += pull.diagonal().sum() / tokens
+    return out
+
+
+@pytest.mark.parametrize("largest", KEYS.values(), ids=KEYS)
+@pytest.mark.parametrize("tokens", OPERATOR_LENGTHS)
+def test_operator_in_float64_is_the_matrix_form_in_values_and_gradients(operator, tokens: int, largest: float) -> None:
+    args = operator_inputs(tokens, largest, *((3, 2) if tokens < 1000 else (1, 1)))
+    found, wanted = with_gradients(operator, *args), matrix_gradients(*args)
+    for name, a, b in zip(("y", "k", "v", "decay", "boost"), found, wanted, strict=True):
+        # Relative to the largest of the sums' terms, which v and g bound: gradients of single tokens may cancel.
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-9, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 16, 255])
+def test_operator_in_narrow_types_is_the_one_in_float64_rounded(operator, tokens: int, dtype: torch.dtype) -> None:
+    args = operator_inputs(tokens, 1.5, channels=13)
+    wide = with_gradients(operator, *args)
+    k, v, decay, boost, g = args
+    narrow = with_gradients(operator, k.to(dtype), v.to(dtype), decay.float(), boost.float(), g.float())
+    assert [t.dtype for t in narrow] == [torch.float32, dtype, dtype, torch.float32, torch.float32]
+    for a, b in zip(narrow, wide, strict=True):
+        assert torch.equal(a, b.float().to(a.dtype))
+
+
+def test_operator_passes_pytorchs_own_checks(operator) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        k, v, decay, boost, _ = operator_inputs(5, 1.5)
+        args = [a.to(dtype).requires_grad_() for a in (k, v)] + [a.float().requires_grad_() for a in (decay, boost)]
+        torch.library.opcheck(operator, args)
+        torch.library.opcheck(torch.ops.hpcm.biwkv4_gradients.default, [a.detach() for a in (operator(*args), *args)])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7])
+def test_operators_gradients_are_those_of_finite_differences(operator, tokens: int) -> None:
+    assert torch.autograd.gradcheck(operator, [a.requires_grad_() for a in operator_inputs(tokens, 1.5)[:4]])
+
+
+def test_operators_decay_and_boost_have_no_gradient_beyond_their_clamps(operator) -> None:
+    k, v, _, _, g = operator_inputs(16, 1.5, channels=4)
+    decay, boost = torch.tensor([-1.0, 0, 16, 17]).double(), torch.tensor([-17.0, -16, 16, 17]).double()
+    _, _, _, by_decay, by_boost = with_gradients(operator, k, v, decay, boost, g)
+    assert (by_decay != 0).tolist() == (by_boost != 0).tolist() == [False, True, True, False]
+    clamped = [k, v, decay.clamp(0, 16), boost.clamp(-16, 16)]
+    assert torch.equal(operator(k, v, decay, boost), operator(*clamped))
+
+
+def test_operator_gives_the_same_bits_with_any_number_of_threads(operator) -> None:
+    args = operator_inputs(255, 1.5, channels=77, batch=5)
+    before, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            results.append(with_gradients(operator, *args))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_operator_takes_views_and_gradients_that_are_not_contiguous(operator) -> None:
+    args = operator_inputs(16, 1.5, channels=10)
+    whole = with_gradients(operator, *args)
+    k, v, decay, boost, _ = args
+    for views in ([t.mT.contiguous().mT for t in (k, v)], [torch.stack([t, t], 2)[:, :, 1] for t in (k, v)]):
+        y = operator(*(t.requires_grad_() for t in views), decay, boost)
+        assert torch.equal(y, whole[0])
+    summed = with_gradients(operator, k, v, decay, boost, torch.ones(1).double().expand(k.shape))
+    dense = with_gradients(operator, k, v, decay, boost, torch.ones_like(k))
+    assert all(torch.equal(a, b) for a, b in zip(summed, dense, strict=True))
+
+
+def test_operator_lets_what_is_not_finite_through(operator) -> None:
+    k, v, decay, boost, _ = operator_inputs(16, 1.5)
+    k[0, 3, 1] = torch.nan
+    y = operator(k, v, decay, boost)
+    assert y[0, :, 1].isnan().all()
+    assert y.isnan().sum() == 16
+
+
+def test_operator_refuses_what_it_cannot_compute(operator) -> None:
+    k, v, decay, boost, _ = operator_inputs(16, 1.5)
+    for args in ((k, v[:, 1:], decay, boost), (k, v, decay[1:], boost), (k[:, :0], v[:, :0], decay, boost)):
+        with pytest.raises(ValueError, match="biwkv4 takes"):
+            operator(*args)
+    for args in ((k.half(), v.half(), decay, boost), (k.float(), v, decay, boost)):
+        with pytest.raises(TypeError, match="biwkv4 takes"):
+            operator(*args)
+
+
+def test_operator_says_when_there_is_no_memory(operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = operator_inputs(16, 1.5)
+    kernels = torch_ops.kernels_for(torch.device("cpu"))
+    monkeypatch.setattr(kernels, "float_biwkv4_gradients", lambda *arguments: 1)
+    with pytest.raises(MemoryError, match="biwkv4"):
+        with_gradients(operator, *args)
+    monkeypatch.setattr(kernels, "float_biwkv4", lambda *arguments: 1)
+    with pytest.raises(MemoryError, match="biwkv4"):
+        operator(*args[:4])
+
+
+def test_models_call_the_operator_where_there_are_kernels_and_torchs_own_operators_elsewhere(
+    operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, v, decay, boost, _ = operator_inputs(16, 1.5)
+    inputs = k.bfloat16(), v.float(), decay.float(), boost.float()
+    with_kernels = torch_ops.biwkv4(*inputs)
+    assert torch.equal(with_kernels, operator(k.float(), v.float(), *inputs[2:]))
+    monkeypatch.setenv("HPCM_OPS", "reference")
+    without = torch_ops.biwkv4(*inputs)
+    assert torch.equal(without, biwkv4(k.float(), v.float(), *inputs[2:]))
+    assert without.dtype == with_kernels.dtype == torch.float32
+    torch.testing.assert_close(without, with_kernels, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UnsupportedError, match="HPCM_OPS=reference"):
+        operator(k, v, decay, boost)

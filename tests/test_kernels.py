@@ -192,6 +192,26 @@ def test_biwkv4_in_torch_numpy_and_cpp_is_the_same(machine: Kernels) -> None:
     assert np.array_equal(machine.biwkv4(e, v, None, powers, own, 1.0), expected)
 
 
+def float_biwkv4(kernels: Kernels, k, v, decay, boost, g) -> list[np.ndarray]:
+    """y and the gradients by k, v, decay and boost; all float32, decay and boost float64."""
+    shape, at = k.shape, [a.ctypes.data for a in (k, v, decay, boost)]
+    y, gk, gv, sums = np.empty_like(k), np.empty_like(k), np.empty_like(k), np.empty((shape[0], 2, shape[2]))
+    by = np.empty_like(decay), np.empty_like(decay)
+    assert kernels.float_biwkv4(0, *shape, *at, y.ctypes.data) == 0
+    assert kernels.float_biwkv4_gradients(0, *shape, *at, *(a.ctypes.data for a in (g, gk, gv, *by, sums))) == 0
+    return [y, gk, gv, *by]
+
+
+@pytest.mark.parametrize("channels", [1, 8, 13])
+@pytest.mark.parametrize("tokens", [1, 2, 16, 255])
+def test_biwkv4_for_training_gives_the_same_bits_with_every_copy(kernels, portable, tokens: int, channels: int) -> None:
+    rng = np.random.RandomState(tokens)
+    k, v, g = rng.standard_normal((3, 2, tokens, channels)).astype(np.float32) * 3
+    args = k, v, rng.uniform(-1, 17, channels), rng.uniform(-17, 17, channels), g
+    for a, b in zip(float_biwkv4(kernels, *args), float_biwkv4(portable, *args), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

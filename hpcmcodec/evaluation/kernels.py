@@ -10,11 +10,15 @@ thread, in CPU time; the smallest of the rounds counts, so that a neighbour's wo
     products: multiplications at the rate at which numpy multiplies matrices here, float32, for Bi-WKV4 float64
 
 The integer dot products of the kernels can be quicker than the float32 products that the bound is stated in.
+
+Where torch is installed, Bi-WKV4 for training follows, forward and backward, at the sizes of eight crops of 192 pixels:
+`hpcm::biwkv4` against torch's own operators, both through autograd; bytes and products are float32 and float64.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import sys
@@ -33,6 +37,7 @@ from hpcmcodec.ops import loader, selftest
 from hpcmcodec.ops.compiled import KernelOps
 
 GRIDS = {"Kodak": (32, 48), "12 MP": (192, 256)}
+TRAINING_GRIDS = {"8 x 12 x 12": (8, 144), "8 x 6 x 6": (8, 36), "8 x 3 x 3": (8, 9), "Kodak": (1, 1536)}
 WIDTH, OUTPUTS, SECOND = 128, 256, 320  # context width, widest layer, latents
 
 
@@ -59,6 +64,10 @@ class _Work(NamedTuple):
 # neighbouring blocks; two own terms; the grid's factor; and the states again for the blocks' ends.
 _WKV_PRODUCTS = 1 + 2 * (2 + 2) + 2 + 1 + (1 + 4)
 
+
+# For training: e, e v, two states that go on and two own terms forward (24); that again, and the sums over the
+# gradients with their products, backward (45). k, v and y; k, v, g and the gradients by k and v.
+_TRAINING = _Work(4 * (3 + 5) * WIDTH, (24 + 45) * WIDTH, np.float64)
 
 WORK = {
     "linear": _Work(2 * (WIDTH + OUTPUTS), WIDTH * OUTPUTS),
@@ -100,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kernels.set_threads(1)
     tensors = selftest.layers(WIDTH, OUTPUTS, SECOND)
     try:
-        rows = measure(KernelOps(kernels, tensors, selftest.GRIDS), options.rounds)
+        rates = Rates(options.rounds)
+        rows = measure(KernelOps(kernels, tensors, selftest.GRIDS), rates, options.rounds)
+        if importlib.util.find_spec("torch"):
+            rows += measure_training(rates, options.rounds)
     finally:
         kernels.set_threads(threads)
     machine = f"{cpu_name()}, {kernels.variant}, Python {platform.python_version()}, numpy {np.__version__}"
@@ -112,28 +124,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(ops: KernelOps, rounds: int) -> list[Row]:
+class Rates:
+    """What this machine does a second, at best: bytes copied, products of each type."""
+
+    def __init__(self, rounds: int) -> None:
+        self.copying = copied_bytes_per_second(rounds)
+        self.multiplying = {dtype: products_per_second(dtype, rounds) for dtype in (np.float32, np.float64)}
+
+    def bound(self, work: _Work, positions: int) -> tuple[float, str]:
+        """Seconds, and which of the two they are."""
+        by_bytes = positions * work.bytes / self.copying
+        by_products = positions * work.products / self.multiplying[work.dtype]
+        return max(by_bytes, by_products), "products" if by_products > by_bytes else "bytes"
+
+
+def measure(ops: KernelOps, rates: Rates, rounds: int) -> list[Row]:
     """Every operation at both sizes, against the reference with the same tensors."""
     reference = ExactOps(NUMPY, ops.tensors, ops.grids)
-    copying = copied_bytes_per_second(rounds)
-    multiplying = {dtype: products_per_second(dtype, rounds) for dtype in (np.float32, np.float64)}
     rows = []
     for grid, (height, width) in GRIDS.items():
         sizes = (1, height, width, WIDTH, OUTPUTS, SECOND)
         ours, theirs = selftest.cases(*sizes, dtype=np.int16), selftest.cases(*sizes)
         for name, work in WORK.items():
-            by_bytes = height * width * work.bytes / copying
-            by_products = height * width * work.products / multiplying[work.dtype]
-            rows.append(
-                Row(
-                    name,
-                    grid,
-                    best(partial(theirs[name], reference), rounds),
-                    best(partial(ours[name], ops), rounds),
-                    max(by_bytes, by_products),
-                    "products" if by_products > by_bytes else "bytes",
-                )
-            )
+            times = best(partial(theirs[name], reference), rounds), best(partial(ours[name], ops), rounds)
+            rows.append(Row(name, grid, *times, *rates.bound(work, height * width)))
+    return rows
+
+
+def measure_training(rates: Rates, rounds: int) -> list[Row]:
+    """Bi-WKV4 forward and backward in float32: torch's own operators and ours."""
+    import torch
+
+    from hpcmcodec.ops import biwkv, torch_ops
+
+    threads, rows = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for grid, (batch, tokens) in TRAINING_GRIDS.items():
+            k, v, g = torch.randn((3, batch, tokens, WIDTH), generator=torch.Generator().manual_seed(0))
+            inputs = [
+                t.requires_grad_() for t in (k, v, torch.linspace(0.5, 15.5, WIDTH), torch.linspace(-2, 2, WIDTH))
+            ]
+
+            def step(function: Callable[..., torch.Tensor], inputs: list[torch.Tensor], g: torch.Tensor) -> None:
+                torch.autograd.grad(function(*inputs), inputs, g)
+
+            theirs, ours = (best(partial(step, f, inputs, g), rounds) for f in (biwkv.biwkv4, torch_ops.biwkv4))
+            rows.append(Row("Bi-WKV4, training", grid, theirs, ours, *rates.bound(_TRAINING, batch * tokens)))
+    finally:
+        torch.set_num_threads(threads)
     return rows
 
 

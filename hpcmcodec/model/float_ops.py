@@ -29,7 +29,7 @@ from hpcmcodec.numerics import (
     ExactOps,
     TorchNamespace,
 )
-from hpcmcodec.ops.biwkv import biwkv4
+from hpcmcodec.ops.torch_ops import biwkv4
 
 
 class _Bounded(torch.autograd.Function):
@@ -151,8 +151,8 @@ class FloatOps:
     def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
         b, h, w, c = v.x.shape
         out = biwkv4(
-            k.x.float().reshape(b, h * w, c),
-            v.x.float().reshape(b, h * w, c),
+            k.x.reshape(b, h * w, c),
+            v.x.reshape(b, h * w, c),
             self.p[f"{layer}.decay"],
             self.p[f"{layer}.boost"],
         )

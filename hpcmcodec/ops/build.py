@@ -25,7 +25,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,10 +71,10 @@ def source_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "kernels"
 
 
-def source_hash(folder: Path) -> str:
+def source_hash(folder: Path, names: Sequence[str] = SOURCES, flags: Sequence[str] = FLAGS) -> str:
     """Of the sources and flags, 16 hexadecimal digits. Raises BuildError where a source is missing."""
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for name in SOURCES:
+    digest = hashlib.sha256(" ".join(flags).encode())
+    for name in names:
         try:
             digest.update(b"\0" + name.encode() + b"\0" + (folder / name).read_bytes())
         except OSError as error:
@@ -128,15 +128,19 @@ def _stem(source: str) -> str:
     return f"{platform.machine()}-{source}"
 
 
-def cached(folder: Path, source: str, compiler: Compiler | None) -> list[Path]:
-    """Whole cached libraries of these sources; with a compiler, that one's alone. Damaged ones are left out."""
-    made_by = compiler.key if compiler else "*"
+def whole(folder: Path, pattern: str) -> list[Path]:
+    """Files of the cache by name, `*` matching anything; those that were damaged since they were made are left out."""
     found = []
-    for path in sorted(folder.glob(f"{_stem(source)}-{made_by}-*.so")):
+    for path in sorted(folder.glob(pattern)):
         with contextlib.suppress(OSError):
             if hashlib.sha256(path.read_bytes()).hexdigest()[:16] == path.stem.rpartition("-")[2]:
                 found.append(path)
     return found
+
+
+def cached(folder: Path, source: str, compiler: Compiler | None) -> list[Path]:
+    """Whole cached libraries of these sources; with a compiler, that one's alone."""
+    return whole(folder, f"{_stem(source)}-{compiler.key if compiler else '*'}-*.so")
 
 
 def failure(folder: Path, source: str, compiler: Compiler) -> str | None:
@@ -149,9 +153,8 @@ def failure(folder: Path, source: str, compiler: Compiler) -> str | None:
         return None
 
 
-def run_compiler(compiler: Compiler, folder: Path, source: str, target: Path, timeout: float) -> None:
-    """Compile to `target` and load the result once. Raises BuildError."""
-    command = [*compiler.command, *FLAGS, f'-DHPCM_SOURCE="{source}"', str(folder / SOURCES[-1]), "-o", str(target)]
+def run(command: Sequence[str], folder: Path, timeout: float) -> str:
+    """Run a compiler, with `folder` for its temporary files; returns what it said. Raises BuildError."""
     try:
         # A session of its own: the compiler is a driver, and at a time-out all that it started must end.
         process = subprocess.Popen(
@@ -160,10 +163,10 @@ def run_compiler(compiler: Compiler, folder: Path, source: str, target: Path, ti
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"LC_ALL": "C", "TMPDIR": str(target.parent)},
+            env=os.environ | {"LC_ALL": "C", "TMPDIR": str(folder)},
         )
     except OSError as error:
-        raise BuildError(f"{compiler.command[0]} cannot be run: {error.strerror or error}") from error
+        raise BuildError(f"{command[0]} cannot be run: {error.strerror or error}") from error
     try:
         output, _ = process.communicate(timeout=timeout)
     except BaseException as error:  # an interruption, too, must not leave a compiler behind
@@ -171,12 +174,24 @@ def run_compiler(compiler: Compiler, folder: Path, source: str, target: Path, ti
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise BuildError(f"{compiler.command[0]} did not end within {timeout:g} s") from error
+            raise BuildError(f"{command[0]} did not end within {timeout:g} s") from error
         raise
+    text = output.decode(errors="replace")
     if process.returncode:
-        lines = output.decode(errors="replace").splitlines()
-        said = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
-        raise BuildError(f"{compiler.command[0]} failed with exit code {process.returncode}: {said}")
+        raise BuildError(f"{command[0]} failed with exit code {process.returncode}: {complaint(text)}")
+    return text
+
+
+def complaint(output: str) -> str:
+    """The first line of a compiler's output that names an error."""
+    lines = output.splitlines()
+    return next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+
+
+def run_compiler(compiler: Compiler, folder: Path, source: str, target: Path, timeout: float) -> None:
+    """Compile to `target` and load the result once. Raises BuildError."""
+    command = [*compiler.command, *FLAGS, f'-DHPCM_SOURCE="{source}"', str(folder / SOURCES[-1]), "-o", str(target)]
+    run(command, target.parent, timeout)
     try:
         library = ctypes.CDLL(str(target))
         said_source = source_of(library)
@@ -226,33 +241,43 @@ def build_cached(
 
     wait: seconds to wait while another process builds. Raises BuildError; remembers a compiler's failure for `failure`.
     """
+
+    def make(target: Path) -> None:
+        run_compiler(compiler, folder, source, target, timeout)
+
+    return publish(cache, f"{_stem(source)}-{compiler.key}", ".so", make, wait)
+
+
+def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], wait: float) -> Path:
+    """The whole file STEM-DIGEST.SUFFIX of the cache; where there is none, `make` writes it, one process at a time.
+
+    Raises BuildError, as `make` may: that one is remembered in STEM.failed.
+    """
     from tempfile import TemporaryDirectory  # 3 ms, which finding a library need not pay
 
-    failed = cache / f"{_stem(source)}-{compiler.key}.failed"
+    failed = cache / f"{stem}.failed"
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         reason = untrusted(cache)
         if reason:
             raise BuildError(reason)
-        with _locked(cache / f"{_stem(source)}-{compiler.key}.lock", wait):
-            there = cached(cache, source, compiler)
+        with _locked(cache / f"{stem}.lock", wait):
+            there = whole(cache, f"{stem}-*{suffix}")
             if there:
                 return there[0]
-            for old in cache.glob(f"{_PARTIAL}{_stem(source)}-{compiler.key}-*"):  # of builds that were killed
+            for old in cache.glob(f"{_PARTIAL}{stem}-*"):  # of builds that were killed
                 shutil.rmtree(old, ignore_errors=True)
-            with TemporaryDirectory(
-                prefix=f"{_PARTIAL}{_stem(source)}-{compiler.key}-", dir=cache, ignore_cleanup_errors=True
-            ) as made:
-                built = Path(made, "kernels.so")
+            with TemporaryDirectory(prefix=f"{_PARTIAL}{stem}-", dir=cache, ignore_cleanup_errors=True) as made:
+                built = Path(made, f"kernels{suffix}")
                 try:
-                    run_compiler(compiler, folder, source, built, timeout)
+                    make(built)
                 except BuildError as error:
                     failed.write_text(str(error), encoding="utf-8")
                     raise
                 digest = hashlib.sha256(built.read_bytes()).hexdigest()[:16]
-                target = cache / f"{_stem(source)}-{compiler.key}-{digest}.so"
+                target = cache / f"{stem}-{digest}{suffix}"
                 built.replace(target)
-            for damaged in set(cache.glob(f"{_stem(source)}-{compiler.key}-*.so")) - {target}:
+            for damaged in set(cache.glob(f"{stem}-*{suffix}")) - {target}:
                 damaged.unlink(missing_ok=True)
             failed.unlink(missing_ok=True)
             return target

@@ -13,6 +13,7 @@ and dtypes are checked here.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,10 +27,10 @@ MAX_CHUNKS = 16  # of one linear: the size of an array in kernels.cpp
 _PANEL = 16  # outputs side by side in packed weights
 _CODES, _WIDE = range(2)  # what becomes of a linear's sums (kernels.cpp, enum Form)
 
-Array = np.ndarray
+Array = Any  # of numpy, or a tensor on the device of the kernels
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
+SIGNATURES: dict[str, tuple[Any, ...]] = {
     "hpcm_linear": (_long, _int, _int, _pointer, _pointer, _int, _pointer, _pointer, _pointer),
     "hpcm_depthwise": (_long, _long, _long, _int, _int, _pointer, _pointer, _pointer, _pointer, _pointer),
     "hpcm_norm": (_long, _int, _pointer, _pointer, _pointer, _pointer),
@@ -46,16 +47,48 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
         *(_pointer, _pointer, _pointer, _pointer, _pointer, ctypes.c_double, _pointer, _pointer),
     ),
 }
+# For torch alone (torch_ops.py). They allocate, and return 1 where there is no memory.
+_FLOAT_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "hpcm_float_biwkv4": (_int, _long, _long, _int, *[_pointer] * 5),
+    "hpcm_float_biwkv4_gradients": (_int, _long, _long, _int, *[_pointer] * 10),
+}
+
+
+class HostMemory:
+    """Where the arrays of a library's kernels live: numpy's."""
+
+    @staticmethod
+    def empty(shape: Sequence[int] | int, dtype: Any) -> Array:
+        return np.empty(shape, dtype)
+
+    @staticmethod
+    def contiguous(x: Array, dtype: Any) -> Array:
+        return np.ascontiguousarray(x, dtype)
+
+    @staticmethod
+    def at(x: Array) -> int:
+        """The address of the first element."""
+        return int(x.__array_interface__["data"][0])
+
+    @staticmethod
+    def broadcast(*xs: Array) -> Sequence[Array]:
+        return np.broadcast_arrays(*xs)
 
 
 class Kernels:
     """The loaded library. `library`: from `ops.loader`; `threads`: how many threads a kernel may use."""
 
+    memory: Any = HostMemory()
+
     def __init__(self, library: ctypes.CDLL, threads: int = 1) -> None:
         self.library = library
-        for name, arguments in _SIGNATURES.items():
+        for name, arguments in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
+            setattr(self, name.removeprefix("hpcm_"), function)
+        for name, arguments in _FLOAT_SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, _int
             setattr(self, name.removeprefix("hpcm_"), function)
         library.hpcm_wkv_scratch.argtypes, library.hpcm_wkv_scratch.restype = (_long, _long, _int, _int), _long
         library.hpcm_threads.argtypes, library.hpcm_threads.restype = (_int,), None
@@ -76,6 +109,8 @@ class Kernels:
     blend: Any
     sum_rows: Any
     wkv: Any
+    float_biwkv4: Any
+    float_biwkv4_gradients: Any
 
     @property
     def variant(self) -> str:
@@ -96,6 +131,10 @@ class Kernels:
         """How many threads a kernel may use, in the whole process; results do not depend on it."""
         self.library.hpcm_threads(n)
 
+    def wkv_scratch(self, batch: int, tokens: int, channels: int, length: int) -> int:
+        """How many doubles hold the blocks' ends."""
+        return int(self.library.hpcm_wkv_scratch(batch, tokens, channels, length))
+
     def biwkv4(self, k: Array, v: Array, table: Array | None, powers: Array, own: Array, factor: float) -> Array:
         """Bi-WKV4 over (B, T, C): codes with the table of exp(k) to codes, or float64 exp(k) and v to float64."""
         batch, tokens, channels = v.shape
@@ -105,16 +144,17 @@ class Kernels:
             raise ValueError(
                 f"powers {powers.shape} and own {own.shape} do not fit {tokens} tokens of {channels} channels"
             )
-        k, v = np.ascontiguousarray(k, dtype), np.ascontiguousarray(v, dtype)
-        powers, own = np.ascontiguousarray(powers, np.float64), np.ascontiguousarray(own, np.float64)
+        memory, at = self.memory, self.memory.at
+        k, v = memory.contiguous(k, dtype), memory.contiguous(v, dtype)
+        powers, own = memory.contiguous(powers, np.float64), memory.contiguous(own, np.float64)
         if k.shape != v.shape:
             raise ValueError(f"k {k.shape} and v {v.shape}")
-        ends = np.empty(self.library.hpcm_wkv_scratch(batch, tokens, channels, length), np.float64)
-        out = np.empty(v.shape, dtype)
+        ends = memory.empty(self.wkv_scratch(batch, tokens, channels, length), np.float64)
+        out = memory.empty(v.shape, dtype)
         self.wkv(
             *(batch, tokens, channels, length),
-            *(_at(k), _at(v), None if table is None else _at(table), _at(powers), _at(own)),
-            *(factor, _at(ends), _at(out)),
+            *(at(k), at(v), None if table is None else at(table), at(powers), at(own)),
+            *(factor, at(ends), at(out)),
         )
         return out
 
@@ -134,11 +174,16 @@ class _Plan(NamedTuple):
 
 
 class KernelOps(ExactOps):
-    """`ExactOps` over numpy with compiled kernels. Activations are int16 arrays."""
+    """`ExactOps` with compiled kernels. Activations are int16 arrays.
 
-    def __init__(self, kernels: Kernels, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> None:
-        super().__init__(NUMPY, tensors, grids)
-        self.kernels = kernels
+    xp: numpy for the C++ kernels, torch on the device that CUDA kernels are for.
+    """
+
+    def __init__(
+        self, kernels: Kernels, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], xp: Any = NUMPY
+    ) -> None:
+        super().__init__(xp, tensors, grids)
+        self.kernels, self.memory = kernels, kernels.memory
         self._head_limits: dict[int, tuple[Array, Array]] = {}
 
     # -- linear layers --
@@ -174,8 +219,8 @@ class KernelOps(ExactOps):
     ) -> Array:
         """(B, H, W, O) codes, or int32 within `limits`."""
         plan = self._plan(layer, tuple(self.grids[a.grid] for a in parts), e_out)
-        arrays = [_codes(p.x) for p in parts]
-        shapes = [x.shape for x in arrays]
+        arrays, at = [self._int16(p.x) for p in parts], self.memory.at
+        shapes = [tuple(x.shape) for x in arrays]
         batch, h, w = (max(shape[i] for shape in shapes) for i in range(3))
         spread = [shape[1:3] == (1, 1) != (h, w) for shape in shapes]
         if [(*s[:-1], n) for s, n in zip(shapes, plan.widths, strict=True)] != shapes or any(
@@ -184,27 +229,33 @@ class KernelOps(ExactOps):
             raise ValueError(f"inputs of {layer} have the shapes {shapes}, their widths are {plan.widths}")
         if limits is not None and len(limits[0]) != plan.outputs:
             raise ValueError(f"{layer} gives {plan.outputs} parameters, {len(limits[0])} wanted")
-        out = np.empty((batch, h, w, plan.outputs), np.int32 if form == _WIDE else np.int16)
-        bounds = (None, None) if limits is None else (_at(limits[0]), _at(limits[1]))
+        out = self.memory.empty((batch, h, w, plan.outputs), np.int32 if form == _WIDE else np.int16)
+        bounds: Any = (None, None)
+        if limits is not None:
+            given = limits
+            bounds = [at(t) for t in self._keep((layer, "limits"), lambda: [self.xp.array(t) for t in given])]
         # A part of one row a sample is multiplied once a sample, so these go one by one.
         samples = [(out, arrays)] if not any(spread) else [(out[i], [x[i] for x in arrays]) for i in range(batch)]
         for target, xs in samples:
             table = plan.table.copy()
-            addresses = [_at(x) for x in xs]
             kept = []  # alive until the call
             for i, (part, a, b) in enumerate(plan.chunks):
+                rows = xs[part].reshape(-1, plan.widths[part])
                 if spread[part]:
-                    product = xs[part].reshape(-1)[a:b].astype(np.float64) @ self._matrices(layer)[i].astype(np.float64)
-                    kept.append(product * plan.scales[i])
-                    table[i] = 0, 0, 0, 0, _at(kept[-1])
+                    row, matrix = (self.xp.cast(t, self.xp.f8) for t in (rows[:, a:b], self._matrices(layer)[i]))
+                    kept.append(self.xp.matmul(row, matrix) * plan.scales[i])
+                    table[i] = 0, 0, 0, 0, at(kept[-1])
                 elif (b - a) % 2:
-                    kept.append(np.pad(xs[part].reshape(-1, plan.widths[part])[:, a:b], ((0, 0), (0, 1))))
-                    table[i, :2] = _at(kept[-1]), b - a + 1
+                    even = self.memory.empty((len(rows), b - a + 1), np.int16)
+                    even[:, :-1] = rows[:, a:b]
+                    even[:, -1] = 0
+                    kept.append(even)
+                    table[i, :2] = at(even), b - a + 1
                 else:
-                    table[i, 0] = addresses[part] + 2 * a
+                    table[i, 0] = at(rows) + 2 * a
             self.kernels.linear(
-                *(target.size // plan.outputs, plan.outputs, len(table), _at(table), plan.bias, form),
-                *(*bounds, _at(target)),
+                *(_count(target) // plan.outputs, plan.outputs, len(table), HostMemory.at(table), plan.bias, form),
+                *(*bounds, at(target)),
             )
         return out
 
@@ -216,10 +267,10 @@ class KernelOps(ExactOps):
             if len(pieces) > MAX_CHUNKS:
                 raise ValueError(f"{layer} has {len(pieces)} chunks of inputs, the kernels take {MAX_CHUNKS}")
             table = [
-                (0, widths[part], b - a + (b - a) % 2, _at(w), _at(s))
+                (0, widths[part], b - a + (b - a) % 2, self._at(w), self._at(s))
                 for (part, a, b), w, s in zip(pieces, packed, scales, strict=True)
             ]
-            return _Plan(widths, pieces, np.array(table, np.int64), scales, _at(bias), len(bias))
+            return _Plan(widths, pieces, np.array(table, np.int64), scales, self._at(bias), len(bias))
 
         return self._keep((layer, e_in, e_out, "plan"), make)  # type: ignore[no-any-return]
 
@@ -233,7 +284,7 @@ class KernelOps(ExactOps):
                 n, inputs = -(-w.shape[0] // _PANEL), b - a + (b - a) % 2
                 full = np.zeros((n * _PANEL, inputs), np.int16)
                 full[: w.shape[0], : b - a] = w[:, a:b]
-                packed.append(np.ascontiguousarray(full.reshape(n, _PANEL, inputs // 2, 2).transpose(0, 2, 1, 3)))
+                packed.append(self.xp.array(full.reshape(n, _PANEL, inputs // 2, 2).transpose(0, 2, 1, 3)))
             return packed
 
         return self._keep((layer, "packed"), make)  # type: ignore[no-any-return]
@@ -242,31 +293,34 @@ class KernelOps(ExactOps):
 
     def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
         grid = grid or layer
-        x = _codes(a.x)
-        out = np.empty_like(x)
+        x = self._int16(a.x)
+        out = self._like(x)
         scale, bias = self._tap_scale(layer, self.grids[a.grid], self.grids[grid])
-        taps = self._keep((layer, "int16 taps"), lambda: np.ascontiguousarray(self.tensors[f"{layer}.weight"].T))
+        taps = self._keep((layer, "int16 taps"), lambda: self.xp.array(self.tensors[f"{layer}.weight"].T))
         _check(len(scale) == x.shape[-1], layer, x)
         b, h, w, c = x.shape
         self.kernels.depthwise(
-            *(b, h, w, c, int(round(len(taps) ** 0.5))), *(_at(x), _at(taps), _at(scale), _at(bias), _at(out))
+            *(b, h, w, c, int(round(len(taps) ** 0.5))),
+            *(self._at(x), self._at(taps), self._at(scale), self._at(bias), self._at(out)),
         )
         return Act(out, grid)
 
     def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
         grid = grid or layer
-        x = _codes(a.x)
-        out = np.empty_like(x)
+        x = self._int16(a.x)
+        out = self._like(x)
         gamma, beta = self._affine(layer, self.grids[grid])
         _check(len(gamma) == x.shape[-1], layer, x)
-        self.kernels.norm(x.size // x.shape[-1], x.shape[-1], _at(x), _at(gamma), _at(beta), _at(out))
+        self.kernels.norm(
+            _count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(gamma), self._at(beta), self._at(out)
+        )
         return Act(out, grid)
 
     def channel_scale(self, a: Act, layer: str) -> Act:
-        x = _codes(a.x)
-        out, scale = np.empty_like(x), self._channel_factors(layer)
+        x = self._int16(a.x)
+        out, scale = self._like(x), self._channel_factors(layer)
         _check(len(scale) == x.shape[-1], layer, x)
-        self.kernels.channel_scale(x.size // x.shape[-1], x.shape[-1], _at(x), _at(scale), _at(out))
+        self.kernels.channel_scale(_count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(scale), self._at(out))
         return Act(out, a.grid)
 
     def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
@@ -275,86 +329,96 @@ class KernelOps(ExactOps):
         table, powers, own = self._wkv_constants(layer, h * w, self.grids[k.grid])
         factor = 2.0 ** (self.grids[grid] - self.grids[v.grid])
         out = self.kernels.biwkv4(
-            _codes(k.x).reshape(b, h * w, c), _codes(v.x).reshape(b, h * w, c), table, powers, own, factor
+            self._int16(k.x).reshape(b, h * w, c), self._int16(v.x).reshape(b, h * w, c), table, powers, own, factor
         )
         return Act(out.reshape(b, h, w, c), grid)
 
     # -- element by element --
 
     def lrelu(self, a: Act) -> Act:
-        x = _codes(a.x)
-        out = np.empty_like(x)
-        self.kernels.lrelu(x.size, _at(x), _at(out))
+        x = self._int16(a.x)
+        out = self._like(x)
+        self.kernels.lrelu(_count(x), self._at(x), self._at(out))
         return Act(out, a.grid)
 
     def relu_squared(self, a: Act, grid: str) -> Act:
-        x = _codes(a.x)
-        out = np.empty_like(x)
-        self.kernels.relu_squared(x.size, _at(x), 2.0 ** (self.grids[grid] - 2 * self.grids[a.grid]), _at(out))
+        x = self._int16(a.x)
+        out = self._like(x)
+        self.kernels.relu_squared(
+            _count(x), self._at(x), 2.0 ** (self.grids[grid] - 2 * self.grids[a.grid]), self._at(out)
+        )
         return Act(out, grid)
 
     def gate(self, r: Act, a: Act) -> Act:
-        gates, x = _codes(r.x), _codes(a.x)
+        gates, x = self._int16(r.x), self._int16(a.x)
         _check(gates.shape == x.shape, "gate", gates, x)
-        out = np.empty_like(x)
-        self.kernels.gate(x.size, _at(gates), _at(x), _at(self._sigmoid_table(r)), _at(out))
+        out = self._like(x)
+        self.kernels.gate(_count(x), self._at(gates), self._at(x), self._at(self._sigmoid_table(r)), self._at(out))
         return Act(out, a.grid)
 
     def blend(self, r: Act, a: Act, b: Act) -> Act:
-        gates, x, current = _codes(r.x), _codes(a.x), _codes(b.x)
+        gates, x, current = self._int16(r.x), self._int16(a.x), self._int16(b.x)
         batch, h, w, c = current.shape
         _check(gates.shape == current.shape and x.shape == (batch, 1, 1, c), "blend", gates, x, current)
-        out, table = np.empty_like(current), self._sigmoid_table(r)
+        out, table = self._like(current), self._sigmoid_table(r)
         for i in range(batch):
-            self.kernels.blend(h * w, c, _at(gates[i]), _at(x[i]), _at(current[i]), _at(table), _at(out[i]))
+            self.kernels.blend(
+                h * w, c, self._at(gates[i]), self._at(x[i]), self._at(current[i]), self._at(table), self._at(out[i])
+            )
         return Act(out, _same_grid(a, b))
 
     def add(self, a: Act, b: Act) -> Act:
-        x, y = _codes(a.x), _codes(b.x)
+        x, y = self._int16(a.x), self._int16(b.x)
         if x.shape != y.shape:  # the quality's bias, one row a sample
-            x, y = (np.ascontiguousarray(t) for t in np.broadcast_arrays(x, y))
-        out = np.empty_like(x)
-        self.kernels.add(x.size, _at(x), _at(y), _at(out))
+            x, y = (self._int16(t) for t in self.memory.broadcast(x, y))
+        out = self._like(x)
+        self.kernels.add(_count(x), self._at(x), self._at(y), self._at(out))
         return Act(out, _same_grid(a, b))
 
     # -- one vector an image: the reference's code, from and to int16 --
 
     def pool(self, a: Act, grid: str) -> Act:
-        return Act(_codes(super().pool(a, grid).x), grid)
+        return Act(self._int16(super().pool(a, grid).x), grid)
 
     def _total(self, x: Array) -> Array:
-        x = _codes(x)
+        x = self._int16(x)
         b, h, w, c = x.shape
-        sums = np.empty((b, 1, 1, c), np.int64)
+        sums = self.memory.empty((b, 1, 1, c), np.int64)
         for i in range(b):
-            self.kernels.sum_rows(h * w, c, _at(x[i]), _at(sums[i]))
-        return sums.astype(np.float64)
+            self.kernels.sum_rows(h * w, c, self._at(x[i]), self._at(sums[i]))
+        return self.xp.cast(sums, self.xp.f8)
 
     def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
         out = super().recall(query, keys, values, temperature)
-        return Act(_codes(out.x), out.grid)
+        return Act(self._int16(out.x), out.grid)
 
     # -- latents in and out --
 
     def latent_code(self, y_hat: Array) -> Array:
-        y_hat = np.ascontiguousarray(y_hat, np.int32)
-        out = np.empty(y_hat.shape, np.int16)
-        self.kernels.latent_code(y_hat.size, _at(y_hat), _at(out))
+        y_hat = self.memory.contiguous(y_hat, np.int32)
+        out = self.memory.empty(y_hat.shape, np.int16)
+        self.kernels.latent_code(_count(y_hat), self._at(y_hat), self._at(out))
         return out
 
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
-        return np.zeros(shape, np.int32), Act(np.zeros(shape, np.int16), "y")
+        y_hat = self.xp.zeros(shape, self.xp.i4)
+        return y_hat, Act(self._int16(y_hat), "y")
+
+    def _int16(self, x: Array) -> Array:
+        """Contiguous int16; the float32 codes that the reference's operations give are integers within +-2047."""
+        return self.memory.contiguous(x, np.int16)
+
+    def _like(self, x: Array) -> Array:
+        return self.memory.empty(x.shape, np.int16)
+
+    def _at(self, x: Array) -> int:
+        return int(self.memory.at(x))
 
 
-def _codes(x: Array) -> Array:
-    """Contiguous int16; the float32 codes that the reference's operations give are integers within +-2047."""
-    return np.ascontiguousarray(x, np.int16)
-
-
-def _at(x: Array) -> int:
-    return int(x.__array_interface__["data"][0])
+def _count(x: Array) -> int:
+    return math.prod(x.shape)
 
 
 def _check(fits: bool, what: str, *arrays: Array) -> None:
     if not fits:
-        raise ValueError(f"{what} does not take the shapes {', '.join(str(a.shape) for a in arrays)}")
+        raise ValueError(f"{what} does not take the shapes {', '.join(str(tuple(a.shape)) for a in arrays)}")

@@ -37,6 +37,9 @@ def report() -> Iterator[tuple[str, str]]:
     yield "HPCM_OPS", os.environ.get("HPCM_OPS") or "not set: auto"
     yield "Compiler", f"{compiler.version()}, {compiler.command[0]}" if compiler else "no g++, no c++, no CXX"
     yield "Cache", str(cache or "none: neither XDG_CACHE_HOME nor a home is set")
+    if loader.choice() == "cuda":
+        yield from _gpu()
+        return
     status = loader.find(background=False)
     if status.kernels is None:
         yield "In use", "the numpy reference"
@@ -56,3 +59,21 @@ def report() -> Iterator[tuple[str, str]]:
         if wrong:
             raise IntegrityError(f"these kernels differ from the reference: {', '.join(wrong)}; set HPCM_OPS=reference")
         yield "Self-test", f"all operations give the bits of the reference (numpy {np.__version__})"
+
+
+def _gpu() -> Iterator[tuple[str, str]]:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise UnsupportedError("HPCM_OPS=cuda needs torch, which is not installed: pip install torch") from error
+    from hpcmcodec.ops import cuda
+
+    index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    found = cuda.find(index, wait=True)
+    if found.kernels is None:
+        raise UnsupportedError(f"HPCM_OPS=cuda, but there are no CUDA kernels: {'; '.join(found.reasons)}")
+    yield "In use", f"CUDA kernels on {torch.cuda.get_device_name(index)}, with --device cuda"
+    yield "Compiled by", found.made_by
+    for reason in found.reasons:
+        yield "Because", reason
+    yield "Self-test", f"all operations give the bits of the reference (numpy {np.__version__})"

@@ -6,8 +6,8 @@
                 where there is a compiler, the kernels are built in the background for the next time
     reference   numpy alone
     cpp         as auto, but built on the spot where they are not there; UnsupportedError where that fails
-    cuda        UnsupportedError: no engine of this version loads the CUDA kernels, `--device cuda` runs the reference's
-                operations over torch tensors
+    cuda        kernels.cu on the GPU, with `--device cuda` (ops/cuda.py), compiled on the spot where that has not been
+                done; UnsupportedError where there is no GPU or no compiler, and on the processor
 
 Nothing waits for a compiler unless `cpp` asks for it. Loading costs 2 ms.
 """
@@ -34,7 +34,7 @@ from hpcmcodec.ops.compiled import KernelOps, Kernels
 __all__ = ["CHOICES", "Status", "choice", "exact_ops", "find", "threads"]
 
 CHOICES = ("auto", "reference", "cpp", "cuda")
-NO_CUDA = "HPCM_OPS=cuda: no engine of this version loads CUDA kernels; it can be auto, reference or cpp"
+NOT_HERE = "HPCM_OPS=cuda goes with --device cuda; on the processor it can be auto, reference or cpp"
 NO_COMPILER = "no C++ compiler"
 SLOWDOWN = "about 3 times as long"  # a Kodak image's entropy path, without kernels
 
@@ -95,7 +95,7 @@ def find(*, background: bool = True) -> Status:
     """
     wanted = choice()
     if wanted == "cuda":
-        raise UnsupportedError(NO_CUDA)
+        raise UnsupportedError(NOT_HERE)
     if wanted == "reference":
         return Status(None, "", None, (), False)
     reasons: list[str] = []

@@ -1,0 +1,438 @@
+"""The kernels on an NVIDIA GPU: kernels.cu, compiled for the device found and launched through the CUDA driver.
+
+    1. a cached image for this device (`$XDG_CACHE_HOME/hpcmcodec/kernels`, keyed by sources, flags and architecture)
+    2. nvcc, where there is one: `$CUDA_HOME/bin`, PATH, /usr/local/cuda/bin
+    3. NVRTC, which torch's CUDA builds bring along
+
+`python -m hpcmcodec.ops.cuda 90` compiles into the cache for devices of capability 9.0.
+
+The image is machine code for the device; a device that is newer than the compiler gets PTX, which the driver
+translates. torch owns the device, its memory and its streams: kernels run on torch's current stream, on pointers of
+torch's tensors. Only users of torch import this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.numerics import TorchNamespace
+from hpcmcodec.ops import build, selftest
+from hpcmcodec.ops.compiled import MAX_CHUNKS, SIGNATURES, KernelOps, Kernels
+
+__all__ = ["CudaKernels", "Found", "find"]
+
+SOURCES = ("core.h", "kernels.cu")
+FLAGS = (
+    "--std=c++17",
+    "--fmad=false",
+)  # nvcc and NVRTC alike; a fused multiply-add rounds once where others round twice
+_THREADS = 256
+_SEQUENCE_THREADS = 32  # of a block where one thread does a whole sequence: there are few, and many processors
+_SUCCESS = 0
+
+_pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+# --- compiling --------------------------------------------------------------------------------------------------------
+
+
+class Compiler(NamedTuple):
+    """`make(architecture, folder, target)` writes an image; `architectures`: those that it knows; raise BuildError."""
+
+    name: str
+    architectures: Callable[[], list[int]]
+    make: Callable[[str, Path, Path], None]
+
+
+def target(capability: int, known: Sequence[int]) -> str:
+    """`sm_N` where the compiler knows this capability (90: 9.0), else the newest PTX, `compute_N`, that runs on it.
+
+    Raises BuildError where the compiler knows newer devices alone.
+    """
+    if capability in known:
+        return f"sm_{capability}"
+    older = [n for n in known if n <= capability]
+    if not older:
+        raise build.BuildError(f"it compiles for devices from {min(known, default=0)} on, this one is {capability}")
+    return f"compute_{max(older)}"
+
+
+def nvcc() -> Compiler | None:
+    """The compiler of a CUDA toolkit; None where there is none."""
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    path = next((p for home in homes if home and (p := shutil.which("nvcc", path=str(Path(home, "bin"))))), None)
+    path = path or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if path is None:
+        return None
+    command = path
+
+    def architectures() -> list[int]:
+        listed = build.run([command, "--list-gpu-code"], Path.cwd(), build.TIMEOUT_SECONDS)
+        return sorted(int(n) for n in re.findall(r"sm_(\d+)\b", listed))
+
+    def make(architecture: str, folder: Path, out: Path) -> None:
+        form = "-cubin" if architecture.startswith("sm_") else "-ptx"
+        arguments = [*FLAGS, form, f"-arch={architecture}", str(folder / SOURCES[-1]), "-o", str(out)]
+        build.run([command, *arguments], out.parent, build.TIMEOUT_SECONDS)
+
+    return Compiler(command, architectures, make)
+
+
+def nvrtc() -> Compiler | None:
+    """NVIDIA's compiler library; None where it is not."""
+    library = _nvrtc_library()
+    if library is None:
+        return None
+    rtc, name = library
+
+    def architectures() -> list[int]:
+        count = _int()
+        _checked_rtc(rtc, rtc.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+        known = (_int * count.value)()
+        _checked_rtc(rtc, rtc.nvrtcGetSupportedArchs(known))
+        return sorted(known)
+
+    def make(architecture: str, folder: Path, out: Path) -> None:
+        header, source = ((folder / n).read_bytes() for n in SOURCES)
+        program = _pointer()
+        headers, names = (ctypes.c_char_p * 1)(header), (ctypes.c_char_p * 1)(SOURCES[0].encode())
+        created = rtc.nvrtcCreateProgram(ctypes.byref(program), source, SOURCES[1].encode(), 1, headers, names)
+        _checked_rtc(rtc, created)
+        try:
+            options = [o.encode() for o in (*FLAGS, f"--gpu-architecture={architecture}")]
+            code = rtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+            if code != _SUCCESS:
+                log = _of_program(rtc, program, "ProgramLog").decode(errors="replace")
+                raise build.BuildError(f"NVRTC failed: {build.complaint(log)}")
+            out.write_bytes(_of_program(rtc, program, "CUBIN" if architecture.startswith("sm_") else "PTX"))
+        finally:
+            rtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+    return Compiler(f"NVRTC ({name})", architectures, make)
+
+
+def _nvrtc_library() -> tuple[ctypes.CDLL, str] | None:
+    """torch's own first: a wheel's folder, torch's folder, then whatever the system's loader finds."""
+    wheels = [Path(p, "nvidia") for p in sys.path if p]
+    folders = [Path(torch.__file__).parent / "lib", *(f for w in wheels for f in sorted(w.glob("*/lib"), reverse=True))]
+    files = [str(p) for folder in folders for p in sorted(folder.glob("libnvrtc.so.*"), reverse=True)]
+    major = (torch.version.cuda or "").partition(".")[0]
+    for name in [*files, *([f"libnvrtc.so.{major}"] if major else []), "libnvrtc.so"]:
+        try:
+            # NVRTC opens its built-in functions by their bare name when it compiles: loaded, they are found.
+            for builtins in sorted(Path(name).parent.glob("libnvrtc-builtins.so.*")) if "/" in name else []:
+                ctypes.CDLL(str(builtins))
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        library.nvrtcCompileProgram.argtypes = (_pointer, _int, _pointer)
+        return library, name
+    return None
+
+
+def _checked_rtc(rtc: ctypes.CDLL, code: int) -> None:
+    if code != _SUCCESS:
+        raise build.BuildError(f"NVRTC failed: {rtc.nvrtcGetErrorString(code).decode()}")
+
+
+def _of_program(rtc: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    _checked_rtc(rtc, getattr(rtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+    data = ctypes.create_string_buffer(size.value)
+    _checked_rtc(rtc, getattr(rtc, f"nvrtcGet{what}")(program, data))
+    return data.raw
+
+
+# --- launching --------------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """An image's kernels. `library`: libcuda, or what stands in for it. Raises UnsupportedError where it fails."""
+
+    def __init__(self, library: ctypes.CDLL, image: bytes) -> None:
+        self.library = library
+        library.cuLaunchKernel.argtypes = (_pointer, *[ctypes.c_uint] * 7, _pointer, _pointer, _pointer)
+        library.cuModuleGetFunction.argtypes = (_pointer, _pointer, ctypes.c_char_p)
+        self.module = _pointer()
+        self._image = ctypes.create_string_buffer(image)  # PTX has to end in a zero byte
+        self._check(library.cuModuleLoadData(ctypes.byref(self.module), self._image), "the image cannot be loaded")
+        self._functions: dict[str, ctypes.c_void_p] = {}
+
+    def _check(self, code: int, what: str) -> None:
+        if code != _SUCCESS:
+            text = ctypes.c_char_p()
+            self.library.cuGetErrorString(code, ctypes.byref(text))
+            raise UnsupportedError(f"CUDA kernels: {what}: {(text.value or b'unknown error').decode()} ({code})")
+
+    def launch(self, kernel: str, elements: int, threads: int, stream: int, parameters: Sequence[Any]) -> None:
+        """One thread an element; parameters: ctypes objects."""
+        if elements < 1:
+            return
+        if kernel not in self._functions:
+            function = _pointer()
+            found = self.library.cuModuleGetFunction(ctypes.byref(function), self.module, kernel.encode())
+            self._check(found, f"no kernel {kernel}")
+            self._functions[kernel] = function
+        addresses = (_pointer * len(parameters))(*(ctypes.addressof(p) for p in parameters))
+        blocks = -(-elements // threads)
+        code = self.library.cuLaunchKernel(
+            *(self._functions[kernel], blocks, 1, 1, threads, 1, 1, 0, stream, addresses, None)
+        )
+        self._check(code, f"{kernel} cannot be launched")
+
+
+class _Chunk(ctypes.Structure):
+    _fields_ = (("a", _long), ("stride", _long), ("inputs", _long), ("weights", _long), ("scale", _long))
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (
+        *(("rows", _long), ("outputs", _int), ("n_chunks", _int), ("form", _int), ("bias", _pointer)),
+        *(("low", _pointer), ("high", _pointer), ("out", _pointer), ("chunks", _Chunk * MAX_CHUNKS)),
+    )
+
+
+class _Biwkv4(ctypes.Structure):
+    _fields_ = (
+        *(("batch", _long), ("tokens", _long), ("real", _int), ("channels", _int)),
+        *((name, _pointer) for name in ("k", "v", "g", "decay", "boost", "y", "gk", "gv", "sums", "scratch")),
+    )
+
+
+class _DeviceMemory:
+    """Tensors of one device, where `compiled.HostMemory` has numpy arrays."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def empty(self, shape: Sequence[int] | int, dtype: Any) -> Tensor:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        return torch.empty(shape, dtype=_DTYPES[np.dtype(dtype)], device=self.device)
+
+    def contiguous(self, x: Tensor, dtype: Any) -> Tensor:
+        return x.to(_DTYPES[np.dtype(dtype)]).contiguous()
+
+    @staticmethod
+    def at(x: Tensor) -> int:
+        return x.data_ptr()
+
+    @staticmethod
+    def broadcast(*xs: Tensor) -> Sequence[Tensor]:
+        out: Sequence[Tensor] = torch.broadcast_tensors(*xs)  # type: ignore[no-untyped-call]
+        return out
+
+
+_DTYPES = {
+    np.dtype(a): b
+    for a, b in (
+        *((np.int16, torch.int16), (np.int32, torch.int32), (np.int64, torch.int64)),
+        *((np.float32, torch.float32), (np.float64, torch.float64)),
+    )
+}
+
+
+class CudaKernels(Kernels):
+    """The interface of `Kernels` over tensors of a device. `stream`: gives the handle of the stream to launch on."""
+
+    def __init__(self, driver: Driver, device: torch.device, stream: Callable[[], int]) -> None:
+        self.driver, self.stream, self.memory = driver, stream, _DeviceMemory(device)
+        for name, count in _ELEMENTS.items():
+            setattr(self, name, self._simple(name, count))
+
+    def _launch(self, kernel: str, elements: int, parameters: Sequence[Any], threads: int = _THREADS) -> None:
+        if self.memory.device.type == "cuda":
+            with torch.cuda.device(self.memory.device):
+                self.driver.launch(kernel, elements, threads, self.stream(), parameters)
+        else:
+            self.driver.launch(kernel, elements, threads, self.stream(), parameters)
+
+    def _simple(self, name: str, count: Callable[..., int]) -> Callable[..., None]:
+        types = SIGNATURES[f"hpcm_{name}"]
+
+        def call(*arguments: Any) -> None:
+            parameters = [t(a) for t, a in zip(types, arguments, strict=True)]
+            self._launch(f"hpcm_{name}", count(*arguments), parameters)
+
+        return call
+
+    def linear(
+        self, rows: int, outputs: int, n_chunks: int, chunks: int, bias: int, form: int, low: Any, high: Any, out: int
+    ) -> None:
+        table = (_Chunk * MAX_CHUNKS)()
+        ctypes.memmove(table, chunks, n_chunks * ctypes.sizeof(_Chunk))
+        layer = _Linear(rows, outputs, n_chunks, form, bias, low, high, out, table)
+        self._launch("hpcm_linear", rows * outputs, [layer])
+
+    def wkv(self, *arguments: Any) -> None:
+        batch, tokens, channels, length, k, v, table, powers, own, factor, ends, out = arguments
+        blocks = -(-tokens // length)
+        shape = [_long(batch), _long(tokens), _long(blocks), _int(channels), _int(length)]
+        inputs = [_pointer(a) for a in (k, v, table)]
+        items, weights, sums = batch * blocks * channels, _pointer(powers), _pointer(ends)
+        self._launch("hpcm_wkv_ends", items, [*shape, *inputs, weights, sums])
+        few = [_long(batch), _long(blocks), _int(channels), _int(length), weights, sums]
+        self._launch("hpcm_wkv_carries", batch * channels * 4, few)
+        rest = [weights, _pointer(own), ctypes.c_double(factor), sums, _pointer(out)]
+        self._launch("hpcm_wkv_out", items, [*shape, *inputs, *rest])
+
+    def set_threads(self, n: int) -> None:
+        """Nothing: the device shares the work out."""
+
+    def wkv_scratch(self, batch: int, tokens: int, channels: int, length: int) -> int:
+        return batch * -(-tokens // length) * channels * 4
+
+    def float_biwkv4(
+        self, real: int, batch: int, tokens: int, channels: int, k: int, v: int, decay: int, boost: int, y: int
+    ) -> int:
+        scratch = self.memory.empty((3, tokens, batch * channels), np.float64)
+        call = _Biwkv4(
+            batch, tokens, real, channels, k=k, v=v, decay=decay, boost=boost, y=y, scratch=scratch.data_ptr()
+        )
+        self._launch("hpcm_float_biwkv4", batch * channels, [call], _SEQUENCE_THREADS)
+        return 0
+
+    def float_biwkv4_gradients(self, real: int, batch: int, tokens: int, channels: int, *pointers: int) -> int:
+        k, v, decay, boost, g, gk, gv, g_decay, g_boost, sums = pointers
+        scratch = self.memory.empty((5, tokens, batch * channels), np.float64)
+        call = _Biwkv4(batch, tokens, real, channels, k, v, g, decay, boost, 0, gk, gv, sums, scratch.data_ptr())
+        self._launch("hpcm_float_biwkv4", batch * channels, [call], _SEQUENCE_THREADS)
+        self._launch("hpcm_float_biwkv4_sum", channels, [call, _pointer(g_decay), _pointer(g_boost)])
+        return 0
+
+
+# How many threads a kernel takes, from its arguments.
+_ELEMENTS: dict[str, Callable[..., int]] = {
+    "depthwise": lambda batch, height, width, channels, *_: batch * height * width * channels,
+    "norm": lambda rows, *_: rows,
+    "lrelu": lambda n, *_: n,
+    "relu_squared": lambda n, *_: n,
+    "gate": lambda n, *_: n,
+    "add": lambda n, *_: n,
+    "latent_code": lambda n, *_: n,
+    "channel_scale": lambda rows, channels, *_: rows * channels,
+    "blend": lambda rows, channels, *_: rows * channels,
+    "sum_rows": lambda rows, channels, *_: channels,
+}
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """kernels: None where there are none. made_by: what compiled them, or the cached file. reasons: what was wrong."""
+
+    kernels: CudaKernels | None
+    made_by: str
+    reasons: tuple[str, ...]
+
+
+@cache
+def find(index: int, *, wait: bool) -> Found:
+    """The kernels for the GPU of this number, once a process; they have passed the self-test.
+
+    wait: compile them now where they have not been (seconds), instead of in the background for the next process.
+    """
+    if not torch.cuda.is_available():
+        return Found(None, "", (no_device(),))
+    device = torch.device("cuda", index)
+    reasons: list[str] = []
+    try:
+        torch.zeros(1, device=device)  # makes torch's context the current one
+        major, minor = torch.cuda.get_device_capability(device)
+        image, made_by = image_for(10 * major + minor, reasons, wait=wait)
+        with torch.cuda.device(device):
+            driver = Driver(ctypes.CDLL("libcuda.so.1"), image)
+        kernels = CudaKernels(driver, device, lambda: torch.cuda.current_stream(device).cuda_stream)
+        wrong = check(kernels)
+    except (OSError, build.BuildError, UnsupportedError) as error:
+        return Found(None, "", (*reasons, str(error)))
+    if wrong:
+        return Found(None, "", (*reasons, f"they differ from the reference: {', '.join(wrong)}"))
+    return Found(kernels, made_by, tuple(reasons))
+
+
+def no_device() -> str:
+    """Why torch has no GPU."""
+    return "no GPU is usable here" if torch.version.cuda else f"torch {torch.__version__} has no CUDA"
+
+
+def check(kernels: CudaKernels) -> list[str]:
+    """Names of the exact operations whose results differ from the numpy reference's."""
+    xp = TorchNamespace(str(kernels.memory.device))
+    with xp.exact_mode():
+        return selftest.differences(lambda tensors: KernelOps(kernels, tensors, selftest.GRIDS, xp))
+
+
+def image_for(capability: int, reasons: list[str], *, wait: bool) -> tuple[bytes, str]:
+    """Machine code or PTX for devices of this capability, and where it is from. Raises BuildError."""
+    folder, store = build.source_folder(), build.cache_folder()
+    stem = f"cuda-{capability}-{build.source_hash(folder, SOURCES, FLAGS)}"
+    if store is None:
+        raise build.BuildError("no cache directory: neither XDG_CACHE_HOME nor a home is set")
+    distrust = build.untrusted(store)
+    if distrust:
+        raise build.BuildError(f"{distrust}, so nothing is loaded from there")
+    for path in build.whole(store, f"{stem}-*.image"):
+        return path.read_bytes(), f"cached in {path}"
+    if not wait:
+        _compile_in_background(capability)
+        raise build.BuildError("they are being compiled in the background")
+    for compiler in (nvcc(), nvrtc()):
+        if compiler is None:
+            continue
+        made_by = compiler
+
+        def make(out: Path, compiler: Compiler = made_by) -> None:
+            compiler.make(target(capability, compiler.architectures()), folder, out)
+
+        try:
+            return build.publish(store, stem, ".image", make, build.TIMEOUT_SECONDS).read_bytes(), compiler.name
+        except build.BuildError as error:
+            reasons.append(f"{compiler.name}: {error}")
+    raise build.BuildError("no compiler for GPUs: neither nvcc nor NVRTC works here")
+
+
+def _compile_in_background(capability: int) -> None:
+    with contextlib.suppress(OSError):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hpcmcodec.ops.cuda", str(capability)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        threading.Thread(target=process.wait, daemon=True).start()  # reaped if this process lives so long
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compile for one capability; the exit code is 1 where that fails."""
+    reasons: list[str] = []
+    try:
+        print(image_for(int(arguments[0]), reasons, wait=True)[1], file=sys.stderr)
+    except build.BuildError as error:
+        print("; ".join([*reasons, str(error)]), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

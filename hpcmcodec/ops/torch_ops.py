@@ -1,0 +1,154 @@
+"""Bi-WKV4 as an operator of torch, `hpcm::biwkv4`, with its gradients, over the compiled kernels.
+
+Importing this module registers the operators with `torch.library`; `biwkv4` below is what models call. The kernels
+compute in float64 whatever the tensors hold, sum in a fixed order and use no atomics, so results do not depend on the
+number of threads. They take no torch headers: pointers go through ctypes, so one library serves every torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.ops import cuda, loader
+from hpcmcodec.ops.biwkv import biwkv4 as biwkv4_in_torch
+from hpcmcodec.ops.compiled import Kernels
+
+__all__ = ["biwkv4", "kernels_for"]
+
+_REALS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}  # kernels.cpp, enum Real
+_LIBRARY = torch.library.Library("hpcm", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("biwkv4(Tensor k, Tensor v, Tensor decay, Tensor boost) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "biwkv4_gradients(Tensor g, Tensor k, Tensor v, Tensor decay, Tensor boost) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def biwkv4(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
+    """Bi-WKV4 (formula: ops/biwkv.py), differentiable, by kernels where they are there, else by torch's own operators.
+
+    k, v (B, T, C), floating; decay, boost (C,). Returns (B, T, C), float64 for float64 inputs, else float32. decay and
+    boost have gradients within their clamps alone. Keys should stay within +-80, for torch's own operators.
+    """
+    real = k.dtype if k.dtype == v.dtype and k.dtype in _REALS else torch.float32
+    if kernels_for(k.device) is None:
+        wide = torch.float32 if real == torch.bfloat16 else real
+        out: Tensor = biwkv4_in_torch(k.to(wide), v.to(wide), decay, boost)
+    else:
+        out = torch.ops.hpcm.biwkv4(k.to(real), v.to(real), decay, boost)
+    return out
+
+
+def kernels_for(device: torch.device) -> Kernels | None:
+    """The kernels for tensors of this device, by HPCM_OPS; None where there are none.
+
+    Looked for once a process, so that a training run computes alike from its first step to its last. Raises
+    UnsupportedError where HPCM_OPS forces kernels that are not there.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return None
+    return _found(loader.choice(), device.type, device.index or 0)
+
+
+@cache
+def _found(choice: str, kind: str, index: int) -> Kernels | None:
+    if kind == "cpu":
+        return None if choice == "cuda" else loader.find().kernels
+    if choice not in ("auto", "cuda"):
+        return None
+    found = cuda.find(index, wait=True)
+    if found.kernels is None:
+        why = f"no CUDA kernels: {'; '.join(found.reasons)}"
+        if choice == "cuda":
+            raise UnsupportedError(f"HPCM_OPS=cuda, but there are {why}")
+        warnings.warn(f"{why}; Bi-WKV4 runs in torch's own operators", RuntimeWarning, stacklevel=2)
+    return found.kernels
+
+
+def _check(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> None:
+    if k.dim() != 3 or k.shape != v.shape or k.shape[1] < 1 or {decay.shape, boost.shape} != {k.shape[2:]}:
+        raise ValueError(
+            f"biwkv4 takes k, v (B, T, C) and decay, boost (C,), T >= 1; these are {tuple(k.shape)}, {tuple(v.shape)}, "
+            f"{tuple(decay.shape)}, {tuple(boost.shape)}"
+        )
+    if k.dtype != v.dtype or k.dtype not in _REALS:
+        raise TypeError(f"biwkv4 takes float32, bfloat16 or float64, k and v alike; these are {k.dtype} and {v.dtype}")
+
+
+def _result(k: Tensor) -> Tensor:
+    return torch.empty_like(
+        k, dtype=torch.float64 if k.dtype == torch.float64 else torch.float32, memory_format=torch.contiguous_format
+    )
+
+
+def _use(device: torch.device) -> Kernels:
+    kernels = kernels_for(device)
+    if kernels is None:
+        raise UnsupportedError(f"hpcm::biwkv4 has no kernels on {device} with HPCM_OPS={loader.choice()}")
+    kernels.set_threads(torch.get_num_threads())
+    return kernels
+
+
+def _ready(*tensors: Tensor) -> list[Tensor]:
+    return [t.contiguous() for t in tensors]
+
+
+def _called(failed: int) -> None:
+    if failed:
+        raise MemoryError("biwkv4: no memory for the sums of a sequence")
+
+
+def _forward(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
+    _check(k, v, decay, boost)
+    kernels = _use(k.device)
+    k, v, d, u = _ready(k, v, decay.double(), boost.double())
+    y = _result(k)
+    _called(kernels.float_biwkv4(_REALS[k.dtype], *k.shape, *(t.data_ptr() for t in (k, v, d, u, y))))
+    return y
+
+
+def _gradients(g: Tensor, k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(k, v, decay, boost)
+    kernels = _use(k.device)
+    g, k, v, d, u = _ready(g, k, v, decay.double(), boost.double())
+    gk, gv, gd, gu = (torch.empty_like(t) for t in (k, v, d, u))
+    sums = d.new_empty((k.shape[0], 2, k.shape[2]))
+    _called(
+        kernels.float_biwkv4_gradients(
+            _REALS[k.dtype], *k.shape, *(t.data_ptr() for t in (k, v, d, u, g, gk, gv, gd, gu, sums))
+        )
+    )
+    return gk, gv, gd.to(decay.dtype), gu.to(boost.dtype)
+
+
+def _forward_shapes(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
+    return _result(k)
+
+
+def _gradient_shapes(
+    g: Tensor, k: Tensor, v: Tensor, decay: Tensor, boost: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_k, of_v = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (k, v))
+    return of_k, of_v, torch.empty_like(decay), torch.empty_like(boost)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.hpcm.biwkv4_gradients(g, *ctx.saved_tensors)
+    return gradients
+
+
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("biwkv4", _forward, _device)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl("biwkv4_gradients", _gradients, _device)  # type: ignore[no-untyped-call]
+torch.library.register_fake("hpcm::biwkv4", _forward_shapes, lib=_LIBRARY)
+torch.library.register_fake("hpcm::biwkv4_gradients", _gradient_shapes, lib=_LIBRARY)
+torch.library.register_autograd("hpcm::biwkv4", _backward, setup_context=_save, lib=_LIBRARY)
