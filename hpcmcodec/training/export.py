@@ -104,10 +104,9 @@ def export(
 
 def crops_at_all_qualities(cache: Path, n: int, side: int = 384) -> Iterator[tuple[np.ndarray, int]]:
     """n random crops (side, side, 3) uint8, their qualities spread evenly over the range."""
-    crops = Crops(cache, side, seed=1)
+    crops, rng = Crops(cache), np.random.default_rng(1)
     for i in range(n):
-        pixels = (crops.batch(1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
-        yield pixels.contiguous().numpy(), round(10000 * i / max(1, n - 1))
+        yield crops.batch(rng, 1, side)[0].permute(1, 2, 0).numpy(), round(10000 * i / max(1, n - 1))
 
 
 def fit_tables(
