@@ -195,7 +195,10 @@ def _toml(text: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        try:
+            import tomli as tomllib
+        except ImportError as error:
+            raise InputError("recipes in TOML need tomli on Python 3.10: pip install tomli") from error
     return tomllib.loads(text)
 
 

@@ -39,7 +39,6 @@ def train(recipe: Recipe, folder: Path) -> None:
     Raises InputError for a cache, a state or a device that cannot be used, IntegrityError where all checkpoints are
     damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(recipe, folder)
     stop: list[int] = []
     before = {s: signal.signal(s, lambda *_: stop.append(1)) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -104,6 +103,7 @@ class Trainer:
         elif not known >= set(self.model.grids):
             for _ in range(4):  # each look widens a saturated grid by one bit
                 self._calibrate(known)
+        folder.mkdir(parents=True, exist_ok=True)
         states.write(folder / "recipe.json", recipe.to_json().encode())
         self.began = self.since = time.time()
         self.manners = Polite() if run.polite else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +36,18 @@ class Log:
         kept = read_log(self.path, resumed_at)
         self.validated_at = max((r["step"] for r in kept if "validation" in r), default=-1)
         states.write(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
-        self._close = ExitStack()
-        self._file = self._close.enter_context(self.path.open("a", encoding="utf-8"))
         console = Console()
         self._progress: Progress | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            self._progress = self._close.enter_context(Progress(*columns, console=console))
+            self._progress = Progress(*columns, console=console)
             self._task = self._progress.add_task("", total=1.0)
+            self._progress.start()
 
     def add(self, record: dict[str, Any]) -> None:
         """Write a record and show it."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
         if "validation" in record:
             self.validated_at = record["step"]
         if self._progress is None:
@@ -67,10 +65,13 @@ class Log:
 
     def sync(self) -> None:
         """Have the disk hold all lines: before a checkpoint, which must not know more than the log."""
-        os.fsync(self._file.fileno())
+        with self.path.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
 
     def close(self) -> None:
-        self._close.close()
+        """Give the terminal back."""
+        if self._progress is not None:
+            self._progress.stop()
 
 
 def _sentence(record: dict[str, Any]) -> str:

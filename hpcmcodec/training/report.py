@@ -62,7 +62,7 @@ def plot(folder: Path, *, theme: str, image_format: str) -> bytes:
     )
     with mpl.rc_context({"svg.hashsalt": "hpcmcodec", "font.size": 11, **ink}):
         figure = Figure(figsize=(12, 5), layout="constrained", facecolor=colours["paper"])
-        loss, rd = figure.subplots(1, 2)
+        loss, rd = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
         validations = [r for r in records if "validation" in r]
         _draw_loss(loss, [r for r in records if "loss" in r], validations)
         _draw_rd(rd, validations, mpl.colormaps["viridis" if theme == "dark" else "viridis_r"])
@@ -87,9 +87,10 @@ def _draw_loss(axes: Any, losses: Sequence[Mapping[str, Any]], validations: Sequ
     if rows:
         axes.plot(*zip(*rows, strict=True), color="#D55E00", marker="o", markersize=4, label="validation, EMA")
     # The first steps from nothing are far above all that is of interest later.
-    settled = sorted([r["loss"] for r in losses[len(losses) // 20 :]] + [m for _, m in rows[1:]])
-    if settled:
-        low, high = settled[0], settled[int(0.98 * (len(settled) - 1))]
+    settled = sorted(r["loss"] for r in losses[len(losses) // 20 :])
+    shown = settled[: 1 + int(0.98 * (len(settled) - 1))] + [mean for _, mean in rows[1:] or rows]
+    if shown:
+        low, high = min(shown), max(shown)
         margin = 0.08 * (high - low) or 0.1
         axes.set_ylim(low - margin, high + 3 * margin)
     last = (validations or losses)[-1]
@@ -108,7 +109,7 @@ def _draw_rd(axes: Any, validations: Sequence[Mapping[str, Any]], colours: Any) 
         q, bpp, *rest = zip(*record["validation"], strict=True)
         x, y = (bpp, rest[0]) if joint else ([100 * v for v in q], bpp)
         last = i == count - 1
-        label = f"step {record['step']:,}, {record['hours']:.2f} h"
+        label = f"step {record['step']:,}, {record['hours']:.2g} h"
         axes.plot(x, y, color=shade, marker="o", markersize=4, linewidth=2.2 if last else 1.3, label=label)
     axes.set_title("Validation")
     axes.set_xlabel("bits per pixel, estimated" if joint else "quality")

@@ -120,13 +120,13 @@ def from_pretraining(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name == "h_s.qbias":
             out["raw.h_s/quality/table"] = value
         elif name.startswith("h_s.net."):
-            index, *rest, tensor = name.removeprefix("h_s.net.").split(".")
+            index, layer, tensor = name.removeprefix("h_s.net.").split(".")
             v = value.flatten(1) if value.ndim == 4 else value
-            if index in ("1", "3"):
-                v = (
-                    v.reshape(-1, 4, *v.shape[1:]).transpose(0, 1).reshape(v.shape)
-                )  # (C, row, column) -> (row, column, C)
-            out["/".join([f"raw.h_s/{index}", *rest[:1], tensor])] = v
+            if index in ("1", "3"):  # a 1x1 convolution and a shuffle: (C, row, column) -> (row, column, C)
+                v = v.reshape(-1, 4, *v.shape[1:]).transpose(0, 1).reshape(v.shape)
+                out[f"raw.h_s/{index}/{tensor}"] = v
+            else:
+                out[f"raw.h_s/{index}/{layer}/{tensor}"] = v
         else:
             out[name] = value
     return out

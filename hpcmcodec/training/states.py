@@ -62,25 +62,26 @@ class State:
 def to_bytes(state: State) -> bytes:
     """A safetensors file."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
-    facts = json.dumps(state.facts, sort_keys=True)
-    return save_tensors(tensors, {"facts": facts, "sha256": _digest(facts, tensors)})
+    about = {"facts": state.facts, "sha256": _digest(state.facts, tensors)}
+    # One entry: safetensors writes several in an order that changes from run to run.
+    return save_tensors(tensors, {"state": json.dumps(about, sort_keys=True)})
 
 
 def from_bytes(data: bytes) -> State:
     """The inverse. Raises IntegrityError where anything of it is damaged."""
     try:
         (size,) = struct.unpack_from("<Q", data)
-        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
         tensors = load_tensors(data)
-        if _digest(metadata["facts"], tensors) != metadata["sha256"]:
+        if _digest(about["facts"], tensors) != about["sha256"]:
             raise IntegrityError("its SHA-256 differs from the one inside")
-        return State(json.loads(metadata["facts"]), tensors)
+        return State(about["facts"], tensors)
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError, OverflowError) as error:
         raise IntegrityError(f"not a whole state: {error}") from error
 
 
-def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
-    h = hashlib.sha256(facts.encode())
+def _digest(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    h = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         t = tensors[name]
         h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
