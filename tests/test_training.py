@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny
 import torch
 from click.testing import CliRunner
@@ -32,7 +33,7 @@ from hpcmcodec.evaluation.monotone import Point
 from hpcmcodec.model.config import TINY
 from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.hpcm import HPCM, WithoutContext, bits, from_weights
-from hpcmcodec.training import config, loop, records, report, stages, states
+from hpcmcodec.training import config, export, loop, records, report, stages, states
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import Rates, Recipe, Run
 from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
@@ -69,7 +70,7 @@ def recipe(cache: Path) -> Recipe:
 
 def first_values(stage: str = "c", **values: Any) -> HPCM:
     torch.manual_seed(0)
-    return stages.build(Run(preset="tiny", stage=stage, **values))
+    return stages.build(Recipe(run=Run(preset="tiny", stage=stage, **values)))
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
@@ -108,6 +109,9 @@ def test_every_value_of_a_recipe_is_overridden_by_an_option_of_its_name() -> Non
         ({"crops": ""}, "names none"),
         ({"preset": "huge"}, "one of lite, tiny"),
         ({"stage": "d"}, "one of a, b, c"),
+        ({"model": "{"}, "model"),
+        ({"model": '{"wavelets": 3}'}, "wavelets"),
+        ({"model": '{"memory": "x"}'}, "memory"),
         ({"decay": 1.5}, "share of the run"),
         ({"keep": 0}, "at least 1"),
         ({"rescale": "0.5"}, "two factors"),
@@ -118,6 +122,11 @@ def test_every_value_of_a_recipe_is_overridden_by_an_option_of_its_name() -> Non
 def test_values_that_make_no_sense_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Recipe().override(values)
+
+
+def test_a_recipe_may_change_fields_of_its_preset() -> None:
+    recipe = Recipe().override({"preset": "tiny", "stage": "c", "model": '{"memory": "none", "cell_rates": [2, 2, 3]}'})
+    assert stages.build(recipe).config == replace(TINY, memory="none", cell_rates=(2, 2, 3))
 
 
 def test_unknown_tables_and_keys_of_a_file_are_refused(tmp_path: Path) -> None:
@@ -402,7 +411,7 @@ def test_pieces_join_again_and_a_missing_one_is_named(tmp_path: Path, monkeypatc
 def test_shipped_states_can_be_trained_on_from(path: Path) -> None:
     assert path.stat().st_size < 16 * 2**20
     state = states.read(path)
-    match = states.start_from(stages.build(Run(preset=state.facts["preset"], stage="c")), state)
+    match = states.start_from(stages.build(Recipe(run=Run(preset=state.facts["preset"], stage="c"))), state)
     assert len(match.matched) > 0.5 * len(state.under("ema"))
 
 
@@ -669,6 +678,32 @@ def test_two_sigkills_and_damaged_checkpoints_change_nothing(
     assert_same_run(folder, wanted)
 
 
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
+def test_export_replaces_nothing_where_its_files_differ_from_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs = [(tiny.picture(128, 128, s), 4000 * s) for s in range(3)]
+    export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert len(before) == 3
+    wrong = {}
+    save = safetensors.numpy.save_file
+    for name in ("entropy.s3.head.0.bias", "g_a.out.bias", "g_s.head.bias"):
+
+        def damaged(tensors: dict[str, np.ndarray], *args: Any, name: str = name, **kwargs: Any) -> None:
+            save(tensors | {name: tensors[name] + tensors[name].dtype.type(20)}, *args, **kwargs)
+
+        monkeypatch.setattr(safetensors.numpy, "save_file", damaged)
+        with pytest.raises(IntegrityError, match="tiny-9 was not written") as caught:
+            export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
+        wrong[name] = str(caught.value).split("written: ")[1].split()[0]
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert list(wrong.values()) == ["bits", "latents", "pixels"]
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -802,4 +837,4 @@ def test_two_minutes_of_training_give_a_model_whose_files_are_as_large_as_estima
         with torch.no_grad():
             y, z = model.analyse(x, q)
             assumed = bits(model.estimate(y, z, q, ops=model.ops(fake=True))[1]).item()
-        assert 0.94 * assumed < 8 * len(data) < 1.01 * assumed  # fitted tables beat the logistic that training assumes
+        assert 0.9 * assumed < 8 * len(data) < 1.01 * assumed  # fitted tables beat the logistic that training assumes

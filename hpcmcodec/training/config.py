@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hpcmcodec.errors import InputError
-from hpcmcodec.model.config import PRESETS
+from hpcmcodec.errors import InputError, UnsupportedError
+from hpcmcodec.model.config import PRESETS, Config
 
 CONFIGS = Path(__file__).parent / "configs"
 STAGES = {
@@ -36,6 +36,7 @@ class Run:
     """What is trained, for how long, from where."""
 
     preset: str = option("lite", "member of the family")
+    model: str = option("", 'fields in which the model differs from the preset, as JSON: {"memory": "none"}')
     stage: str = option("a", "; ".join(f"{k}: {v}" for k, v in STAGES.items()))
     without_context: bool = option(False, "the yardstick: a 1x1 head on h_s alone in the context's place")
     steps: int = option(100_000, "step at which the run ends")
@@ -108,6 +109,7 @@ class Recipe:
     def __post_init__(self) -> None:
         run, rates = self.run, self.rates
         _among("preset", run.preset, PRESETS)
+        self.model_config()
         _among("stage", run.stage, STAGES)
         _among("precision", run.precision, ("auto", "bf16", "float32"))
         _among("device", run.device.split(":")[0], ("auto", "cpu", "cuda"))
@@ -124,6 +126,14 @@ class Recipe:
         smallest = min(size for size, _ in self.crops)
         if self.objective.distortion == "ms-ssim" and smallest < 176:
             raise InputError(f"MS-SSIM needs crops of at least 176 pixels, found {smallest}")
+
+    def model_config(self) -> Config:
+        """The preset with the fields of `model` replaced."""
+        try:
+            changes = json.loads(self.run.model or "{}")
+            return Config.from_json(json.dumps(asdict(PRESETS[self.run.preset]) | changes))
+        except (ValueError, TypeError, UnsupportedError) as error:
+            raise InputError(f"model {self.run.model!r}: {error}") from error
 
     @property
     def crops(self) -> tuple[tuple[int, int], ...]:

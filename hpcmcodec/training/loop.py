@@ -76,7 +76,7 @@ class Trainer:
         self.held = [x.to(self.device) for x in held[: recipe.data.images]]
 
         torch.manual_seed(run.seed)
-        model = stages.build(run)
+        model = stages.build(recipe)
         resumed = states.newest(folder)
         notes: list[str] = []
         self.step, self.first, self.spent, self.skipped = 0, 0, 0.0, 0
@@ -144,6 +144,8 @@ class Trainer:
         for name in ("preset", "stage"):
             if facts[name] != getattr(run, name):
                 raise InputError(f"{self.folder} is a run of {name} {facts[name]}, not {getattr(run, name)}")
+        if facts["config"] != model.config.to_json():
+            raise InputError(f"{self.folder} is a run of another model: its preset or `model` differs")
         model.grids = dict(facts["grids"])
         self.step, self.first, self.fresh = facts["step"], facts["first"], facts["fresh"]
         self.spent, self.skipped, self.pending = facts["spent"], facts["skipped"], list(facts["pending"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,24 +33,24 @@ def table(recipe: Recipe, rounds: int) -> Iterator[str]:
     yield "|---" * (4 + len(PARTS)) + "|"
     for stage in STAGES:
         for fast in (True, False):
-            shares = _measure(replace(recipe.run, stage=stage, without_context=False), recipe, device, fast, rounds)
+            shares = _measure(recipe.override({"stage": stage, "without_context": False}), device, fast, rounds)
             total = sum(shares.values())
             cells = [f"{100 * shares[part] / total:.0f}%" if shares[part] else "" for part in PARTS]
             kind = "bfloat16" if fast else "float32"
             yield f"| {stage} | {kind} | {batch / total:.1f} | {1000 * total:.0f} | {' | '.join(cells)} |"
 
 
-def _measure(run: Any, recipe: Recipe, device: torch.device, fast: bool, rounds: int) -> dict[str, float]:
+def _measure(recipe: Recipe, device: torch.device, fast: bool, rounds: int) -> dict[str, float]:
     """Seconds of a step by part, the least of the rounds for each."""
     size, batch = recipe.crops[0]
     torch.manual_seed(0)
-    model = stages.place(stages.build(run), device)
+    model = stages.place(stages.build(recipe), device)
     steppers = optimisers(model, recipe.rates, (), torch.bfloat16 if fast else torch.float32)
     x = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     q = torch.linspace(0, 1, batch, device=device)
     least = dict.fromkeys(PARTS, float("inf"))
     for i in range(rounds + 1):
-        seconds = _step(model, x, q, fast, steppers, joint=run.stage != "b")
+        seconds = _step(model, x, q, fast, steppers, joint=recipe.run.stage != "b")
         if i:  # the first is a warm-up
             least = {k: min(v, seconds[k]) for k, v in least.items()}
     return least

@@ -19,22 +19,22 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hpcmcodec.errors import InputError
-from hpcmcodec.model.config import PRESETS
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits
 from hpcmcodec.model.transforms import Block, lmbda
 from hpcmcodec.numerics import CODE_MAX
-from hpcmcodec.training.config import Run
+from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.stand_in import StandIn
 
 VALIDATION_QUALITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
 MS_SSIM_WEIGHT = 1280  # CompressAI's lambdas for MS-SSIM are 1222 to 1340 times those for MSE of the same rate
 
 
-def build(run: Run) -> HPCM:
+def build(recipe: Recipe) -> HPCM:
     """The model of a stage, with its first values; what the stage does not train is frozen."""
+    run = recipe.run
     kind = StandIn if run.stage == "a" else WithoutContext if run.without_context else HPCM
-    model = kind(PRESETS[run.preset])
+    model = kind(recipe.model_config())
     if run.stage == "b":
         for part in (model.g_a, model.g_s, model.gain, model.ungain):
             part.requires_grad_(False)
