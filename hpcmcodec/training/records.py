@@ -43,6 +43,8 @@ class Log:
             self._progress = Progress(*columns, console=console)
             self._task = self._progress.add_task("", total=1.0)
             self._progress.start()
+        if resumed_at >= 0:
+            self._say(f"resumed at step {resumed_at}", {"resumed": resumed_at})
 
     def add(self, record: dict[str, Any]) -> None:
         """Write a record and show it."""
@@ -50,10 +52,13 @@ class Log:
             file.write(json.dumps(record) + "\n")
         if "validation" in record:
             self.validated_at = record["step"]
+        self._say(_sentence(record), record)
+
+    def _say(self, sentence: str, record: dict[str, Any]) -> None:
         if self._progress is None:
             print(json.dumps(record), flush=True)
-        elif "loss" not in record:
-            self._progress.console.print(_sentence(record))
+        elif sentence:
+            self._progress.console.print(sentence, markup=False, highlight=False)
 
     def show(self, step: int, progress: float, record: dict[str, Any] | None = None) -> None:
         """Move the bar of a terminal; `record`: the latest line with a loss."""
@@ -75,8 +80,11 @@ class Log:
 
 
 def _sentence(record: dict[str, Any]) -> str:
-    if "validation" not in record:
-        return "  ".join(f"{k} {v}" for k, v in record.items())
-    names = ("q", "bpp", "dB", "loss")
-    points = (" ".join(f"{n} {v:.4g}" for n, v in zip(names, row, strict=False)) for row in record["validation"])
-    return f"step {record['step']}  validation {record['mean']:.5f}  ({'; '.join(points)})"
+    """A record in words; nothing for what the bar shows."""
+    if "loss" in record:
+        return ""
+    if "validation" in record:
+        points = ", ".join(f"q {100 * q:g}: {' '.join(f'{v:.4g}' for v in row)}" for q, *row in record["validation"])
+        return f"step {record['step']}  validation {record['mean']:.5f}  ({points})"
+    about = ", ".join(k for k in record if k not in ("step", "hours", "notes"))
+    return "\n".join([f"step {record['step']}  {about}", *record.get("notes", ())])
