@@ -727,13 +727,17 @@ def test_commands_pack_join_and_resume(uninterrupted: tuple[Recipe, Path], tmp_p
     assert (result.exit_code, "--init-from" in result.output) == (2, True)
 
 
-def test_speed_has_a_row_for_each_stage_and_type() -> None:
+def test_speed_has_a_row_for_each_stage_kind_of_crop_and_type() -> None:
     lines = list(table(config.load("tiny").override({"crops": "64:2"}), rounds=1))
     rows = [line.split("|")[1:-1] for line in lines if line.startswith(("| a", "| b", "| c"))]
-    assert [(r[0].strip(), r[1].strip()) for r in rows] == [(s, t) for s in "abc" for t in ("bfloat16", "float32")]
+    assert [[c.strip() for c in r[:3]] for r in rows] == [
+        [stage, "64:2", kind] for stage in "abc" for kind in ("bfloat16", "float32")
+    ]
     for row in rows:
-        assert sum(int(cell.strip(" %")) for cell in row[4:] if cell.strip()) == pytest.approx(100, abs=4)
-    assert [row[7].strip() == "" for row in rows] == [False, False, True, True, False, False]  # no g_s in stage b
+        assert sum(int(cell.strip(" %")) for cell in row[5:] if cell.strip()) == pytest.approx(100, abs=4)
+    assert [row[8].strip() == "" for row in rows] == [False, False, True, True, False, False]  # no g_s in stage b
+    two = list(table(config.load("tiny").override({"crops": "64:1,48:2"}), 1, of="a"))
+    assert [line.split("|")[2].strip() for line in two[-4:]] == ["64:1", "64:1", "48:2", "48:2"]
 
 
 def test_plot_draws_joint_and_rate_only_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

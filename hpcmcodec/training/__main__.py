@@ -89,10 +89,15 @@ def plot(folder: Path, out: Path | None, dark: bool) -> None:
 @click.option("--rounds", default=3, show_default=True, help="Steps that are timed, after one that is not.")
 @recipe_options
 def speed(recipe: str, rounds: int, **overrides: Any) -> None:
-    """Crops a second of each stage in bfloat16 and float32, and where a step's time goes, with RECIPE's crops."""
+    """Crops a second in bfloat16 and float32 and where a step's time goes, for each kind of RECIPE's crops.
+
+    Of all stages, or the one that --stage names: to find the largest batch that still speeds things up, say
+    --stage b --crops 256:16,256:32,256:64.
+    """
     from hpcmcodec.training.speed import table
 
-    for line in table(chosen(recipe, overrides), rounds):
+    of = (overrides["stage"],) if overrides["stage"] else tuple(config.STAGES)
+    for line in table(chosen(recipe, overrides), rounds, of):
         click.echo(line)
 
 

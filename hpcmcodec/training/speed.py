@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,26 +19,24 @@ from hpcmcodec.training.optim import optimisers
 PARTS = ("g_a", "h_a, h_s", "context", "g_s", "backward", "optimiser")
 
 
-def table(recipe: Recipe, rounds: int) -> Iterator[str]:
-    """Lines of a Markdown table for the first kind of crop of a recipe, over noise: what pixels hold costs no time.
-
-    Parts are of the forward pass where nothing else is said.
+def table(recipe: Recipe, rounds: int, of: Collection[str] = tuple(STAGES)) -> Iterator[str]:
+    """Lines of a Markdown table for each kind of crop of a recipe in the stages `of`, over noise: what pixels hold
+    costs no time. Parts are of the forward pass where nothing else is said.
     """
-    size, batch = recipe.crops[0]
     device = torch.device("cuda" if recipe.run.device == "auto" and torch.cuda.is_available() else "cpu")
     if recipe.run.device != "auto":
         device = torch.device(recipe.run.device)
-    yield f"{recipe.run.preset}, {batch} crops of {size} px, {device.type}, {torch.get_num_threads()} threads"
+    yield f"{recipe.run.preset}, {device.type}, {torch.get_num_threads()} threads"
     yield ""
-    yield f"| stage | type | crops/s | ms a step | {' | '.join(PARTS)} |"
-    yield "|---" * (4 + len(PARTS)) + "|"
-    for stage in STAGES:
-        for fast in (True, False):
-            shares = _measure(recipe.override({"stage": stage, "without_context": False}), device, fast, rounds)
-            total = sum(shares.values())
-            cells = [f"{100 * shares[part] / total:.0f}%" if shares[part] else "" for part in PARTS]
-            kind = "bfloat16" if fast else "float32"
-            yield f"| {stage} | {kind} | {batch / total:.1f} | {1000 * total:.0f} | {' | '.join(cells)} |"
+    yield f"| stage | crops | type | crops/s | ms a step | {' | '.join(PARTS)} |"
+    yield "|---" * (5 + len(PARTS)) + "|"
+    for stage, (size, batch), fast in product(of, recipe.crops, (True, False)):
+        one = recipe.override({"stage": stage, "without_context": False, "crops": f"{size}:{batch}"})
+        shares = _measure(one, device, fast, rounds)
+        total = sum(shares.values())
+        cells = [f"{size}:{batch}", "bfloat16" if fast else "float32", f"{batch / total:.1f}", f"{1000 * total:.0f}"]
+        cells += [f"{100 * shares[part] / total:.0f}%" if shares[part] else "" for part in PARTS]
+        yield f"| {stage} | {' | '.join(cells)} |"
 
 
 def _measure(recipe: Recipe, device: torch.device, fast: bool, rounds: int) -> dict[str, float]:
