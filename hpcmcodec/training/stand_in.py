@@ -10,6 +10,7 @@ block is the identity. The codec thus begins as a transform coder and learns fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import hyper_synthesis
+from hpcmcodec.model.entropy import LEVELS_PER_OCTAVE
 from hpcmcodec.model.float_ops import FloatOps, bounded
 from hpcmcodec.model.hpcm import FIRST_LEVEL, HPCM, logistic_likelihood, ste_round
 from hpcmcodec.model.transforms import SLOPE, Block
 from hpcmcodec.numerics import LEVELS
+
+LEVELS_PER_E = LEVELS_PER_OCTAVE / math.log(2)  # in this unit scales learn as fast as means
 
 
 class _Causal(nn.Conv2d):
@@ -52,7 +56,7 @@ class StandIn(HPCM):
         m, narrow = config.latent, max(4, 3 * config.latent // 10)
         hidden, head = nn.Conv2d(config.features + 2 * narrow, 4 * narrow, 1), nn.Conv2d(4 * narrow, 2 * m, 1)
         nn.init.normal_(head.weight, std=0.3 / (4 * narrow) ** 0.5)
-        head.bias = nn.Parameter(torch.cat([torch.zeros(m), torch.full((m,), FIRST_LEVEL)]))
+        nn.init.constant_(head.get_parameter("bias"), 0)
         self.stand_in = nn.ModuleDict(
             {"inp": nn.Conv2d(m, narrow, 1), "causal": _Causal(narrow, 2 * narrow), "hidden": hidden, "head": head}
         )
@@ -67,7 +71,8 @@ class StandIn(HPCM):
         hidden = F.leaky_relu(self.stand_in["hidden"](both), SLOPE)
         with torch.autocast(y.device.type, enabled=False):  # means reach hundreds
             out = self.stand_in["head"](hidden.float()).permute(0, 2, 3, 1)
-        means, levels = out.chunk(2, -1)
+        means, log_scales = out.chunk(2, -1)
+        levels = FIRST_LEVEL + LEVELS_PER_E * log_scales
         r = y - means
         likelihood = logistic_likelihood(self.quantity(r), bounded(levels, 0, LEVELS - 1))
         z_likelihood = self.z_prior.likelihood(self.quantity(z))
