@@ -27,7 +27,7 @@ from hpcmcodec.model.hpcm import HPCM, from_weights, load_model
 from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
 from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, Act, ExactOps
 from hpcmcodec.torch_engine import TorchEngine
-from hpcmcodec.training.train import loss_of
+from hpcmcodec.training.stages import loss_of
 
 ENTROPY = tiny.load().under("entropy")
 LAYERS, _ = entropy.declare(TINY)

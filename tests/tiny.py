@@ -98,7 +98,7 @@ def make_model() -> Any:
 
     from hpcmcodec.model.config import TINY
     from hpcmcodec.model.hpcm import HPCM
-    from hpcmcodec.training.train import calibrate
+    from hpcmcodec.training.stages import calibrate
 
     torch.manual_seed(0)
     model = HPCM(TINY)

@@ -6,6 +6,7 @@ python -m hpcmcodec.evaluation.demo [IMAGE]       three qualities of one photogr
 python -m hpcmcodec.evaluation.speed [IMAGE]      whole commands, in units of `import torch`
 python -m hpcmcodec.evaluation.bench              speed and memory by size and phase, beside other codecs
 python -m hpcmcodec.evaluation.previews PATH...   what the scales of a file are worth
+python -m hpcmcodec.evaluation.monotone PATH...   whether a larger quality is always a better file
 """
 
 import importlib.util

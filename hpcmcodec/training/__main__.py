@@ -1,107 +1,171 @@
-"""`python -m hpcmcodec.training`: cache, train, pack, export."""
+"""`python -m hpcmcodec.training`: cache, train, plot, speed, worth, pack, join, export."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import click
+
+from hpcmcodec.errors import HpcmError
+from hpcmcodec.training import config
+
+EXISTING = click.Path(exists=True, path_type=Path)
+PATH = click.Path(path_type=Path)
 
 
 @click.group()
 def main() -> None:
-    """Train and export the weights of hpcm."""
+    """Train and export the weights of hpcm.
+
+    A STATE is a file of states, its pieces under its own name, or the folder of a run, whose newest checkpoint counts.
+    """
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each field of a recipe; one that is not given leaves the recipe's value."""
+    for _, f, kind in reversed(list(config.options())):
+        name, text = f.name.replace("_", "-"), f.metadata["help"]
+        if kind is bool:
+            command = click.option(f"--{name}/--no-{name}", default=None, help=text)(command)
+        else:
+            several = get_args(kind)
+            default = ",".join(map(str, f.default)) if several else f.default
+            shown = f"{text}  [{default}]" if default not in ("", None) else text
+            command = click.option(f"--{name}", type=str if several else kind, default=None, help=shown)(command)
+    return command
+
+
+def chosen(recipe: str | None, overrides: dict[str, Any], folder: Path | None = None) -> config.Recipe:
+    """The recipe of a name or file, or that of the run in a folder, with what the command line says."""
+    if recipe is None:
+        if folder is None or not (folder / "recipe.json").is_file():
+            raise click.UsageError("name a recipe: a TOML file, or one of those that come along")
+        recipe = str(folder / "recipe.json")
+    return config.load(recipe).override({k: v for k, v in overrides.items() if v is not None})
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-def cache(out: Path, folders: tuple[Path, ...]) -> None:
-    """Decode the photographs of FOLDERS once into OUT."""
+@click.argument("out", type=PATH)
+@click.argument("sources", nargs=-1, required=True, type=EXISTING)
+def cache(out: Path, sources: tuple[Path, ...]) -> None:
+    """Decode the photographs of SOURCES, folders or tar files, once into OUT."""
     from hpcmcodec.training.data import build_cache
 
-    click.echo(f"{build_cache(out, folders)} images in {out}")
+    click.echo(f"{build_cache(out, sources, click.echo)} images in {out}")
 
 
 @main.command()
-@click.option("--preset", default="lite", show_default=True)
-@click.option("--cache", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--run", required=True, type=click.Path(path_type=Path), help="Folder of the run; resumed where it exists."
-)
-@click.option("--stage", type=click.Choice(["b", "c"]), default="b", show_default=True)
-@click.option("--steps", default=100000, show_default=True)
-@click.option("--batch", default=8, show_default=True)
-@click.option("--size", default=256, show_default=True, help="Side of the crops in pixels.")
-@click.option("--lr", default=2e-3, show_default=True, help="Muon's rate (matrices).")
-@click.option("--adam-lr", default=1e-3, show_default=True, help="AdamW's rate (the rest).")
-@click.option(
-    "--hold", default=500, show_default=True, help="Steps at the full rates; then they fall as 1 / sqrt(step)."
-)
-@click.option("--warm", default=100, show_default=True, help="Steps of warm-up.")
-@click.option("--decay-from", type=int, help="From this step the rates also fall linearly, to nothing at --steps.")
-@click.option("--fake-from", type=int, help="Fake quantisation from this step on.")
-@click.option(
-    "--calibrate-at", type=int, multiple=True, help="Fix the grids from the activations' spread at this step."
-)
-@click.option("--validation", type=click.Path(exists=True, path_type=Path))
-@click.option("--every", default=500, show_default=True, help="Steps between validations.")
-@click.option("--images", default=16, show_default=True, help="Validation images to use.")
-@click.option(
-    "--init",
-    type=click.Path(exists=True, path_type=Path),
-    help="Start from another run's EMA (last.pt, or a packed state).",
-)
-@click.option("--stage-a", type=click.Path(exists=True, path_type=Path), help="Start from a packed state of stage A.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--polite", is_flag=True, help="Leave cores to other work as it comes and goes.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--without-context", is_flag=True, help="The yardstick: a 1x1 head on h_s alone in the context's place.")
-def train(**options: object) -> None:
-    """Train stage B (context, rate alone) or C (everything)."""
-    from hpcmcodec.training.train import train as run
+@click.argument("recipe", required=False)
+@click.option("--run", "folder", required=True, type=PATH, help="Folder of the run, which is resumed where it exists.")
+@recipe_options
+def train(recipe: str | None, folder: Path, **overrides: Any) -> None:
+    """Train as RECIPE says: lite-a, lite-b, lite-c, tiny, or a TOML file; a run that exists needs none.
 
-    run(**options)  # type: ignore[arg-type]
+    A run that was stopped or killed goes on where its newest checkpoint was.
+    """
+    from hpcmcodec.training.loop import train as run
+
+    run(chosen(recipe, overrides, folder), folder)
 
 
 @main.command()
-@click.argument("state", type=click.Path(exists=True, path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-def pack(state: Path, out: Path) -> None:
-    """Keep the EMA of STATE (a run's last.pt) in half precision in one small file OUT, for --init-from elsewhere."""
-    from hpcmcodec.training.train import pack as run
+@click.argument("folder", type=EXISTING)
+@click.option("-o", "--out", type=PATH, help="PNG or SVG file; default: curve.png in the run's folder.")
+@click.option("--dark", is_flag=True, help="For dark pages.")
+def plot(folder: Path, out: Path | None, dark: bool) -> None:
+    """Draw loss and validation of the run in FOLDER against wall time, and its RD points."""
+    from hpcmcodec.training.report import plot as run
 
-    run(state, out)
+    out = out or folder / "curve.png"
+    out.write_bytes(run(folder, theme="dark" if dark else "light", image_format=out.suffix[1:]))
+    click.echo(out)
 
 
 @main.command()
-@click.argument("state", type=click.Path(exists=True, path_type=Path))
+@click.argument("recipe", default="lite-b")
+@click.option("--rounds", default=3, show_default=True, help="Steps that are timed, after one that is not.")
+@recipe_options
+def speed(recipe: str, rounds: int, **overrides: Any) -> None:
+    """Crops a second in bfloat16 and float32 and where a step's time goes, for each kind of RECIPE's crops.
+
+    Of all stages, or the one that --stage names: to find the largest batch that still speeds things up, say
+    --stage b --crops 256:16,256:32,256:64.
+    """
+    from hpcmcodec.training.speed import table
+
+    of = (overrides["stage"],) if overrides["stage"] else tuple(config.STAGES)
+    for line in table(chosen(recipe, overrides), rounds, of):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("state", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--full", is_flag=True, help="All of it as it is, optimisers included, instead of the EMA in half precision."
+)
+def pack(state: Path, out: Path, full: bool) -> None:
+    """Write STATE to OUT, compressed, in pieces under 16 MiB (OUT.00, OUT.01, ...) where it is larger than that."""
+    from hpcmcodec.training import states
+
+    for path in states.cut(states.pack(states.slim(states.read(state, click.echo), full=full)), out):
+        click.echo(f"{path}: {path.stat().st_size:,} bytes")
+
+
+@main.command()
+@click.argument("state", type=PATH)
+@click.option("--run", "folder", type=PATH, help="Make a full state the checkpoint of a run's folder, to resume.")
+def join(state: Path, folder: Path | None) -> None:
+    """Join the pieces STATE.00, STATE.01, ... to STATE again, and check the result; or make it a run's checkpoint."""
+    from hpcmcodec.training import states
+
+    found = states.read(state)
+    if folder is None:
+        states.write(state, state.read_bytes() if state.is_file() else states.join(state))
+        click.echo(f"{state}: whole")
+        return
+    if not found.under("optimiser"):
+        raise click.UsageError(f"{state} has no optimisers to resume with: start from it with --init-from")
+    folder.mkdir(parents=True, exist_ok=True)
+    if states.checkpoints(folder):
+        raise click.UsageError(f"{folder} has checkpoints of its own")
+    states.save_checkpoint(folder, found, keep=1)
+    click.echo(f"{folder}: at step {found.facts['step']}")
+
+
+@main.command()
+@click.argument("state", type=PATH)
 @click.option("--name", default="lite-0", show_default=True)
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the weights.")
-@click.option("--cache", required=True, type=click.Path(exists=True, path_type=Path), help="Where the crops come from.")
+@click.option("-o", "--out", required=True, type=PATH, help="Folder of the weights.")
+@click.option("--cache", required=True, type=EXISTING, help="Where the crops come from.")
 @click.option("--crops", default=120, show_default=True, help="Crops of 384 pixels to fit the tables to.")
 def export(state: Path, name: str, out: Path, cache: Path, crops: int) -> None:
-    """Write the weights and graphs that ship from STATE (last.pt, or a packed state)."""
+    """Write the weights and graphs that ship from STATE."""
     from hpcmcodec.training.export import crops_at_all_qualities
     from hpcmcodec.training.export import export as run
-    from hpcmcodec.training.report import load_state
+    from hpcmcodec.training.states import load_model
 
-    model_id = run(load_state(state), name, out, crops_at_all_qualities(cache, crops))
+    model_id = run(load_model(state), name, out, crops_at_all_qualities(cache, crops))
     click.echo(f"{name}: model id {model_id.hex()}")
 
 
 @main.command()
-@click.argument("state", type=click.Path(exists=True, path_type=Path))
-@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.argument("state", type=PATH)
+@click.argument("folder", type=EXISTING)
 @click.option("--qualities", default="10,30,50,70,90", show_default=True)
-@click.option("--against", type=click.Path(exists=True, path_type=Path), help="Another state, --without-context's say.")
+@click.option("--against", type=PATH, help="Another state, say that of a run --without-context.")
 def worth(state: Path, folder: Path, qualities: str, against: Path | None) -> None:
     """Estimated bpp of STATE over the PNGs of FOLDER: exact arithmetic against float, or against another state."""
-    from hpcmcodec.training.report import load_state, mean_bpp
+    from hpcmcodec.training.report import mean_bpp
+    from hpcmcodec.training.states import load_model
 
     steps = [float(v) for v in qualities.split(",")]
-    model = load_state(state)
+    model = load_model(state)
     ours = mean_bpp(model, folder, steps, fake=against is None)
-    theirs = mean_bpp(load_state(against) if against else model, folder, steps, fake=False)
+    theirs = mean_bpp(load_model(against) if against else model, folder, steps, fake=False)
     for q, a, b in zip(steps, ours, theirs, strict=True):
         click.echo(f"q {q:5.1f}  {a:.4f} bpp against {b:.4f}: {100 * (a / b - 1):+.2f}%")
     mean = sum(a / b for a, b in zip(ours, theirs, strict=True)) / len(steps)
@@ -109,4 +173,8 @@ def worth(state: Path, folder: Path, qualities: str, against: Path | None) -> No
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HpcmError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

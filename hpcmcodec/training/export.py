@@ -3,13 +3,16 @@
 The tables are fitted to what coding really produces: the exact path runs over photographs at several qualities, and the
 magnitudes of the residuals are counted for each scale level, blended with the logistic that training assumed where
 counts are few. Each graph's weights are Cast nodes over float16 tensors inside the safetensors file, by offset.
+Files take their names only after they were read back and held to the trained model.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcmcodec import weights
+from hpcmcodec.codec import LightEngine
+from hpcmcodec.errors import IntegrityError
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.entropy import (
@@ -25,13 +30,17 @@ from hpcmcodec.model.entropy import (
     pack_tables,
     symmetric_table,
 )
+from hpcmcodec.model.float_ops import FakeOps
 from hpcmcodec.model.hpcm import HPCM, from_weights
-from hpcmcodec.numerics import LEVELS, NUMPY, ExactOps
+from hpcmcodec.numerics import LEVELS, MEAN_SHIFT, NUMPY, ExactOps
 from hpcmcodec.training.data import Crops
 
 OPSET = 18
 PRIOR_COUNTS = 2000.0  # residuals that the logistic weighs against the counted ones, in each level
 TAIL = 2.0**-15  # a table ends where less probability than this is left: the escape takes it
+# What float16 and integers may cost against the trained model: relative rms of y, relative bits, levels a pixel.
+LATENT_ERROR, RATE_ERROR, PIXEL_ERROR = 0.02, 0.1, 0.5
+CHECKED = 4  # photographs that the files are checked on
 TRANSFORMS = ("g_a.", "g_s.", "h_a.")
 
 
@@ -66,8 +75,11 @@ def export(
 ) -> bytes:
     """Write `out/name.safetensors` and its two graphs; returns the model id.
 
-    photographs: (pixels (16 h, 16 w, 3) uint8, quality in hundredths) to fit the tables to.
+    photographs: (pixels (16 h, 16 w, 3) uint8, quality in hundredths) to fit the tables to, and to check the files on.
+
+    Raises IntegrityError where what was written computes something else than the model; nothing is replaced then.
     """
+    trained, photographs = copy.deepcopy(model).eval(), list(photographs)
     integers = model.integers()
     tensors: dict[str, np.ndarray] = {f"entropy.{k}": v for k, v in integers.items()}
     for key, value in model.state_dict().items():
@@ -91,23 +103,62 @@ def export(
         **(lineage or {}),
     }
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.safetensors"
     from safetensors.numpy import save_file
 
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata=metadata)
-    path.chmod(0o644)  # safetensors makes files for their owner alone
-    shipped = from_weights(weights.load_file(path)).eval()
-    for graph, module, example, axes in _graphs(shipped):
-        write_graph(module, example, axes, path, out / f"{name}.{graph}.onnx", graph)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+        path = Path(folder) / f"{name}.safetensors"
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata=metadata)
+        path.chmod(0o644)  # safetensors makes files for their owner alone
+        shipped = from_weights(weights.load_file(path)).eval()
+        for graph, module, example, axes in _graphs(shipped):
+            write_graph(module, example, axes, path, path.with_name(f"{name}.{graph}.onnx"), graph)
+        check(trained, weights.load_file(path), photographs[:: -(-len(photographs) // CHECKED) or 1])
+        for written in sorted(Path(folder).iterdir()):
+            written.replace(out / written.name)
     return model_id
+
+
+@torch.no_grad()
+def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndarray, int]]) -> None:
+    """Hold weights and their graphs to the trained model.
+
+    Raises IntegrityError where latents, bits or pixels of all photographs together are further from it than rounding
+    explains.
+    """
+    engine, shipped = LightEngine(w), from_weights(w).eval()
+    ops = FakeOps(shipped.derived(), w.grids, w.under("entropy"))
+    sums = np.zeros(4)  # squares of y, and of its errors; bits of y in the trained model, and with the integers
+    differences: list[float] = []
+    for pixels, quality in photographs:
+        q = torch.tensor([quality / 10000])
+        y, z = trained.analyse(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255, q)
+        found, _ = engine.analyse(pixels, quality, None)
+        y_hat, assumed = trained.estimate(y, z, q)
+        _, exact = shipped.estimate(y, z, q, ops=ops)
+        squares = (np.square(v).sum() for v in (y.numpy(), found - y[0].numpy()))
+        sums += [*squares, *(-float(torch.log2(v["y"]).sum()) for v in (assumed, exact))]
+        codes = (y_hat * 2**MEAN_SHIFT).round().int()
+        x_hat = trained.synthesise(codes.float() * 2.0**-MEAN_SHIFT, q)[0].permute(1, 2, 0)
+        wanted = (x_hat * 255).round().clamp(0, 255).numpy()
+        differences.append(float(np.abs(engine.synthesise(codes[0].numpy(), quality, None) - wanted).mean()))
+    if not photographs:
+        return
+    for what, error, limit in (
+        ("latents", (sums[1] / sums[0]) ** 0.5, LATENT_ERROR),
+        ("bits", abs(sums[3] / sums[2] - 1), RATE_ERROR),
+        ("pixels", max(differences), PIXEL_ERROR),
+    ):
+        if not error <= limit:
+            raise IntegrityError(
+                f"{w.name} was not written: {what} are {error:.3g} off the trained model's; rounding explains {limit:g}"
+            )
 
 
 def crops_at_all_qualities(cache: Path, n: int, side: int = 384) -> Iterator[tuple[np.ndarray, int]]:
     """n random crops (side, side, 3) uint8, their qualities spread evenly over the range."""
-    crops = Crops(cache, side, seed=1)
+    crops, rng = Crops(cache), np.random.default_rng(1)
     for i in range(n):
-        pixels = (crops.batch(1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
-        yield pixels.contiguous().numpy(), round(10000 * i / max(1, n - 1))
+        yield crops.batch(rng, 1, side)[0].permute(1, 2, 0).numpy(), round(10000 * i / max(1, n - 1))
 
 
 def fit_tables(

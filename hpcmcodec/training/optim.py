@@ -1,16 +1,18 @@
-"""Optimisers and the manners of a background process."""
+"""Optimisers, their rates over a run, and the manners of a background process."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hpcmcodec.training.config import Rates
 
 
 def faster_in_bf16(device: str = "cpu") -> bool:
@@ -68,6 +70,50 @@ class Muon(torch.optim.Optimizer):
                 for (p, _), u in zip(items, updates, strict=True):
                     u = u.T if p.shape[0] > p.shape[1] else u
                     p.add_(u.reshape(p.shape), alpha=-group["lr"] * 0.2 * math.sqrt(columns))
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to, as `Rates` names them."""
+    if name.startswith(("g_a.", "g_s.", "gain.", "ungain.")):
+        return "transforms"
+    return "hyperprior" if name.startswith(("h_a.", "z_prior.", "raw.h_s/")) else "context"
+
+
+def is_matrix(name: str, p: Tensor) -> bool:
+    """Whether Muon takes it: weights of 1x1 and linear layers, not those of depthwise ones."""
+    return (
+        name.endswith(("/weight", ".weight"))
+        and (p.ndim == 2 or (p.ndim == 4 and p.shape[2] == 1))
+        and p[0].numel() > 9
+    )
+
+
+def optimisers(
+    model: nn.Module, rates: Rates, fresh: Collection[str], dtype: torch.dtype
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon and AdamW over what is to be trained, in groups by part; a group's `base` is its full rate.
+
+    fresh: names of the parameters that start from nothing.
+    """
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            factor = getattr(rates, part_of(name)) * (rates.fresh if name in fresh else 1)
+            groups.setdefault((is_matrix(name, p), factor), []).append(p)
+
+    def of(matrices: bool, rate: float) -> list[dict[str, Any]]:
+        return [{"params": p, "base": rate * factor} for (m, factor), p in groups.items() if m == matrices]
+
+    return (
+        Muon(of(True, rates.muon), rates.muon, dtype=dtype),
+        torch.optim.AdamW(of(False, rates.adamw), rates.adamw, betas=(0.9, 0.98), weight_decay=0),
+    )
+
+
+def rate_factor(rates: Rates, step: int, since_start: int, progress: float) -> float:
+    """What all full rates are multiplied by at a step; progress: done share of the run, 0 to 1."""
+    factor = min(1.0, math.sqrt(rates.hold / (step + 1))) * min(1.0, (since_start + 1) / rates.warm)
+    return factor * (min(1.0, max(0.0, 1 - progress) / rates.decay) if rates.decay else 1.0)
 
 
 class Polite:

@@ -1,24 +1,21 @@
-"""What the entropy model's parts are worth in bits: exact against float, with the context against without."""
+"""What a state is worth in bits, and a run's curves as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hpcmcodec.model.config import PRESETS
-from hpcmcodec.model.hpcm import HPCM, WithoutContext, bits
+from hpcmcodec.errors import InputError
+from hpcmcodec.evaluation.plots import THEMES
+from hpcmcodec.model.hpcm import HPCM, bits
 from hpcmcodec.training.data import validation_images
+from hpcmcodec.training.records import read_log
 
-
-def load_state(path: Path) -> HPCM:
-    """The EMA of a run (`last.pt`) or of a packed state, in eval mode; a yardstick's run gives a `WithoutContext`."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    kind = WithoutContext if any(k.startswith("head.") for k in state["ema"]) else HPCM
-    model = kind(PRESETS[state["preset"]], state["grids"])
-    model.load_state_dict({k: v.float() for k, v in state["ema"].items()})
-    return model.eval()
+RD_CURVES = 6  # validations whose RD points are shown, evenly spread over the run
 
 
 @torch.no_grad()
@@ -39,3 +36,81 @@ def mean_bpp(model: HPCM, folder: Path, qualities: Sequence[float], *, fake: boo
             rates.append(bits(likelihoods).item() / (x.shape[2] * x.shape[3]))
         out.append(sum(rates) / len(rates))
     return out
+
+
+def plot(folder: Path, *, theme: str, image_format: str) -> bytes:
+    """Training loss and mean validation loss against hours, and the RD points of some validations; needs matplotlib.
+
+    Stage B's validations have no distortion: their rates are drawn against the quality instead.
+
+    Raises InputError where matplotlib is missing, the run has no log, or the format is neither png nor svg.
+    """
+    records = read_log(folder / "log.jsonl")
+    if not records:
+        raise InputError(f"{folder} has no log.jsonl to draw")
+    if image_format not in ("png", "svg"):
+        raise InputError(f"plots are .png or .svg, not .{image_format}")
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("plots need matplotlib: pip install matplotlib") from error
+    colours = THEMES[theme]
+    ink = dict.fromkeys(
+        ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color"),
+        colours["ink"],
+    )
+    with mpl.rc_context({"svg.hashsalt": "hpcmcodec", "font.size": 11, **ink}):
+        figure = Figure(figsize=(12, 5), layout="constrained", facecolor=colours["paper"])
+        loss, rd = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
+        validations = [r for r in records if "validation" in r]
+        _draw_loss(loss, [r for r in records if "loss" in r], validations)
+        _draw_rd(rd, validations, mpl.colormaps["viridis" if theme == "dark" else "viridis_r"])
+        for axes in (loss, rd):
+            axes.set_facecolor(colours["paper"])
+            axes.grid(color=colours["grid"], linewidth=0.8)
+            axes.set_axisbelow(True)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(facecolor=colours["paper"], edgecolor=colours["grid"])
+        file = io.BytesIO()
+        metadata = {"Date": None, "Creator": "hpcmcodec"} if image_format == "svg" else {"Software": "hpcmcodec"}
+        figure.savefig(file, format=image_format, dpi=150, metadata=metadata, facecolor=colours["paper"])
+    return file.getvalue()
+
+
+def _draw_loss(axes: Any, losses: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]) -> None:
+    hours = [r["hours"] for r in losses]
+    axes.plot(hours, [r["loss"] for r in losses], color="#56B4E9", linewidth=1, label="training, weighted")
+    rows = [(r["hours"], r["mean"]) for r in validations]
+    if rows:
+        axes.plot(*zip(*rows, strict=True), color="#D55E00", marker="o", markersize=4, label="validation, EMA")
+    # The first steps from nothing are far above all that is of interest later.
+    settled = sorted(r["loss"] for r in losses[len(losses) // 20 :])
+    shown = settled[: 1 + int(0.98 * (len(settled) - 1))] + [mean for _, mean in rows[1:] or rows]
+    if shown:
+        low, high = min(shown), max(shown)
+        margin = 0.08 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + 3 * margin)
+    last = (validations or losses)[-1]
+    axes.set_title(f"Loss to step {last['step']:,}")
+    axes.set_xlabel("hours")
+    axes.set_ylabel("loss, bits per pixel")
+
+
+def _draw_rd(axes: Any, validations: Sequence[Mapping[str, Any]], colours: Any) -> None:
+    count = min(RD_CURVES, len(validations))
+    places = [round(i * (len(validations) - 1) / max(1, count - 1)) for i in range(count)]
+    joint = bool(validations) and len(validations[-1]["validation"][0]) > 2
+    for i, place in enumerate(places):
+        record = validations[place]
+        shade = colours(0.15 + 0.8 * (i + 1) / count)
+        q, bpp, *rest = zip(*record["validation"], strict=True)
+        x, y = (bpp, rest[0]) if joint else ([100 * v for v in q], bpp)
+        last = i == count - 1
+        label = f"step {record['step']:,}, {record['hours']:.2g} h"
+        axes.plot(x, y, color=shade, marker="o", markersize=4, linewidth=2.2 if last else 1.3, label=label)
+    axes.set_title("Validation")
+    axes.set_xlabel("bits per pixel, estimated" if joint else "quality")
+    axes.set_ylabel("PSNR, dB" if joint else "bits per pixel, estimated")

@@ -1,0 +1,308 @@
+"""The loop: any stage, on any device, stopped at any moment and resumed to the very step.
+
+All that is random in a step (crops, qualities, noise) derives from the seed and the step's number, so a run that was
+killed and resumed goes through the same steps as one that was not: its state is the checkpoint alone. A checkpoint has
+the model, the EMA, the optimisers, and what the next line of the log needs.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import time
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcmcodec.errors import InputError
+from hpcmcodec.model.hpcm import HPCM
+from hpcmcodec.training import stages, states
+from hpcmcodec.training.config import Recipe
+from hpcmcodec.training.data import Crops, to_unit, validation_images
+from hpcmcodec.training.optim import Polite, faster_in_bf16, optimisers, rate_factor
+from hpcmcodec.training.records import Log
+from hpcmcodec.training.stand_in import StandIn, start_from_principal_axes
+
+CROPS, QUALITIES, NOISE, GRIDS, AXES = range(5)  # what a generator is for: no two uses see the same numbers
+
+
+def train(recipe: Recipe, folder: Path) -> None:
+    """Train until the recipe's end, or SIGTERM or SIGINT (which end the step, save and leave); resumes a run that is
+    there.
+
+    Raises InputError for a cache, a state or a device that cannot be used, IntegrityError where all checkpoints are
+    damaged.
+    """
+    trainer = Trainer(recipe, folder)
+    stop: list[int] = []
+    before = {s: signal.signal(s, lambda *_: stop.append(1)) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while not stop and trainer.progress < 1:
+            trainer.advance()
+        trainer.finish(stopped=bool(stop))
+    finally:
+        trainer.close()
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+class Trainer:
+    """A run in its folder: `advance` makes a step, with all that is due after it."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        run = recipe.run
+        self.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
+        )
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError("device cuda needs an NVIDIA GPU and a CUDA build of torch")
+        self.fast = run.precision == "bf16" or (
+            run.precision == "auto" and (self.device.type != "cpu" or faster_in_bf16())
+        )
+        self.joint = run.stage != "b"
+        if recipe.objective.distortion == "ms-ssim":
+            stages.ms_ssim(
+                torch.zeros(1, 3, 176, 176), torch.zeros(1, 3, 176, 176)
+            )  # a package that is missing is missed now
+        self.crops = Crops(Path(recipe.data.cache), recipe.data.rescale)
+        held = validation_images(Path(recipe.data.validation)) if recipe.data.validation else []
+        self.held = [x.to(self.device) for x in held[: recipe.data.images]]
+
+        torch.manual_seed(run.seed)
+        model = stages.build(recipe)
+        resumed = states.newest(folder)
+        notes: list[str] = []
+        self.step, self.first, self.spent, self.skipped = 0, 0, 0.0, 0
+        self.fresh: list[str] = []  # parameters that init_from had no values for
+        self.pending: list[float | Tensor] = []  # losses since the last line of the log
+        self.crops_done = 0  # since then, in this process
+        known: set[str] = set()  # grids that come with init_from
+        if resumed is not None:
+            self._resume(model, resumed.facts)
+            model.load_state_dict(resumed.under("model"))
+        else:
+            notes, known = self._start(model)
+            self.step = self.first
+        self.model = stages.place(model, self.device)
+        self.ema = copy.deepcopy(self.model).eval()
+        if run.recompute:
+            stages.recompute_blocks(self.model)
+        self.optimisers = optimisers(
+            self.model, recipe.rates, self.fresh, torch.bfloat16 if self.fast else torch.float32
+        )
+        if resumed is not None:
+            self.ema.load_state_dict(resumed.under("ema"))
+            self._load_optimisers(resumed.under("optimiser"))
+        elif not known >= set(self.model.grids):
+            for _ in range(4):  # each look widens a saturated grid by one bit
+                self._calibrate(known)
+        folder.mkdir(parents=True, exist_ok=True)
+        states.write(folder / "recipe.json", recipe.to_json().encode())
+        self.began = self.since = time.time()
+        self.manners = Polite() if run.polite else None
+        self.ahead = ThreadPoolExecutor(1) if self.device.type != "cpu" else None
+        self.next: Future[Tensor] | None = None
+        self.log = Log(folder, self.step if resumed is not None else -1)
+        if resumed is None:
+            self._record(recipe=asdict(recipe), notes=notes)
+            self._validate()
+            self.save()
+
+    # --- where a run starts -------------------------------------------------------------------------------------------
+
+    def _start(self, model: HPCM) -> tuple[list[str], set[str]]:
+        """First values: another state's, or stage A's principal axes; returns what to tell, and the grids that came
+        along.
+        """
+        run = self.recipe.run
+        if not run.init_from:
+            self.first = max(0, run.first_step)
+            if isinstance(model, StandIn):
+                size, _ = max(self.recipe.crops)
+                x = to_unit(self.crops.batch(self._generator(AXES), 4 + 2**18 // size**2, size))
+                patches = x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+                start_from_principal_axes(model, patches)
+            return [], set()
+        state = states.read(Path(run.init_from))
+        match = states.start_from(model, state)
+        if not match.matched:
+            raise InputError(f"{run.init_from}: none of its tensors fits {run.preset} in stage {run.stage}")
+        self.fresh = match.first_values
+        same = state.facts.get("stage") == "a" if run.stage == "a" else state.facts.get("stage") != "a"
+        self.first = run.first_step if run.first_step >= 0 else int(state.facts.get("step", 0)) if same else 0
+        return match.lines(), set(state.facts.get("grids", ()))
+
+    def _resume(self, model: HPCM, facts: dict[str, Any]) -> None:
+        run = self.recipe.run
+        for name in ("preset", "stage"):
+            if facts[name] != getattr(run, name):
+                raise InputError(f"{self.folder} is a run of {name} {facts[name]}, not {getattr(run, name)}")
+        if facts["config"] != model.config.to_json():
+            raise InputError(f"{self.folder} is a run of another model: its preset or `model` differs")
+        model.grids = dict(facts["grids"])
+        self.step, self.first, self.fresh = facts["step"], facts["first"], facts["fresh"]
+        self.spent, self.skipped, self.pending = facts["spent"], facts["skipped"], list(facts["pending"])
+
+    def _load_optimisers(self, tensors: dict[str, Tensor]) -> None:
+        names = dict(self.model.named_parameters())
+        owner = {p: o for o in self.optimisers for g in o.param_groups for p in g["params"]}
+        for key, value in tensors.items():
+            name, _, slot = key.rpartition("@")
+            p = names[name]
+            # AdamW counts its steps on the CPU.
+            owner[p].state[p][slot] = value if slot == "step" else torch.empty_like(p).copy_(value)
+
+    # --- a step -------------------------------------------------------------------------------------------------------
+
+    @property
+    def hours(self) -> float:
+        """Of training so far, in all processes."""
+        return (self.spent + time.time() - self.began) / 3600
+
+    @property
+    def progress(self) -> float:
+        """Done share of the run, by steps or by time, whichever is further."""
+        run = self.recipe.run
+        by_steps = (self.step - self.first) / max(1, run.steps - self.first)
+        return max(by_steps, self.hours / run.end_hours if run.end_hours else 0.0)
+
+    def advance(self) -> None:
+        """One step, then what is due: grids, a line, a validation, a checkpoint."""
+        recipe, records = self.recipe, self.recipe.records
+        factor = rate_factor(recipe.rates, self.step, self.step - self.first, self.progress)
+        for group in (g for o in self.optimisers for g in o.param_groups):
+            group["lr"] = group["base"] * factor
+        if self.manners:
+            self.manners.adapt()
+        x = self._batch(self.step)
+        q = torch.from_numpy(self._generator(QUALITIES).random(len(x), np.float32))
+        q = ((torch.arange(len(x)) + q) / len(x)).to(self.device)
+        torch.manual_seed(int(self._generator(NOISE).integers(2**62)))
+        fake = recipe.objective.fake > 0 and self.progress >= 1 - recipe.objective.fake
+        loss, _ = stages.loss_of(
+            self.model, x, q, self.fast, joint=self.joint, fake=fake, distortion=recipe.objective.distortion
+        )
+        for o in self.optimisers:
+            o.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trained, recipe.rates.clip)
+        if torch.isfinite(norm):
+            for o in self.optimisers:
+                o.step()
+            self.pending.append(loss.detach())
+        else:
+            self.skipped += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.ema.parameters()),
+                list(self.model.parameters()),
+                1 - min(0.9999, (self.step + 1) / (self.step + 10)),  # an average over the last ninth of the steps
+            )
+        self.step += 1
+        self.crops_done += len(x)
+
+        if self.step - self.first in recipe.objective.calibrate_at:
+            self._calibrate()
+            self._record(grids=self.model.grids)
+        if self.step % records.log_every == 0:
+            self._log_loss(norm, factor)
+        if self.step % records.validate_every == 0:
+            self._validate()
+        if self.step % records.save_every == 0:
+            self.save()
+
+    def _generator(self, use: int, step: int | None = None) -> np.random.Generator:
+        return np.random.default_rng([self.recipe.run.seed, self.step if step is None else step, use])
+
+    def _draw(self, step: int) -> Tensor:
+        rng = self._generator(CROPS, step)
+        kinds = self.recipe.crops
+        size, n = kinds[int(rng.integers(len(kinds)))]
+        return self.crops.batch(rng, n, size)
+
+    def _batch(self, step: int) -> Tensor:
+        """The crops of a step on the device; beside a GPU, those of the next one are cut while it computes."""
+        if self.ahead is None:
+            return to_unit(self._draw(step))
+        pixels = self.next.result() if self.next is not None else self._draw(step)
+        self.next = self.ahead.submit(self._draw, step + 1)
+        return to_unit(pixels.to(self.device))
+
+    def _calibrate(self, keep: Collection[str] = ()) -> None:
+        """Let the grids follow the activations' spread, all but those to keep."""
+        size, _ = max(self.recipe.crops)
+        x = to_unit(self.crops.batch(self._generator(GRIDS), 16, size).to(self.device))
+        seen = stages.calibrate(self.model, x, torch.linspace(0, 1, 16, device=self.device), self.fast)
+        self.model.grids |= {k: v for k, v in seen.items() if k not in keep}
+        self.ema.grids = dict(self.model.grids)
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def _record(self, **values: Any) -> None:
+        self.log.add({"step": self.step, "hours": round(self.hours, 4), **values})
+
+    def _log_loss(self, norm: Tensor, factor: float) -> None:
+        now = time.time()
+        losses = [float(v) for v in self.pending]
+        values = {
+            "loss": round(sum(losses) / len(losses), 5) if losses else float("nan"),
+            "norm": round(norm.item(), 3),
+            "rate": round(factor, 4),
+            "crops_per_s": round(self.crops_done / (now - self.since), 2),
+            "threads": torch.get_num_threads(),
+            "skipped": self.skipped,
+        }
+        self._record(**values)
+        self.log.show(self.step, self.progress, values)
+        self.pending, self.since, self.crops_done = [], now, 0
+
+    def _validate(self) -> None:
+        if not self.held:
+            return
+        start = time.time()
+        rows = stages.validate(
+            self.ema, self.held, self.fast, joint=self.joint, fake=False, distortion=self.recipe.objective.distortion
+        )
+        self._record(validation=rows, mean=round(sum(r[-1] for r in rows) / len(rows), 5))
+        self.since += time.time() - start
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
+        names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
+        for o in self.optimisers:
+            tensors |= {f"optimiser/{names[p]}@{slot}": v for p, s in o.state.items() for slot, v in s.items()}
+        facts = {
+            "preset": self.recipe.run.preset,
+            "config": self.model.config.to_json(),
+            "stage": self.recipe.run.stage,
+            "step": self.step,
+            "first": self.first,
+            "fresh": self.fresh,
+            "grids": self.model.grids,
+            "spent": 3600 * self.hours,
+            "skipped": self.skipped,
+            "pending": [float(v) for v in self.pending],
+        }
+        self.log.sync()
+        states.save_checkpoint(self.folder, states.State(facts, tensors), self.recipe.records.keep)
+
+    def finish(self, *, stopped: bool) -> None:
+        """Save the last step; a run that came to its end is validated once more."""
+        if not stopped and self.log.validated_at != self.step:
+            self._validate()
+        self.save()
+
+    def close(self) -> None:
+        self.log.close()
+        if self.ahead is not None:
+            self.ahead.shutdown()

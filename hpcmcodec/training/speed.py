@@ -1,0 +1,89 @@
+"""How fast training is here: crops a second of each stage and type, and where a step's time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcmcodec.model.context import hyper_synthesis
+from hpcmcodec.model.hpcm import HPCM, bits, ste_round
+from hpcmcodec.training import stages
+from hpcmcodec.training.config import STAGES, Recipe
+from hpcmcodec.training.optim import optimisers
+
+PARTS = ("g_a", "h_a, h_s", "context", "g_s", "backward", "optimiser")
+
+
+def table(recipe: Recipe, rounds: int, of: Collection[str] = tuple(STAGES)) -> Iterator[str]:
+    """Lines of a Markdown table for each kind of crop of a recipe in the stages `of`, over noise: what pixels hold
+    costs no time. Parts are of the forward pass where nothing else is said.
+    """
+    device = torch.device("cuda" if recipe.run.device == "auto" and torch.cuda.is_available() else "cpu")
+    if recipe.run.device != "auto":
+        device = torch.device(recipe.run.device)
+    yield f"{recipe.run.preset}, {device.type}, {torch.get_num_threads()} threads"
+    yield ""
+    yield f"| stage | crops | type | crops/s | ms a step | {' | '.join(PARTS)} |"
+    yield "|---" * (5 + len(PARTS)) + "|"
+    for stage, (size, batch), fast in product(of, recipe.crops, (True, False)):
+        one = recipe.override({"stage": stage, "without_context": False, "crops": f"{size}:{batch}"})
+        shares = _measure(one, device, fast, rounds)
+        total = sum(shares.values())
+        cells = [f"{size}:{batch}", "bfloat16" if fast else "float32", f"{batch / total:.1f}", f"{1000 * total:.0f}"]
+        cells += [f"{100 * shares[part] / total:.0f}%" if shares[part] else "" for part in PARTS]
+        yield f"| {stage} | {' | '.join(cells)} |"
+
+
+def _measure(recipe: Recipe, device: torch.device, fast: bool, rounds: int) -> dict[str, float]:
+    """Seconds of a step by part, the least of the rounds for each."""
+    size, batch = recipe.crops[0]
+    torch.manual_seed(0)
+    model = stages.place(stages.build(recipe), device)
+    steppers = optimisers(model, recipe.rates, (), torch.bfloat16 if fast else torch.float32)
+    x = torch.rand(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    q = torch.linspace(0, 1, batch, device=device)
+    least = dict.fromkeys(PARTS, float("inf"))
+    for i in range(rounds + 1):
+        seconds = _step(model, x, q, fast, steppers, joint=recipe.run.stage != "b")
+        if i:  # the first is a warm-up
+            least = {k: min(v, seconds[k]) for k, v in least.items()}
+    return least
+
+
+def _step(
+    model: HPCM, x: Tensor, q: Tensor, fast: bool, steppers: tuple[torch.optim.Optimizer, ...], *, joint: bool
+) -> dict[str, float]:
+    seconds = dict.fromkeys(PARTS, 0.0)
+
+    def timed(part: str, run: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        out = run()
+        if x.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds[part] += time.perf_counter() - start
+        return out
+
+    with stages.autocast(x.device.type, fast):
+        with torch.set_grad_enabled(joint):
+            y = timed("g_a", lambda: model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q))
+        z = timed("h_a, h_s", lambda: model.h_a(y).float()).permute(0, 2, 3, 1)
+        ops = timed("context", model.ops)
+        y_hat, likelihoods = timed("context", lambda: model.estimate(y.permute(0, 2, 3, 1), z, q, ops=ops))
+        before = seconds["h_a, h_s"]
+        with torch.no_grad():
+            timed("h_a, h_s", lambda: hyper_synthesis(ops, model.config, ste_round(z), q))
+        seconds["context"] -= seconds["h_a, h_s"] - before  # which has run h_s too
+        loss = bits(likelihoods).mean() / x[0, 0].numel()
+        if joint:
+            x_hat = timed("g_s", lambda: model.synthesise(y_hat, q))
+            loss = loss + stages.distortion_of(x_hat, x, q, "mse").mean()
+    timed("backward", loss.backward)
+    timed("optimiser", lambda: [o.step() for o in steppers])
+    for o in steppers:
+        o.zero_grad(set_to_none=True)
+    return seconds

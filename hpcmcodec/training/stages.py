@@ -1,0 +1,150 @@
+"""What each stage trains: its model, its loss, its validation, and the grids of its activations.
+
+    a   StandIn: transforms, gains, hyperprior; rate + distortion
+    b   HPCM: hyperprior and context on frozen transforms; rate alone, since distortion does not depend on them
+    c   HPCM: everything; rate + distortion
+
+Loss: bpp + lmbda(q) * 255^2 * MSE, or bpp + lmbda(q) * MS_SSIM_WEIGHT * (1 - MS-SSIM). q is stratified over each batch,
+each sample weighted (lmbda / lmbda(0.5))^-0.45, so that every quality learns.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hpcmcodec.errors import InputError
+from hpcmcodec.model.float_ops import FloatOps
+from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits
+from hpcmcodec.model.transforms import Block, lmbda
+from hpcmcodec.numerics import CODE_MAX
+from hpcmcodec.training.config import Recipe
+from hpcmcodec.training.stand_in import StandIn
+
+VALIDATION_QUALITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
+MS_SSIM_WEIGHT = 1280  # CompressAI's lambdas for MS-SSIM are 1222 to 1340 times those for MSE of the same rate
+
+
+def build(recipe: Recipe) -> HPCM:
+    """The model of a stage, with its first values; what the stage does not train is frozen."""
+    run = recipe.run
+    kind = StandIn if run.stage == "a" else WithoutContext if run.without_context else HPCM
+    model = kind(recipe.model_config())
+    if run.stage == "b":
+        for part in (model.g_a, model.g_s, model.gain, model.ungain):
+            part.requires_grad_(False)
+    return model
+
+
+def place(model: HPCM, device: torch.device) -> HPCM:
+    """The model on a device, its convolutions channels last: what CPUs and tensor cores are quick with."""
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def recompute_blocks(model: HPCM) -> None:
+    """Let the transforms' blocks keep their inputs alone and run again in the backward pass."""
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def autocast(device: str, fast: bool) -> Any:
+    """bfloat16 for convolutions and matrix products, where that is the faster type."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=fast)
+
+
+def rate(model: HPCM, x: Tensor, q: Tensor, fast: bool, *, fake: bool) -> tuple[Tensor, Tensor]:
+    """Bits per pixel (B,) of x and y_hat. g_a runs without gradient where it is frozen."""
+    kind = x.device.type
+    with autocast(kind, fast), torch.set_grad_enabled(torch.is_grad_enabled() and model.g_a.stem.weight.requires_grad):
+        y = model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q)
+    with autocast(kind, fast):
+        z = model.h_a(y).float().permute(0, 2, 3, 1)
+        y_hat, likelihoods = model.estimate(y.permute(0, 2, 3, 1), z, q, ops=model.ops(fake=fake))
+    return bits(likelihoods) / (x.shape[2] * x.shape[3]), y_hat
+
+
+def distortion_of(x_hat: Tensor, x: Tensor, q: Tensor, kind: str) -> Tensor:
+    """(B,) distortion in units of bits per pixel, lmbda included."""
+    if kind == "mse":
+        return lmbda(q) * 255**2 * (x_hat - x).square().flatten(1).mean(1)
+    return lmbda(q) * MS_SSIM_WEIGHT * (1 - ms_ssim(x_hat, x))
+
+
+def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
+    """(B,) MS-SSIM of (B, 3, H, W) in [0, 1], by pytorch-msssim. Raises InputError where that is not installed."""
+    try:
+        from pytorch_msssim import ms_ssim as compute
+    except ImportError as error:
+        raise InputError("training for MS-SSIM needs pytorch-msssim: pip install pytorch-msssim") from error
+    out: Tensor = compute(x_hat, x, data_range=1.0, size_average=False)
+    return out
+
+
+def loss_of(
+    model: HPCM, x: Tensor, q: Tensor, fast: bool, *, joint: bool, fake: bool, distortion: str = "mse"
+) -> tuple[Tensor, Tensor]:
+    """The weighted training loss and the plain bpp of each sample."""
+    bpp, y_hat = rate(model, x, q, fast, fake=fake)
+    weight = (lmbda(q) / lmbda(torch.tensor(0.5))) ** -0.45
+    cost = bpp
+    if joint:
+        with autocast(x.device.type, fast):
+            x_hat = model.synthesise(y_hat, q)
+        cost = bpp + distortion_of(x_hat, x, q, distortion)
+    return (weight * cost).mean(), bpp.detach()
+
+
+@torch.no_grad()
+def validate(
+    model: HPCM, images: list[Tensor], fast: bool, *, joint: bool, fake: bool, distortion: str = "mse"
+) -> list[list[float]]:
+    """For each validation quality: q, mean bpp, and (joint) mean PSNR in dB and mean loss."""
+    model.eval()
+    rows = []
+    for quality in VALIDATION_QUALITIES:
+        bpps, psnrs, losses = [], [], []
+        for x in images:
+            q = torch.full((1,), quality, device=x.device)
+            bpp, y_hat = rate(model, x, q, fast, fake=fake)
+            bpps.append(bpp.item())
+            if joint:
+                with autocast(x.device.type, fast):
+                    x_hat = model.synthesise(y_hat, q)
+                psnrs.append(-10 * math.log10((x_hat - x).square().mean().item()))
+                losses.append(bpp.item() + distortion_of(x_hat, x, q, distortion).item())
+        rows.append([quality] + [round(sum(v) / len(v), 5) for v in (bpps, psnrs, losses) if v])
+    model.train()
+    return rows
+
+
+@torch.no_grad()
+def calibrate(model: HPCM, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
+    """Exponents from the activations' own spread: the largest e with 99.99% of the values within half the clamp.
+
+    The clamps stay in place while it looks, since the network may lean on them: a grid that saturates is widened by one
+    bit a call at most. Grids whose meaning is fixed (sigmoid, exp, y) stay.
+    """
+    seen: dict[str, float] = {}
+
+    def observe(grid: str, values: Tensor) -> None:
+        v = values.float().abs().flatten()
+        k = max(1, int(len(v) * 0.9999))
+        v = v.clamp(max=CODE_MAX * 2.0 ** -model.grids[grid])
+        seen[grid] = max(seen.get(grid, 0.0), v.kthvalue(k).values.item())
+
+    with autocast(x.device.type, fast):
+        y = model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q)
+        z = model.h_a(y).float().permute(0, 2, 3, 1)
+        model.estimate(y.permute(0, 2, 3, 1), z, q, ops=FloatOps(model.derived(), model.grids, observe))
+    out = dict(model.grids)
+    for grid, peak in seen.items():
+        if grid not in FIXED_GRIDS:
+            wanted = math.floor(math.log2((CODE_MAX / 2) / max(peak, 1e-3)))
+            out[grid] = max(0, min(11, max(wanted, model.grids[grid] - 1)))
+    return out

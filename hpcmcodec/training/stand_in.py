@@ -1,0 +1,137 @@
+"""Stage A's context: a causal 5x5 convolution that stands in for the progressive one while the transforms learn.
+
+It sees the rounded latents above and to the left of each position (D. Minnen, J. Balle, G. Toderici, "Joint
+autoregressive and hierarchical priors for learned image compression", 2018) beside the features of h_s. It trains in
+one pass instead of eleven steps, and gives the transforms gradients that are close to what the real context will ask.
+
+The transforms start as the best linear ones: g_a keeps the principal axes of 16x16 patches, g_s is its inverse, every
+block is the identity. The codec thus begins as a transform coder and learns from there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.context import hyper_synthesis
+from hpcmcodec.model.entropy import LEVELS_PER_OCTAVE
+from hpcmcodec.model.float_ops import FloatOps, bounded
+from hpcmcodec.model.hpcm import FIRST_LEVEL, HPCM, logistic_likelihood, ste_round
+from hpcmcodec.model.transforms import SLOPE, Block
+from hpcmcodec.numerics import LEVELS
+
+LEVELS_PER_E = LEVELS_PER_OCTAVE / math.log(2)  # in this unit scales learn as fast as means
+
+
+class _Causal(nn.Conv2d):
+    """A 5x5 convolution over the positions that come before in raster order."""
+
+    mask: Tensor
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 5, padding=2)
+        before = torch.arange(25).reshape(1, 1, 5, 5) < 12
+        self.register_buffer("mask", before.float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=2)
+
+
+class StandIn(HPCM):
+    """The model with the stand-in context; of the entropy path it has h_s alone. It trains and estimates, it does not
+    code.
+    """
+
+    def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
+        super().__init__(config, grids)
+        self.layers = {k: v for k, v in self.layers.items() if k.startswith("h_s.")}
+        self.raw = nn.ParameterDict({k: v for k, v in self.raw.items() if k.startswith("h_s/")})
+        self.grids = {k: v for k, v in self.grids.items() if k.startswith("h_s.")}
+        m, narrow = config.latent, max(4, 3 * config.latent // 10)
+        hidden, head = nn.Conv2d(config.features + 2 * narrow, 4 * narrow, 1), nn.Conv2d(4 * narrow, 2 * m, 1)
+        nn.init.normal_(head.weight, std=0.3 / (4 * narrow) ** 0.5)
+        nn.init.constant_(head.get_parameter("bias"), 0)
+        self.stand_in = nn.ModuleDict(
+            {"inp": nn.Conv2d(m, narrow, 1), "causal": _Causal(narrow, 2 * narrow), "hidden": hidden, "head": head}
+        )
+
+    def estimate(
+        self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As HPCM.estimate. The context sees y rounded as it is, not around its means: cheap, and as causal."""
+        features = hyper_synthesis(ops or self.ops(), self.config, ste_round(z), q).x[:, : y.shape[1], : y.shape[2]]
+        seen = self.stand_in["causal"](self.stand_in["inp"](ste_round(y.permute(0, 3, 1, 2))))
+        both = torch.cat([features.permute(0, 3, 1, 2), seen], 1)
+        hidden = F.leaky_relu(self.stand_in["hidden"](both), SLOPE)
+        with torch.autocast(y.device.type, enabled=False):  # means reach hundreds
+            out = self.stand_in["head"](hidden.float()).permute(0, 2, 3, 1)
+        means, log_scales = out.chunk(2, -1)
+        levels = FIRST_LEVEL + LEVELS_PER_E * log_scales
+        r = y - means
+        likelihood = logistic_likelihood(self.quantity(r), bounded(levels, 0, LEVELS - 1))
+        z_likelihood = self.z_prior.likelihood(self.quantity(z))
+        return ste_round(r) + means, {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
+
+
+@torch.no_grad()
+def start_from_principal_axes(model: HPCM, patches: Tensor) -> None:
+    """Let the transforms start as the best linear ones for patches (N, 3, 16, 16) in [0, 1]."""
+    g_a, g_s = model.g_a, model.g_s
+
+    def axes(v: Tensor, keep: int) -> Tensor:
+        """(N, C) -> (keep, C), rows by falling variance."""
+        _, vectors = torch.linalg.eigh((v.T @ v / len(v)).double())
+        return vectors.flip(1).T[:keep].float()
+
+    v = g_a.unshuffle(patches - 0.5)
+    first = axes(v.permute(0, 2, 3, 1).flatten(0, 2), g_a.stem.out_channels)
+    v = F.pixel_unshuffle(F.conv2d(v, first[:, :, None, None]), 2).flatten(1)
+    second = axes(v, g_a.out.in_channels)
+    starts: list[tuple[Any, Tensor]] = [
+        (g_a.stem, first),
+        (g_a.down[1], second),
+        (g_a.out, torch.eye(g_a.out.out_channels, len(second))),
+        (g_s.inp, torch.eye(g_s.inp.out_channels, g_s.inp.in_channels)),
+        (g_s.up[0], second.T),
+        (g_s.head, first.T),
+    ]
+    for conv, w in starts:
+        if conv.weight.shape[:2] != w.shape:
+            raise ValueError(f"analysis and synthesis of {model.config.name} differ in width: axes do not fit both")
+        conv.weight.copy_(w[:, :, None, None])
+        conv.bias.zero_()
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.down.weight.zero_()
+            torch.nn.init.zeros_(block.down.bias)  # type: ignore[arg-type]
+            block.dw.weight.mul_(0.3)  # near the identity in space
+            block.dw.weight[:, 0, 1, 1] += 1
+
+
+def from_pretraining(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the scripts that came before stage A (separate log gains, h_s as a module), under the model's
+    names.
+    """
+    out: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name in ("log_gain", "log_ungain"):
+            out[f"{name.removeprefix('log_')}.log_scale"] = value
+        elif name == "h_s.qbias":
+            out["raw.h_s/quality/table"] = value
+        elif name.startswith("h_s.net."):
+            index, layer, tensor = name.removeprefix("h_s.net.").split(".")
+            v = value.flatten(1) if value.ndim == 4 else value
+            if index in ("1", "3"):  # a 1x1 convolution and a shuffle: (C, row, column) -> (row, column, C)
+                v = v.reshape(-1, 4, *v.shape[1:]).transpose(0, 1).reshape(v.shape)
+                out[f"raw.h_s/{index}/{tensor}"] = v
+            else:
+                out[f"raw.h_s/{index}/{layer}/{tensor}"] = v
+        else:
+            out[name] = value
+    return out
