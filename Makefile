@@ -23,7 +23,7 @@ PINS = $(if $(CONSTRAINT),-c $(CONSTRAINT))
 INPUTS = Makefile constraints.txt pyproject.toml
 
 CODING = click numpy onnxruntime pillow rich safetensors
-CHECKS = einops hatchling hypothesis mypy ninja onnx pytest ruff torch
+CHECKS = einops hatchling hypothesis mypy onnx pytest ruff torch
 EVALUATION = matplotlib pillow-heif pillow-jxl-plugin pytorch-msssim ssimulacra2
 # Installed without what they depend on: of compressai only the entropy coder is used, of scikit-image the photographs.
 BARE = compressai scikit-image
