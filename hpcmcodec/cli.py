@@ -402,7 +402,10 @@ def _mention_kernels(settings: _Settings, device: str) -> None:
 @cli.command("eval", epilog=_EPILOG)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--codecs", default="hpcm,jpeg,webp,avif", show_default=True, help="More: avif-ssim, jxl, heic, jpeg2000."
+    "--codecs",
+    default="hpcm,jpeg,webp,avif",
+    show_default=True,
+    help="More: avif-slow (speed 4), avif-ssim, jxl, heic, jpeg2000.",
 )
 @click.option(
     "--qualities",

@@ -152,11 +152,11 @@ def _jpeg(subsampling: Subsampling) -> Codec:
     )
 
 
-def _avif(tune: str) -> Codec:
+def _avif(name: str, *, tune: str = "psnr", speed: int = 6) -> Codec:
     def options(quality: float, threads: int) -> dict[str, object]:
         return {
             "quality": round(quality),
-            "speed": 6,
+            "speed": speed,
             "subsampling": "4:4:4",
             "codec": "aom",
             "max_threads": threads,
@@ -164,8 +164,8 @@ def _avif(tune: str) -> Codec:
         }
 
     return Codec(
-        "AVIF" if tune == "psnr" else f"AVIF ({tune})",
-        f"4:4:4, libaom, speed 6, tune {tune}",
+        name,
+        f"4:4:4, libaom, speed {speed}, tune {tune}",
         (10, 20, 30, 40, 50, 60, 70, 80, 90),
         (0, 100, 1),
         _pillow("AVIF", options),
@@ -234,8 +234,9 @@ CODECS: Mapping[str, Codec] = {
         _pillow_version("webp"),
         _pillow_lacks("webp", "pillow"),
     ),
-    "avif": _avif("psnr"),
-    "avif-ssim": _avif("ssim"),
+    "avif": _avif("AVIF"),
+    "avif-slow": _avif("AVIF (speed 4)", speed=4),
+    "avif-ssim": _avif("AVIF (ssim)", tune="ssim"),
     "jxl": Codec(
         "JPEG XL",
         "effort 7",
