@@ -18,7 +18,7 @@ that hold the two equal).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.model.schedule import Step, positions, unfold
+from hpcmcodec.model.schedule import Step, fold, positions, unfold
 
-ARITHMETIC = 1  # part of the model id; raised with every change of what these operations compute
+ARITHMETIC = 2  # part of the model id; raised with every change of what these operations compute
 CODE_MAX = 2047  # activations are 12-bit signed codes
 SUM_BOUND = 1 << 24  # integers up to here are exact in float32
 CHUNK = 256  # inputs a chunk has at most: beyond, the bound leaves the weights too few bits
@@ -441,12 +441,12 @@ class ExactOps:
         acc = self._code_(self._linear(parts, layer, self.grids[grid]))
         return Act(self.xp.cast(acc, self.xp.f4) if acc.dtype != self.xp.f4 else acc, grid)
 
-    def head(self, context: Act, layer: str, channels: int) -> tuple[Array, Array]:
+    def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Array, Array]:
         """Entropy parameters: means in sixteenths (int32, +-2^16) and scale levels (int32, 0..63), each (...,
         channels).
         """
         xp = self.xp
-        out = xp.rint_(self._linear([context], layer, MEAN_SHIFT))
+        out = xp.rint_(self._linear(inputs, layer, MEAN_SHIFT))
         if out.shape[-1] != 2 * channels:
             raise ValueError(f"{layer} gives {out.shape[-1]} parameters, {2 * channels} wanted")
         means = xp.cast(xp.clamp_(out[..., :channels], -MEAN_MAX, MEAN_MAX), xp.i4)
@@ -527,6 +527,19 @@ class ExactOps:
 
     def channel_scale(self, a: Act, layer: str) -> Act:
         return Act(self._code_(a.x * self._channel_factors(layer)), a.grid)
+
+    def place(self, a: Act, step: Step, layer: str) -> Act:
+        """a plus the vector of the group that the step codes at each position."""
+        table, out = self._place_codes(layer, self.grids[a.grid]), self.xp.zeros(a.x.shape, self.xp.f4)
+        for g, at in positions(step):
+            out[at] = a.x[at] + table[g]
+        return Act(self.xp.clamp_(out, -CODE_MAX, CODE_MAX), a.grid)
+
+    def _place_codes(self, layer: str, e: int) -> Array:
+        xp = self.xp
+        return self._keep(
+            (layer, e), lambda: self._code_(xp.array(self.tensors[f"{layer}.table"]) * xp.full(2.0**e, xp.f4))
+        )
 
     def _channel_factors(self, layer: str) -> Array:
         return self._keep(layer, lambda: self.xp.array(self.tensors[f"{layer}.scale"].astype(np.float32)))
@@ -622,15 +635,26 @@ class ExactOps:
         """y_hat before anything is coded, and what the context sees of it."""
         return self.xp.zeros(shape, self.xp.i4), Act(self.xp.zeros(shape, self.xp.f4), "y")
 
+    def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
+        """f(*arguments): a part of the walk that training may run twice rather than keep what is inside."""
+        return f(*arguments)
+
     # -- where symbols are: strided slices, five times as quick as index arrays in numpy --
 
-    def gather(self, x: Array, step: Step) -> list[tuple[int, Array]]:
-        """For each group of a step with positions on this grid: (group, rows (B, 1, n, D)) of x (B, H, W, D)."""
-        rows: dict[int, list[Array]] = {}
+    def folded(self, a: Act, step: Step) -> Act:
+        """The step's channels of a (B, H, W, M), one group a position: (B, H, W, M / groups)."""
+        return Act(fold(a.x, step, self._empty_fold(a.x, len(step.groups))), a.grid)
+
+    def _empty_fold(self, x: Array, groups: int) -> Array:
+        return self.xp.zeros((*x.shape[:-1], x.shape[-1] // groups), self.xp.f4)
+
+    def gather(self, xs: Sequence[Array], step: Step) -> list[tuple[int, list[Array]]]:
+        """For each group of a step with positions on this grid: (group, rows (B, 1, n, D) of each x (B, H, W, D))."""
+        rows: dict[int, list[list[Array]]] = {}
         for g, at in positions(step):
-            block = x[at]
-            rows.setdefault(g, []).append(block.reshape(x.shape[0], 1, -1, x.shape[-1]))
-        return [(g, self.xp.concat(blocks, 2)) for g, blocks in rows.items()]
+            blocks = [x[at].reshape(x.shape[0], 1, -1, x.shape[-1]) for x in xs]
+            rows.setdefault(g, []).append(blocks)
+        return [(g, [self.xp.concat(list(b), 2) for b in zip(*blocks, strict=True)]) for g, blocks in rows.items()]
 
     def scatter(self, rows: Sequence[tuple[int, Array]], step: Step, shape: Sequence[int]) -> Array:
         """The inverse of `gather`: rows of every group into an array of `shape` (B, H, W, C), int32."""

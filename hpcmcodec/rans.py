@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from hpcmcodec.errors import IntegrityError, UnsupportedError
 
-__all__ = ["MAX_SYMBOL", "Decoder", "Encoder", "Tables", "bits", "bits_each", "escape_budget"]
+__all__ = ["MAX_SYMBOL", "Decoder", "Encoder", "Tables", "bits", "escape_budget"]
 
 MAX_SYMBOL = 2**20
 """Largest absolute value of a symbol: beyond what the model's numbers reach, well below the coder's own 2^27."""
@@ -286,17 +286,11 @@ class Decoder:
         return symbols
 
 
-def bits(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> float:
-    """What the tables say that symbols cost together: the sum of `bits_each`, whose arguments these are.
-
-    A stream of at least 4 symbols takes between 4 and 8 bytes more (its state), and at most 4.5e-5 bits a symbol for
-    the coder's rounding.
-    """
-    return float(bits_each(tables, symbols, indexes).sum())
-
-
-def bits_each(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> NDArray[np.float64]:
+def bits(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> NDArray[np.float64]:
     """What the tables say that each symbol costs, in bits: log2(2^16 / frequency), and 4 for each group of an escape.
+
+    A stream of at least 4 symbols takes between 4 and 8 bytes more than their sum (its state), and at most 4.5e-5 bits
+    a symbol for the coder's rounding.
 
     Args:
         tables: the tables that the indexes refer to.

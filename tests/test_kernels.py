@@ -123,7 +123,7 @@ def test_shapes_that_do_not_fit_are_refused(machine: Kernels) -> None:
     for call in (
         lambda: ops.linear(wide, "linear", 24, "out"),
         lambda: ops.linear([x, Act(selftest.codes((1, 2, 4, 8), 0), "y")], "joint", 24, "out"),
-        lambda: ops.head(x, "head", 23),
+        lambda: ops.head([x, Act(selftest.codes((1, 4, 4, 8), 0), "y")], "head", 23),
         lambda: ops.depthwise(wide, "depthwise", "out"),
         lambda: ops.norm(wide, "norm", "out"),
         lambda: ops.channel_scale(wide, "scale"),

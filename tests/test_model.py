@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +20,14 @@ from hpcmcodec import numerics, strips, weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError, UnsupportedError
 from hpcmcodec.model import entropy
-from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
 from hpcmcodec.model.config import LITE, TINY, Config
 from hpcmcodec.model.context import walk
 from hpcmcodec.model.float_ops import FakeOps, FloatOps
 from hpcmcodec.model.hpcm import HPCM, from_weights, load_model
 from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
 from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, Act, ExactOps
+from hpcmcodec.rans import bits
 from hpcmcodec.torch_engine import TorchEngine
 from hpcmcodec.training.stages import loss_of
 
@@ -115,7 +117,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "scale": lambda t: t * np.float32(1.5),
     "decay": lambda t: np.where(t > 8, np.float32(0), np.float32(16)).astype(np.float32),
     "boost": lambda t: t + np.float32(6),
-    "table": lambda t: t + np.int32(100),
+    "table": lambda t: (t + 100).astype(t.dtype),
 }
 
 
@@ -220,13 +222,26 @@ def test_estimate_under_fake_quantisation_has_the_latents_of_the_real_coder() ->
         y, z = model.analyse(to_tensor(tiny.picture(112, 80)), torch.tensor([0.6]))
         y_hat, likelihoods = model.estimate(y, z, torch.tensor([0.6]), ops=model.ops(fake=True))
     coder = model.coder()
-    coder.skipped = np.zeros_like(coder.skipped)  # the rule that some symbols are zero is the coder's own
+    coder.skipped = np.zeros_like(coder.skipped)  # the rule that some symbols are zero is the coder's own,
+    coder.thresholds = np.zeros_like(coder.thresholds)  # and so is the choice of symbols by what they cost
     coded, wanted = coder.encode(y[0].numpy(), z[0].numpy(), 6000)
     np.testing.assert_array_equal(np.rint(y_hat[0].numpy() * 16), wanted)
     # The model's own likelihoods and the integer tables made from them cost about the same.
+    costs = costs_of(coder, coded, 6000, *y.shape[1:3])
     for what, scales in (("z", ["z"]), ("y", list(SCALES))):
         estimated = float(-torch.log2(likelihoods[what]).sum())
-        assert sum(coded[s].estimate_bits for s in scales) == pytest.approx(estimated, rel=0.05)
+        assert sum(costs[s] for s in scales) == pytest.approx(estimated, rel=0.05)
+
+
+def costs_of(coder: LatentCoder, coded: Mapping[str, Any], quality: int, h: int, w: int) -> dict[str, float]:
+    """What the tables say that each stream costs, in bits."""
+    costs: dict[str, float] = {}
+
+    def spent(scale: str, bits: np.ndarray) -> None:
+        costs[scale] = costs.get(scale, 0) + float(bits.sum())
+
+    coder.decode({s: c.data for s, c in coded.items()}, None, quality, h, w, spent=spent)
+    return costs
 
 
 def test_fake_quantisation_has_the_float_gradient() -> None:
@@ -473,7 +488,8 @@ def test_fitted_tables_code_what_they_were_fitted_to_in_fewer_bits() -> None:
             with torch.no_grad():
                 y, z = model.analyse(to_tensor(pixels), torch.tensor([quality / 10000]))
             coded, _ = ours.encode(y[0].numpy(), z[0].numpy(), quality)
-            total += sum(coded[s].estimate_bits for s in SCALES)
+            costs = costs_of(ours, coded, quality, *y.shape[1:3])
+            total += sum(costs[s] for s in SCALES)
         bits.append(total)
     assert bits[1] < 0.99 * bits[0]
 
@@ -570,6 +586,45 @@ def test_stored_tables_are_one_a_level_symmetric_and_one_a_channel_of_z(name: st
         assert np.abs(counts[:-1] - counts[-2::-1]).max() <= 1  # what is left over after rounding goes to one side
     zero = -t["z.offsets"]
     assert ((zero >= 0) & (zero < t["z.sizes"] - 2)).all()
+
+
+@pytest.mark.parametrize("level", [3, 14, 26, 40, 63])
+@pytest.mark.parametrize("magnitude", [1, 2])
+def test_symbols_are_reconstructed_at_the_centre_of_mass_of_their_bin(level: int, magnitude: int) -> None:
+    x = np.linspace(magnitude - 0.5, magnitude + 0.5, 200_001)
+    e = np.exp(-x / entropy.scale_of_level(np.array(level)))
+    density = e / (1 + e) ** 2
+    centre = (x * density).sum() / density.sum()
+    assert entropy.centroids()[level, magnitude] == round(16 * (magnitude - centre))
+
+
+def test_zeros_are_reconstructed_at_the_mean_and_others_on_their_way_to_it() -> None:
+    table = entropy.centroids()
+    assert (table[:, 0] == 0).all()
+    assert ((table >= 0) & (table <= 8)).all()
+    assert (np.diff(table, axis=0) <= 0).all()  # narrow distributions lean more
+    _, y_hat = coder().encode(*tiny.latents(8, 8), 5000)
+    other = copy(coder())
+    other.centroids = np.zeros_like(other.centroids)
+    assert not np.array_equal(other.encode(*tiny.latents(8, 8), 5000)[1], y_hat)
+
+
+@given(st.lists(st.tuples(st.floats(-40, 40), st.integers(0, numerics.LEVELS - 1)), min_size=1, max_size=50))
+def test_encoder_takes_the_nearest_symbol_or_the_one_below_by_error_and_bits(drawn: list[tuple[float, int]]) -> None:
+    ours = coder()
+    residuals, levels = np.array([r for r, _ in drawn], np.float32), np.array([s for _, s in drawn])
+    symbols = ours.quantise(residuals, levels)
+    nearest = np.rint(residuals).astype(np.int32)
+    below = nearest - np.sign(nearest)
+    assert ((symbols == nearest) | (symbols == below)).all()
+
+    def price(symbols: np.ndarray) -> np.ndarray:
+        n = np.abs(symbols)
+        place = n - ours.centroids[levels, np.minimum(n, 2)] / 16
+        return (np.abs(residuals) - place) ** 2 + RATE_WEIGHT * bits(ours.y_tables, symbols, levels)
+
+    common = np.abs(nearest) < 16
+    assert (price(symbols) <= np.minimum(price(nearest), price(below)) + 1e-4)[common].all()
 
 
 def test_symbols_are_skipped_where_their_table_gives_zero_more_than_998_thousandths() -> None:

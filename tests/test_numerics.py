@@ -29,6 +29,7 @@ from hpcmcodec.errors import IntegrityError
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.entropy import declare
 from hpcmcodec.model.memory import MemoryBank
+from hpcmcodec.model.schedule import STEPS, positions
 from hpcmcodec.numerics import (
     CHUNK,
     CODE_MAX,
@@ -283,12 +284,43 @@ def test_head_gives_wide_means_and_levels_in_range_as_int32(xp: Any) -> None:
     tensors["l.step"] = tensors["l.step"] * np.float32(200)
     x = codes(3, 1, 5, 7, 64)
     ops = ExactOps(xp, tensors, {"in": 4})
-    means, levels = ops.head(Act(xp.array(x), "in"), "l", 8)
+    means, levels = ops.head([Act(xp.array(x), "in")], "l", 8)
     acc = int64_sums([x], tensors["l.weight"], (64,))[0].astype(np.float32)
     out = np.rint(acc * tensors["l.step"][0] + tensors["l.bias"] * np.float32(16))
     assert same_bits(xp.numpy(means), np.clip(out[..., :8], -MEAN_MAX, MEAN_MAX).astype(np.int32))
     assert same_bits(xp.numpy(levels), np.clip(out[..., 8:], 0, LEVELS - 1).astype(np.int32))
     assert np.abs(out[..., :8]).max() > MEAN_MAX  # the clamp has something to do
+
+
+@NAMESPACES
+@pytest.mark.parametrize("step", [STEPS[1], STEPS[3], STEPS[10]], ids=lambda s: f"{s.scale}, part {s.part}")
+@pytest.mark.parametrize("size", [(1, 1), (3, 7), (8, 4)], ids=str)
+def test_place_adds_the_vector_of_the_group_that_a_position_carries(xp: Any, step: Any, size: tuple[int, int]) -> None:
+    table = np.random.RandomState(7).standard_normal((len(step.groups), 12)).astype(np.float32) * 60
+    x = codes(8, 2, *size, 12)
+    got = ExactOps(xp, {"l.table": table}, {"in": 4}).place(Act(xp.array(x), "in"), step, "l")
+    group = np.full(size, -1)
+    for g, at in positions(step):
+        group[at[1:]] = g
+    assert (group >= 0).all()
+    expected = x.astype(np.int64) + np.clip(np.rint(table * 16), -CODE_MAX, CODE_MAX).astype(np.int64)[group]
+    assert got.grid == "in"
+    assert same_bits(xp.numpy(got.x), np.clip(expected, -CODE_MAX, CODE_MAX).astype(np.float32))
+
+
+@NAMESPACES
+@pytest.mark.parametrize("step", STEPS, ids=lambda s: f"{s.scale}, part {s.part}")
+def test_heads_get_each_groups_rows_of_all_their_inputs_in_one_order(xp: Any, step: Any) -> None:
+    n = len(step.groups)
+    y = np.arange(2 * 5 * 6 * 8 * n, dtype=np.float32).reshape(2, 5, 6, 8 * n)
+    x = np.arange(2 * 5 * 6, dtype=np.float32).reshape(2, 5, 6, 1)
+    ops = ExactOps(xp, {}, {"y": 3})
+    folded = ops.folded(Act(xp.array(y), "y"), step)
+    rows = ops.gather([xp.array(x), folded.x], step)
+    for g, (position, values) in rows:
+        at = xp.numpy(position)[..., 0].astype(int)
+        assert np.array_equal(xp.numpy(values), y.reshape(60, 8 * n)[at][..., g * 8 : (g + 1) * 8])
+    assert sorted(int(i) for _, (p, _) in rows for i in xp.numpy(p).ravel()) == list(range(60))
 
 
 @NAMESPACES
@@ -522,7 +554,7 @@ BLOCK = "s3.cell.block"
 OPERATIONS: dict[str, Callable[[ExactOps, Callable[[np.ndarray, str], Act], np.ndarray, np.ndarray], Any]] = {
     "linear": lambda o, act, a, b: o.linear(act(a, "s3.context"), "s3.prior.0.up", 32),
     "linear of two": lambda o, act, a, b: o.linear([act(a, "s3.context"), act(b, "s3.carry")], "s3.cell.in", 16),
-    "head": lambda o, act, a, b: o.xp.concat(list(o.head(act(a, "s3.context"), "s3.head.2", 2)), 3),
+    "head": lambda o, act, a, b: o.xp.concat(list(o.head([act(a, "s3.context")], "s1.first.1", 8)), 3),
     "depthwise": lambda o, act, a, b: o.depthwise(act(a, "s3.context"), "s3.prior.0.dw"),
     "norm": lambda o, act, a, b: o.norm(act(a, "s3.cell.in"), f"{BLOCK}.norm1"),
     "lrelu": lambda o, act, a, b: o.lrelu(act(a, "s3.context")),
@@ -531,6 +563,7 @@ OPERATIONS: dict[str, Callable[[ExactOps, Callable[[np.ndarray, str], Act], np.n
     "blend": lambda o, act, a, b: o.blend(act(a, "sigmoid"), act(b[:, :1, :1], "s3.carry"), act(b, "s3.carry")),
     "add": lambda o, act, a, b: o.add(act(a, "s3.carry"), act(b, "s3.carry")),
     "channel scale": lambda o, act, a, b: o.channel_scale(act(a, "s3.context"), "step7.scale"),
+    "place": lambda o, act, a, b: o.place(act(a, "s3.context"), STEPS[7], "step7.place"),
     "wkv": lambda o, act, a, b: o.wkv(act(a, "exp"), act(b, f"{BLOCK}.spatial.v"), f"{BLOCK}.spatial.wkv"),
     "pool": lambda o, act, a, b: o.pool(act(a, "s3.carry"), "memory.pool"),
     "recall": lambda o, act, a, b: o.recall(
@@ -547,7 +580,14 @@ OPERATIONS: dict[str, Callable[[ExactOps, Callable[[np.ndarray, str], Act], np.n
 IMAGES = st.tuples(st.integers(1, 4), st.integers(1, 5)).flatmap(
     lambda s: arrays(np.float32, (2, 1, *s, 16), elements=CODES)
 )
-FLOWS = ("empty_latent", "gather", "scatter", "unfold")  # they move values and compute nothing: the whole walk has them
+FLOWS = (
+    "empty_latent",
+    "folded",
+    "gather",
+    "scatter",
+    "segment",
+    "unfold",
+)  # they move values and compute nothing: the whole walk has them
 
 
 def test_every_operation_is_compared() -> None:

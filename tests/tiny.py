@@ -135,7 +135,7 @@ def short_tables(tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         cut = max(0, -int(low) - TABLE_REACH)
         inside = counts[cut : len(counts) - 1 - cut]
         rows.append((integer_cdf(inside, 65536 - inside.sum()), int(low) + cut))
-    return {k: v for k, v in tables.items() if k.startswith("z.")} | {f"y.{k}": v for k, v in pack_tables(rows).items()}
+    return tables | {f"y.{k}": v for k, v in pack_tables(rows).items()}
 
 
 def write_model(folder: Path) -> bytes:

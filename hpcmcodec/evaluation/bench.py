@@ -236,9 +236,9 @@ class _Counter:
             self.macs += each.x.size * out
         return self._ops.linear(inputs, layer, out, *args, **kwargs)
 
-    def head(self, context: Any, layer: str, channels: int) -> Any:
-        self.macs += context.x.size * 2 * channels
-        return self._ops.head(context, layer, channels)
+    def head(self, inputs: Any, layer: str, channels: int) -> Any:
+        self.macs += sum(a.x.size for a in inputs) * 2 * channels
+        return self._ops.head(inputs, layer, channels)
 
     def depthwise(self, a: Any, layer: str, *args: Any, **kwargs: Any) -> Any:
         self.macs += a.x.size * self._ops.tensors[f"{layer}.weight"].shape[1]

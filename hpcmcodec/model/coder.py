@@ -1,10 +1,12 @@
 """Latents to streams and back: the walk over the steps joined to the entropy coder, for one tile.
 
-Symbols are residuals, round(y - mean), coded step by step, in each step channel by channel of the folded array in
-raster order, only where a latent exists. A symbol whose table gives zero more than `entropy.SKIP_PROBABILITY` is not
-coded: it is zero by rule on both sides. y_hat = 16 * symbol + mean, in sixteenths, int32: the symbol limit of `rans`
-keeps it far from overflow. Every scale's stream comes with the CRC-32 of the integers it decodes to, little-endian
-int32 in the order of coding: z's values, or y_hat where the scale codes it.
+Symbols are residuals y - mean, rounded to the nearest integer or the next towards zero (`thresholds`), coded step by
+step, in each step channel by channel of the folded array in raster order, only where a latent exists. A symbol whose
+table gives zero more than `entropy.SKIP_PROBABILITY` is not coded: it is zero by rule on both sides. y_hat is
+16 * symbol + mean, in sixteenths, moved towards the mean to where its bin's mass is (`entropy.centroids`: a table by
+level and magnitude), int32: the symbol limit of `rans` keeps it far from overflow. Every scale's stream comes with the
+CRC-32 of the integers it decodes to, little-endian int32 in the order of coding: z's values, or y_hat where the scale
+codes it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold
 from hpcmcodec.numerics import MEAN_SHIFT, ExactOps
 from hpcmcodec.rans import Decoder, Encoder, Tables, bits
 
+# What a bit is worth to the encoder, in squared quantisation steps. On three held-out photographs 0.05 and 0.07 make
+# files 0.6% smaller at the same PSNR than 0 does, 0.02 and 0.1 do not.
+RATE_WEIGHT = 0.06
+
 Ints = Any  # numpy.ndarray of int32
 Tick = Callable[[float], None]
 Spent = Callable[[str, np.ndarray], None]
@@ -32,11 +38,10 @@ Spent = Callable[[str, np.ndarray], None]
 
 
 class Coded(NamedTuple):
-    """One stream of a tile: its bytes, the CRC of the integers it decodes to, and the tables' own estimate in bits."""
+    """One stream of a tile: its bytes, and the CRC of the integers it decodes to."""
 
     data: bytes
     latents_crc: int
-    estimate_bits: float
 
 
 class LatentCoder:
@@ -46,6 +51,8 @@ class LatentCoder:
         self.config, self.ops = config, ops
         self.z_tables = Tables(tables["z.cdf"], tables["z.sizes"], tables["z.offsets"])
         self.y_tables = Tables(tables["y.cdf"], tables["y.sizes"], tables["y.offsets"])
+        self.centroids = tables["y.centroids"]
+        self.thresholds = thresholds(self.y_tables, self.centroids)
         self.skipped = skipped_levels(self.y_tables.cdf, self.y_tables.sizes, self.y_tables.offsets)
 
     def encode(
@@ -62,11 +69,11 @@ class LatentCoder:
         indexes = np.repeat(np.arange(n), rows * columns)
         symbols = encoder.clamp(_round(z.transpose(2, 0, 1).ravel()), indexes)
         encoder.put(symbols, indexes)
-        out["z"] = Coded(encoder.finish(), _crc(symbols), bits(self.z_tables, symbols, indexes))
+        out["z"] = Coded(encoder.finish(), _crc(symbols))
         z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
 
         encoders = {s: Encoder(self.y_tables, symbols_of(s, h, w, self.config.latent)) for s in SCALES}
-        crcs, estimates, planes = dict.fromkeys(SCALES, 0), dict.fromkeys(SCALES, 0.0), dict[str, np.ndarray]()
+        crcs, planes = dict.fromkeys(SCALES, 0), dict[str, np.ndarray]()
 
         def residuals(step: Step, means: Ints, levels: Ints, exists: Any) -> Ints:
             if step.scale not in planes:
@@ -75,19 +82,29 @@ class LatentCoder:
                 )
             plane = planes[step.scale]
             folded = fold(plane, step, np.zeros((*plane.shape[:3], plane.shape[3] // GROUPS[step.scale]), np.float32))
-            symbols = _round(_flat(folded)[exists] - means.astype(np.float32) * np.float32(2.0**-MEAN_SHIFT))
+            symbols = self.quantise(
+                _flat(folded)[exists] - means.astype(np.float32) * np.float32(2.0**-MEAN_SHIFT), levels
+            )
             self.observe(symbols, levels)
             coded = ~self.skipped[levels]
             symbols[~coded] = 0
             symbols[coded] = encoders[step.scale].clamp(symbols[coded], levels[coded])
             encoders[step.scale].put(symbols[coded], levels[coded])
-            estimates[step.scale] += bits(self.y_tables, symbols[coded], levels[coded])
             return symbols
 
         y_hat = self._walk(z_hat, quality, h, w, residuals, crcs, tick)
         for s in SCALES:
-            out[s] = Coded(encoders[s].finish(), crcs[s], estimates[s])
+            out[s] = Coded(encoders[s].finish(), crcs[s])
         return out, y_hat
+
+    def quantise(self, residuals: np.ndarray, levels: Ints) -> Ints:
+        """The symbols of residuals (n,) float32: the nearest integers, or the next towards zero by `thresholds`."""
+        symbols = _round(residuals)
+        at = np.flatnonzero(symbols)
+        n = np.minimum(np.abs(symbols[at]), self.thresholds.shape[1] - 1)
+        at = at[np.abs(residuals[at]) < self.thresholds[levels[at], n]]
+        symbols[at] -= np.sign(symbols[at])
+        return symbols
 
     def observe(self, symbols: Ints, levels: Ints) -> None:
         """Called with each step's symbols before they are limited; export's subclass counts them."""
@@ -164,7 +181,9 @@ class LatentCoder:
             shape = tuple(means.shape)
             exists = slice(None) if mask is None else np.flatnonzero(_flat(mask))
             m, s = _flat(xp.numpy(means))[exists], _flat(xp.numpy(levels))[exists]
-            y_hat = (residuals(step, m, s, exists) << np.int32(MEAN_SHIFT)) + m
+            symbols = residuals(step, m, s, exists)
+            y_hat = (symbols << np.int32(MEAN_SHIFT)) + m
+            y_hat -= np.sign(symbols) * self.centroids[s, np.minimum(np.abs(symbols), 2)]
             crcs[step.scale] = _crc(y_hat, crcs[step.scale])
             flat = np.zeros(means.shape[1] * means.shape[2] * means.shape[3], np.int32)
             flat[exists] = y_hat
@@ -176,6 +195,22 @@ class LatentCoder:
 
         with xp.exact_mode():
             return xp.numpy(walk(self.ops, self.config, xp.array(z_hat[None]), [quality], h, w, code))[0]
+
+
+def thresholds(tables: Tables, centroids: np.ndarray, reach: int = 16) -> np.ndarray:
+    """float32 (levels, reach): the least magnitude of a residual that becomes symbol n rather than n - 1, for n >= 1.
+
+    Between the two the encoder takes the smaller squared error + RATE_WEIGHT * bits, errors being those against what is
+    reconstructed. Column 0 says that zero stays zero; the last one also stands for all larger symbols, which stay too.
+    """
+    n = np.arange(reach + 1)
+    place = n - centroids[:, np.minimum(n, 2)] * 2.0**-MEAN_SHIFT  # of reconstruction, beside the mean
+    levels = np.repeat(np.arange(len(tables.sizes)), reach + 1)
+    cost = bits(tables, np.tile(n, len(tables.sizes)).astype(np.int32), levels).reshape(-1, reach + 1)
+    below, above = place[:, :-1], place[:, 1:]
+    out = np.zeros((len(tables.sizes), reach), np.float32)
+    out[:, 1:] = ((below + above) / 2 + RATE_WEIGHT * np.diff(cost) / (2 * (above - below)))[:, :-1]
+    return out
 
 
 def _flat(folded: np.ndarray) -> np.ndarray:

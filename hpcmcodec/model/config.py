@@ -31,6 +31,7 @@ class Config:
         (1, 1),
         (1, 1),
     )  # before and after the step's scale: s1 and s2, s3
+    heads: tuple[int, int, int] = (0, 128, 128)  # hidden channels of each group's head; 0: none
     memory: str = "light"
     memory_references: int = 4
     memory_compression: int = 4
@@ -84,6 +85,7 @@ TINY = Config(
     hyper=8,
     features=16,
     width=16,
+    heads=(0, 16, 16),
     synthesis_widths=(16, 24),
     synthesis_blocks=(1, 1),
     analysis_widths=(16, 24),

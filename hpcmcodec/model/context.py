@@ -1,7 +1,8 @@
 """The entropy path: from z to the parameters of every latent, in eleven steps, each seeing what the earlier ones coded.
 
     z -> h_s -> features of each scale;  s1 step 0: parameters straight from the features, also the first carry
-    every later step:  cat(carry, y_hat so far) -> adaptor -> prior -> context;  heads(context) -> means, scale levels
+    every later step:  cat(carry, y_hat so far) -> adaptor, plus the position's group -> prior -> context
+                       head of the position's group(context, features, y_hat around in the group) -> means, levels
                        carry = cell(context, carry)      (s3: fused with the memory bank from the second step on)
     to the finer scale: carry -> fusion net -> 1x1 to 4 D -> pixel shuffle, plus the finer scale's features
 
@@ -30,7 +31,9 @@ def walk(ops: Any, config: Config, z: Any, quality: Any, h: int, w: int, code: C
     z: (B, ceil(h/4), ceil(w/4), N) symbols; quality: one a sample (exact: hundredths of q). Exact ops give and take
     means and y_hat as int32 sixteenths and levels as int32 0..63.
     """
-    features = scale_features(ops, config, hyper_synthesis(ops, config, z, quality), h, w)
+    hyper = hyper_synthesis(ops, config, z, quality)
+    features = scale_features(ops, config, hyper, h, w)
+    evidence = features | {"s3": crop(hyper, h, w)}  # what heads read of h_s
     carry: Any = None
     y_hat: Any = None
     seen: Any = None  # y_hat as the context sees it
@@ -53,8 +56,13 @@ def walk(ops: Any, config: Config, z: Any, quality: Any, h: int, w: int, code: C
             memory.add(carry)
         for step in (s for s in STEPS if s.scale == scale):
             first = step.index == 0
-            context = carry if first else prior(ops, config, step, carry, seen)
-            means, levels = parameters(ops, config, context, step, f"{scale}.first" if first else f"{scale}.head")
+            if first:
+                context, inputs = carry, [carry]
+            else:
+                context = ops.segment(prior, ops, config, step, carry, seen)
+                around = ops.folded(ops.depthwise(seen, f"step{step.index}.around", seen.grid), step)
+                inputs = [context, evidence[scale], around]
+            means, levels = parameters(ops, config, inputs, step, f"{scale}.first" if first else f"{scale}.head")
             mask = valid(step, h, w, config.latent)
             values = code(step, means, levels, mask)
             y_hat = ops.unfold(values, step, y_hat)
@@ -62,7 +70,8 @@ def walk(ops: Any, config: Config, z: Any, quality: Any, h: int, w: int, code: C
                 break
             seen = Act(ops.unfold(ops.latent_code(values), step, seen.x), seen.grid)
             if not first:
-                carry = rwkv.context_cell(ops, context, carry, f"{scale}.cell", config.cell_rates[SCALES.index(scale)])
+                rate = config.cell_rates[SCALES.index(scale)]
+                carry = ops.segment(rwkv.context_cell, ops, context, carry, f"{scale}.cell", rate)
                 if memory is not None:
                     carry = remember(memory, carry, step)
     return y_hat
@@ -139,6 +148,7 @@ def prior(ops: Any, config: Config, step: Step, carry: Act, seen: Act) -> Act:
     shared = "s3" if step.scale == "s3" else "s12"
     before, after = config.prior_blocks[shared == "s3"]
     x = ops.linear([carry, seen], f"step{step.index}.adaptor", config.width, f"{shared}.context")
+    x = ops.place(x, step, f"step{step.index}.place")
     for i in range(before):
         x = residual_block(ops, x, f"{shared}.prior.{i}")
     x = ops.channel_scale(x, f"step{step.index}.scale")
@@ -147,9 +157,18 @@ def prior(ops: Any, config: Config, step: Step, carry: Act, seen: Act) -> Act:
     return x
 
 
-def parameters(ops: Any, config: Config, context: Act, step: Step, layer: str) -> tuple[Any, Any]:
-    """Means and levels of a step, folded; each group's head runs on the positions that carry the group alone."""
+def parameters(ops: Any, config: Config, inputs: list[Act], step: Step, layer: str) -> tuple[Any, Any]:
+    """Means and levels of a step, folded; each group's head runs on the positions that carry the group alone.
+
+    Head: hidden = LeakyReLU(1x1(inputs)), parameters = 1x1(inputs, hidden): a direct way and one around a corner.
+    """
     n = config.latent // GROUPS[step.scale]
-    results = [(g, ops.head(Act(rows, context.grid), f"{layer}.{g}", n)) for g, rows in ops.gather(context.x, step)]
-    shape = (*context.x.shape[:3], n)
+    hidden = config.heads[SCALES.index(step.scale)]
+    results = []
+    for g, rows in ops.gather([a.x for a in inputs], step):
+        parts = [Act(x, a.grid) for x, a in zip(rows, inputs, strict=True)]
+        if hidden:
+            parts.append(ops.lrelu(ops.linear(parts, f"{layer}.{g}.hidden", hidden, f"{layer}.hidden")))
+        results.append((g, ops.head(parts, f"{layer}.{g}", n)))
+    shape = (*inputs[0].x.shape[:3], n)
     return tuple(ops.scatter([(g, r[i]) for g, r in results], step, shape) for i in range(2))

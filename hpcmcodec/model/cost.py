@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpcmcodec.model.schedule import GROUPS, PHASE_IN_Y, STRIDE, Step, grid, unfold
-from hpcmcodec.rans import Tables, bits_each
+from hpcmcodec.rans import Tables, bits
 
 __all__ = ["step_cost", "z_cost"]
 
@@ -19,7 +19,7 @@ __all__ = ["step_cost", "z_cost"]
 def z_cost(tables: Tables, symbols: np.ndarray, indexes: np.ndarray, h: int, w: int) -> np.ndarray:
     """(h, w) float64 in bits, from the symbols of z (N * rows * columns,), channel by channel in raster order."""
     rows, columns = -(-h // 4), -(-w // 4)
-    cost = bits_each(tables, symbols, indexes).reshape(-1, rows, columns).sum(axis=0)
+    cost = bits(tables, symbols, indexes).reshape(-1, rows, columns).sum(axis=0)
     share = np.outer(np.minimum(4, h - 4 * np.arange(rows)), np.minimum(4, w - 4 * np.arange(columns)))
     return np.repeat(np.repeat(cost / share, 4, axis=0), 4, axis=1)[:h, :w]
 
@@ -31,7 +31,7 @@ def step_cost(
     rows, columns = grid(step.scale, h, w)
     channels = latent // GROUPS[step.scale]
     flat = np.zeros(channels * rows * columns)
-    flat[at] = bits_each(tables, symbols, levels)
+    flat[at] = bits(tables, symbols, levels)
     folded: Any = flat.reshape(channels, rows, columns).transpose(1, 2, 0)[None]
     plane = unfold(folded, step, np.zeros((1, rows, columns, latent)))[0]
     out = np.zeros((h, w))

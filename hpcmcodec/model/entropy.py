@@ -12,11 +12,12 @@ Tensors of a layer, by kind (names are `<layer>.<tensor>`):
     scale          scale float32 (C)
     wkv            decay, boost float32 (C)
     quality        table int32 (anchors, N), on the grid of z
+    place          table float32 (groups, C)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +80,9 @@ class _Declaration:
         made = Layer("linear", tuple(p.x.shape[-1] for p in parts), out, residual, biased)
         return self._note(parts[0], layer, made, grid)
 
-    def head(self, context: Act, layer: str, channels: int) -> tuple[Array, Array]:
-        out = self._note(context, layer, Layer("head", (context.x.shape[-1],), 2 * channels), context.grid).x
+    def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Array, Array]:
+        made = Layer("head", tuple(p.x.shape[-1] for p in inputs), 2 * channels)
+        out = self._note(inputs[0], layer, made, inputs[0].grid).x
         return out[..., :channels].astype(np.int32), out[..., channels:].astype(np.int32)
 
     def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
@@ -88,6 +90,12 @@ class _Declaration:
 
     def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
         return self._note(a, layer, Layer("norm", (), a.x.shape[-1]), grid)
+
+    def place(self, a: Act, step: Step, layer: str) -> Act:
+        return self._note(a, layer, Layer("place", (len(step.groups),), a.x.shape[-1]), a.grid)
+
+    def folded(self, a: Act, step: Step) -> Act:
+        return Act(a.x[..., : a.x.shape[-1] // len(step.groups)], a.grid)
 
     def channel_scale(self, a: Act, layer: str) -> Act:
         return self._note(a, layer, Layer("scale", (), a.x.shape[-1]), a.grid)
@@ -127,8 +135,11 @@ class _Declaration:
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
         return np.zeros(shape, np.int32), Act(np.zeros(shape, np.float32), "y")
 
-    def gather(self, x: Array, step: Step) -> list[tuple[int, Array]]:
-        return [(g, x[:, :1, :1]) for g in range(len(step.groups))]
+    def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
+        return f(*arguments)
+
+    def gather(self, xs: Sequence[Array], step: Step) -> list[tuple[int, list[Array]]]:
+        return [(g, [x[:, :1, :1] for x in xs]) for g in range(len(step.groups))]
 
     def scatter(self, rows: Sequence[tuple[int, Array]], step: Step, shape: Sequence[int]) -> Array:
         return np.zeros(shape, np.int32)
@@ -142,6 +153,9 @@ def declare(config: Config) -> tuple[dict[str, Layer], list[str]]:
     d = _Declaration()
     walk(d, config, np.zeros((1, 2, 2, config.hyper), np.int32), [0], 8, 8, lambda step, means, levels, mask: means)
     return d.layers, sorted(d.grids)
+
+
+TENSORS = {"norm": ("gamma", "beta"), "scale": ("scale",), "wkv": ("decay", "boost"), "place": ("table",)}
 
 
 def quantise(
@@ -166,7 +180,7 @@ def quantise(
             table = np.rint(derived[f"{name}.table"].astype(np.float64) * 2.0 ** grids["h_s.z"])
             out[f"{name}.table"] = np.clip(table, -CODE_MAX, CODE_MAX).astype(np.int32)
         else:
-            for tensor in {"norm": ("gamma", "beta"), "scale": ("scale",), "wkv": ("decay", "boost")}[layer.kind]:
+            for tensor in TENSORS[layer.kind]:
                 out[f"{name}.{tensor}"] = derived[f"{name}.{tensor}"].astype(np.float32)
     return out
 
@@ -226,6 +240,22 @@ def logistic_magnitudes(level: int) -> np.ndarray:
 def logistic_tables() -> dict[str, np.ndarray]:
     """One table a level from the logistic of its scale; export fits them to measured residuals instead."""
     return pack_tables([symmetric_table(logistic_magnitudes(level)) for level in range(LEVELS)])
+
+
+def centroids() -> np.ndarray:
+    """int32 (LEVELS, 3): how far nearer to the mean than the symbol, in sixteenths, a symbol of magnitude 0, 1, or more
+    is reconstructed: at the centre of mass of its bin under the level's logistic.
+
+    With S(x) = 1 / (1 + exp(x / s)): the integral of x over a bin a..b is a S(a) - b S(b) + that of S, which is
+    s (log(1 + exp(-a / s)) - log(1 + exp(-b / s))).
+    """
+    s = scale_of_level(np.arange(LEVELS))[:, None]
+    n = np.array([1, 2])
+    a, b = (n - 0.5) / s, (n + 0.5) / s
+    above, below = logistic_cdf(-a), logistic_cdf(-b)
+    first_moment = a * above - b * below + np.log1p(np.exp(-a)) - np.log1p(np.exp(-b))
+    shift = n - s * first_moment / (above - below)
+    return np.concatenate([np.zeros((LEVELS, 1), np.int32), np.rint(16 * shift).astype(np.int32)], 1)
 
 
 def factorised_tables(cdf: np.ndarray, low: int) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hpcmcodec.model.schedule import Step, positions
 from hpcmcodec.numerics import (
@@ -69,9 +70,14 @@ class FloatOps:
     xp: Any = _TorchFloat()
 
     def __init__(
-        self, p: Mapping[str, Tensor], grids: Mapping[str, int], observe: Callable[[str, Tensor], None] | None = None
+        self,
+        p: Mapping[str, Tensor],
+        grids: Mapping[str, int],
+        observe: Callable[[str, Tensor], None] | None = None,
+        *,
+        recompute: bool = False,
     ) -> None:
-        self.p, self.grids, self.observe = p, grids, observe
+        self.p, self.grids, self.observe, self.recompute = p, grids, observe, recompute
         self.device = next(iter(p.values())).device
 
     def _act(self, x: Tensor, grid: str) -> Act:
@@ -101,12 +107,13 @@ class FloatOps:
             start += p.x.shape[-1]
         return self._act(y, grid or layer)
 
-    def head(self, context: Act, layer: str, channels: int) -> tuple[Tensor, Tensor]:
+    def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Tensor, Tensor]:
         """Means in quantisation steps and real-valued levels in 0..63; float32 throughout, since means reach
         hundreds.
         """
-        with torch.autocast(context.x.device.type, enabled=False):
-            o = F.linear(context.x.float(), self.p[f"{layer}.weight"], self.p[f"{layer}.bias"])
+        x = torch.cat([a.x.float() for a in inputs], -1)
+        with torch.autocast(x.device.type, enabled=False):
+            o = F.linear(x, self.p[f"{layer}.weight"], self.p[f"{layer}.bias"])
         limit = MEAN_MAX / 2**MEAN_SHIFT
         return o[..., :channels].clamp(-limit, limit), bounded(o[..., channels:] * 2**MEAN_SHIFT, 0, LEVELS - 1)
 
@@ -148,6 +155,10 @@ class FloatOps:
     def channel_scale(self, a: Act, layer: str) -> Act:
         return self._act(a.x * self.p[f"{layer}.scale"], a.grid)
 
+    def place(self, a: Act, step: Step, layer: str) -> Act:
+        table = self.p[f"{layer}.table"]
+        return self._act(a.x + _mask(step, *a.x.shape[1:3], a.x.device).to(table.dtype) @ table, a.grid)
+
     def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
         b, h, w, c = v.x.shape
         out = biwkv4(
@@ -184,14 +195,20 @@ class FloatOps:
     def empty_latent(self, shape: Sequence[int]) -> tuple[Tensor, Act]:
         return torch.zeros(tuple(shape), device=self.device), Act(torch.zeros(tuple(shape), device=self.device), "y")
 
-    def gather(self, x: Tensor, step: Step) -> list[tuple[int, Tensor]]:
+    def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
+        """f(*arguments); with `recompute` nothing inside is kept for the backward pass, which runs f again."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(f, *arguments, use_reentrant=False)
+        return f(*arguments)
+
+    def gather(self, xs: Sequence[Tensor], step: Step) -> list[tuple[int, list[Tensor]]]:
         """As ExactOps.gather, by one index: the backward pass of many slices costs more than the forward pass of
         all.
         """
-        b, h, w, d = x.shape
-        order, _, sizes = _order(step, h, w, x.device)
-        rows = torch.split(x.reshape(b, h * w, d).index_select(1, order), [n for _, n in sizes], 1)
-        return [(g, r[:, None]) for (g, _), r in zip(sizes, rows, strict=True)]
+        order, _, sizes = _order(step, *xs[0].shape[1:3], xs[0].device)
+        counts = [n for _, n in sizes]
+        split = [torch.split(x.flatten(1, 2).index_select(1, order), counts, 1) for x in xs]
+        return [(g, [rows[i][:, None] for rows in split]) for i, (g, _) in enumerate(sizes)]
 
     def scatter(self, rows: Sequence[tuple[int, Tensor]], step: Step, shape: Sequence[int]) -> Tensor:
         _, inverse, _ = _order(step, shape[1], shape[2], rows[0][1].device)
@@ -204,6 +221,9 @@ class FloatOps:
         spread = folded[:, :, :, None].expand(b, h, w, groups, n)
         return torch.where(mask, spread, target.reshape(b, h, w, groups, n)).reshape(target.shape)
 
+    def folded(self, a: Act, step: Step) -> Act:
+        return Act(self.fold(a.x, step), a.grid)
+
     def fold(self, x: Tensor, step: Step) -> Tensor:
         """The step's channels of x (B, H, W, M), one group a position: (B, H, W, M / groups)."""
         b, h, w, m = x.shape
@@ -213,13 +233,13 @@ class FloatOps:
 
 @lru_cache(maxsize=256)
 def _order(step: Step, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """Positions (row-major) sorted by the group that a step codes there, the inverse, and (group, count) of each
+    """Positions (row-major) group by group as ExactOps.gather has them, the inverse, and (group, count) of each
     group.
     """
-    mask = _mask(step, h, w, device)[0].flatten(0, 1)
-    group = mask.to(torch.int8).argmax(1)
-    order = group.argsort(stable=True)
-    counts = torch.bincount(group, minlength=len(step.groups)).tolist()
+    index = np.arange(h * w).reshape(1, h, w)
+    found = [(g, index[at].ravel()) for g, at in positions(step)]
+    order = torch.from_numpy(np.concatenate([at for _, at in found])).to(device)
+    counts = [sum(len(at) for k, at in found if k == g) for g in range(len(step.groups))]
     return order, order.argsort(), [(g, n) for g, n in enumerate(counts) if n]
 
 
@@ -260,8 +280,10 @@ def _straight(exact: Tensor, f: Tensor) -> Tensor:
 class FakeOps(FloatOps):
     """FloatOps whose forward values are those of ExactOps over `integers` (from `entropy.quantise` of the same p)."""
 
-    def __init__(self, p: Mapping[str, Tensor], grids: Mapping[str, int], integers: Mapping[str, Any]) -> None:
-        super().__init__(p, grids)
+    def __init__(
+        self, p: Mapping[str, Tensor], grids: Mapping[str, int], integers: Mapping[str, Any], *, recompute: bool = False
+    ) -> None:
+        super().__init__(p, grids, recompute=recompute)
         self.namespace = TorchNamespace(str(self.device))
         self.exact = ExactOps(self.namespace, integers, grids)
 
@@ -297,6 +319,7 @@ for _name in (
     "blend",
     "add",
     "channel_scale",
+    "place",
     "wkv",
     "pool",
     "recall",

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from hpcmcodec import weights
@@ -25,7 +26,9 @@ from hpcmcodec.model.context import hyper_synthesis, walk
 from hpcmcodec.model.entropy import (
     LEVEL_OF_ONE,
     LEVELS_PER_OCTAVE,
+    TENSORS,
     Layer,
+    centroids,
     declare,
     factorised_tables,
     logistic_tables,
@@ -41,6 +44,9 @@ DEFAULT_GRID = 7
 FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID}
 Z_REACH = 40  # z values within +-Z_REACH have table entries of their own
 FIRST_LEVEL = 20.0  # level that heads start from: scale 0.5
+# Heads learn the natural logarithm of the scale, a number of about one as the means are: levels move by tens, and
+# optimisers whose steps have one size for all rows of a matrix would take ten times as long over them.
+LEVELS_PER_NEPER = LEVELS_PER_OCTAVE / math.log(2)
 
 
 class FactorisedPrior(nn.Module):
@@ -91,7 +97,8 @@ def _first_values(name: str, layer: Layer, anchors: int) -> dict[str, Tensor]:
         w, bias = torch.randn(c, n) / math.sqrt(n), torch.zeros(c)
         last = name.rsplit(".", 1)[-1]
         if layer.kind == "head":
-            w, bias = 0.3 * w, torch.cat([torch.zeros(c // 2), torch.full((c // 2,), FIRST_LEVEL)])
+            w, bias = 0.3 * w, torch.cat([torch.zeros(c // 2), torch.full((c // 2,), FIRST_LEVEL / LEVELS_PER_NEPER)])
+            w[c // 2 :] /= LEVELS_PER_NEPER
         elif layer.branch:
             w = 0.3 * w
         elif last in ("in", "adaptor"):
@@ -115,6 +122,8 @@ def _first_values(name: str, layer: Layer, anchors: int) -> dict[str, Tensor]:
         return {"scale": torch.ones(c)}
     if layer.kind == "wkv":
         return {"decay": torch.linspace(0.5, EXPONENT_MAX - 1, c), "boost": torch.zeros(c)}
+    if layer.kind == "place":
+        return {"table": torch.zeros(*layer.widths, c)}
     return {"table": torch.zeros(anchors, c)}
 
 
@@ -134,12 +143,16 @@ class HPCM(nn.Module):
             self.gain.log_scale.add_(log_gain)
             self.ungain.log_scale.sub_(log_gain)
         self.z_prior = FactorisedPrior(config.hyper)
+        self.register_buffer("centroids", torch.from_numpy(centroids()), persistent=False)
         # Integers and tables of a shipped model: what its files are coded with.
         self.stored: dict[str, Any] | None = None
         self.raw = nn.ParameterDict()
         for name, layer in self.layers.items():
             for tensor, value in _first_values(name, layer, config.qualities).items():
                 self.raw[f"{name}.{tensor}".replace(".", "/")] = nn.Parameter(value)
+
+    centroids: Tensor
+    recompute = False  # the context's priors and cells run again in the backward pass: less memory, more time
 
     def derived(self) -> dict[str, Tensor]:
         """The flat dictionary that ops and `entropy.quantise` read: gains merged into branches, OmniShift into one
@@ -157,7 +170,8 @@ class HPCM(nn.Module):
                     merged = {k: _scale_rows(v, raw("gain")) for k, v in merged.items()}
                 if layer.kind == "head":
                     rows = torch.ones(layer.out, device=merged["weight"].device)
-                    rows[layer.out // 2 :] = 2.0**-MEAN_SHIFT  # ops scale both halves as means: FloatOps.head
+                    # ops scale both halves as means: FloatOps.head
+                    rows[layer.out // 2 :] = LEVELS_PER_NEPER * 2.0**-MEAN_SHIFT
                     merged = {k: _scale_rows(v, rows) for k, v in merged.items()}
                 p |= {f"{name}.{k}": v for k, v in merged.items()}
             elif layer.kind == "omnishift":
@@ -174,6 +188,7 @@ class HPCM(nn.Module):
                     "norm": ("gamma", "beta"),
                     "scale": ("scale",),
                     "quality": ("table",),
+                    "place": ("table",),
                 }[layer.kind]:
                     p[f"{name}.{tensor}"] = raw(tensor)
         return p
@@ -185,23 +200,36 @@ class HPCM(nn.Module):
 
     def ops(self, *, fake: bool = False, observe: Callable[[str, Tensor], None] | None = None) -> FloatOps:
         p = self.derived()
-        return FakeOps(p, self.grids, self.integers(p)) if fake else FloatOps(p, self.grids, observe)
+        if fake:
+            return FakeOps(p, self.grids, self.integers(p), recompute=self.recompute)
+        return FloatOps(p, self.grids, observe, recompute=self.recompute)
 
     def analyse(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 3, 16 h, 16 w) in [0, 1], q (B,) -> y (B, h, w, M) and z before rounding (B, ceil(h/4),
         ceil(w/4), N).
         """
         y = self.g_a(x, self.g_a.s8.factors(q)).float() * self.gain.factors(q)
-        return y.permute(0, 2, 3, 1), self.h_a(y).float().permute(0, 2, 3, 1)
+        return rearrange(y, "b m h w -> b h w m"), rearrange(self.h_a(y).float(), "b n h w -> b h w n")
 
     def synthesise(self, y_hat: Tensor, q: Tensor) -> Tensor:
         """y_hat (B, h, w, M) in quantisation steps -> x_hat (B, 3, 16 h, 16 w), not clamped."""
-        x_hat: Tensor = self.g_s(y_hat.permute(0, 3, 1, 2) * self.ungain.factors(q), self.g_s.s8.factors(q)).float()
+        y = rearrange(y_hat, "b h w m -> b m h w") * self.ungain.factors(q)
+        x_hat: Tensor = self.g_s(y, self.g_s.s8.factors(q)).float()
         return x_hat
 
     def quantity(self, v: Tensor) -> Tensor:
         """What rates are taken at: v with uniform noise in training, rounded otherwise."""
         return v + torch.rand_like(v) - 0.5 if self.training else v.round()
+
+    def reconstruct(self, residuals: Tensor, levels: Tensor) -> Tensor:
+        """What residuals become by coding: rounded, at the centres of mass of their bins; with the gradient of
+        residuals.
+        """
+        symbols = ste_round(residuals)
+        with torch.no_grad():
+            level, magnitude = (torch.nan_to_num(v).round().long() for v in (levels, symbols.abs().clamp(max=2)))
+            nearer = self.centroids[level, magnitude] * symbols.sign()
+        return symbols - nearer * 2.0**-MEAN_SHIFT
 
     def estimate(
         self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
@@ -221,7 +249,7 @@ class HPCM(nn.Module):
                 )
             r = ops.fold(scales[step.scale], step) - means
             likelihood = logistic_likelihood(self.quantity(r), levels)
-            y_hat = ste_round(r) + means
+            y_hat = self.reconstruct(r, levels) + means
             if mask is not None:
                 keep = torch.from_numpy(mask).to(y.device)
                 likelihood, y_hat = torch.where(keep, likelihood, torch.ones_like(likelihood)), y_hat * keep
@@ -258,9 +286,11 @@ class HPCM(nn.Module):
         """Integer tables of z (from the trained prior) and y (from the logistic that training assumes)."""
         reach = torch.arange(-Z_REACH, Z_REACH + 2, device=self.z_prior.mu.device) - 0.5
         cdf = self.z_prior.cdf(reach[:, None].expand(-1, self.config.hyper)).T.double().cpu().numpy()
-        return {f"z.{k}": v for k, v in factorised_tables(cdf, -Z_REACH).items()} | {
-            f"y.{k}": v for k, v in logistic_tables().items()
-        }
+        return (
+            {f"z.{k}": v for k, v in factorised_tables(cdf, -Z_REACH).items()}
+            | {f"y.{k}": v for k, v in logistic_tables().items()}
+            | {"y.centroids": self.centroids.cpu().numpy()}
+        )
 
     @torch.no_grad()
     def compress(self, x: Tensor, q: Tensor) -> dict[str, Any]:
@@ -332,14 +362,14 @@ def raw_from_integers(
             return {"mix": torch.tensor([0.0, 0.0, 1.0]), "w1": torch.zeros(layer.out), "w3": values["weight"]}
         if layer.kind == "head":
             rows = torch.ones(layer.out)
-            rows[layer.out // 2 :] = 2.0**MEAN_SHIFT
+            rows[layer.out // 2 :] = 2.0**MEAN_SHIFT / LEVELS_PER_NEPER
             values = {k: _scale_rows(v, rows) for k, v in values.items()}
         return values | ({"gain": torch.ones(layer.out)} if layer.branch else {})
     if layer.kind == "wkv":
         return {"decay": torch.log(torch.expm1(stored("decay").clamp_min(1e-6))), "boost": stored("boost")}
     if layer.kind == "quality":
         return {"table": stored("table") * 2.0 ** -grids["h_s.z"]}
-    return {t: stored(t) for t in (("gamma", "beta") if layer.kind == "norm" else ("scale",))}
+    return {t: stored(t) for t in TENSORS[layer.kind]}
 
 
 class WithoutContext(HPCM):
@@ -353,7 +383,9 @@ class WithoutContext(HPCM):
         self.head = nn.Linear(config.features, 2 * config.latent)
         nn.init.normal_(self.head.weight, std=0.3 / math.sqrt(config.features))
         with torch.no_grad():
-            self.head.bias.copy_(torch.cat([torch.zeros(config.latent), torch.full((config.latent,), FIRST_LEVEL)]))
+            self.head.weight[config.latent :] /= LEVELS_PER_NEPER
+            first = torch.full((config.latent,), FIRST_LEVEL / LEVELS_PER_NEPER)
+            self.head.bias.copy_(torch.cat([torch.zeros(config.latent), first]))
 
     def estimate(
         self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
@@ -361,11 +393,11 @@ class WithoutContext(HPCM):
         """As HPCM.estimate."""
         features = hyper_synthesis(ops or self.ops(), self.config, ste_round(z), q).x[:, : y.shape[1], : y.shape[2]]
         with torch.autocast(y.device.type, enabled=False):
-            means, levels = self.head(features.float()).chunk(2, -1)
-        r = y - means
-        likelihood = logistic_likelihood(self.quantity(r), bounded(levels, 0, LEVELS - 1))
+            means, scales = self.head(features.float()).chunk(2, -1)
+        r, levels = y - means, bounded(scales * LEVELS_PER_NEPER, 0, LEVELS - 1)
+        likelihood = logistic_likelihood(self.quantity(r), levels)
         z_likelihood = self.z_prior.likelihood(self.quantity(z))
-        return ste_round(r) + means, {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
+        return self.reconstruct(r, levels) + means, {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
 
 
 def bits(likelihoods: Mapping[str, Tensor]) -> Tensor:

@@ -147,9 +147,10 @@ def unfold(folded: Any, step: Step, out: Any) -> Any:
 def valid(step: Step, h: int, w: int, latent: int) -> np.ndarray | None:
     """Which folded positions exist in y of h x w: bool (1, rows, columns, M / groups), None where all do."""
     rows, columns = grid(step.scale, h, w)
-    exists = decimate(np.ones((1, h, w, latent), bool), step.scale, np.zeros((1, rows, columns, latent), bool))
-    folded = fold(exists, step, np.zeros((1, rows, columns, latent // GROUPS[step.scale]), bool))
-    return None if folded.all() else folded
+    # The channels of one of the eight groups exist together: one stands for all.
+    exists = decimate(np.ones((1, h, w, 8), bool), step.scale, np.zeros((1, rows, columns, 8), bool))
+    folded = fold(exists, step, np.zeros((1, rows, columns, 8 // GROUPS[step.scale]), bool))
+    return None if folded.all() else folded.repeat(latent // 8, -1)
 
 
 def symbols_of(scale: str, h: int, w: int, latent: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hpcmcodec.model.schedule import Step, positions
 from hpcmcodec.numerics import LEVELS, MEAN_MAX, MEAN_SHIFT, NUMPY, Act, ExactOps, _same_grid, chunks
 
 __all__ = ["KernelOps", "Kernels"]
@@ -202,11 +203,11 @@ class KernelOps(ExactOps):
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
         return Act(self._products(parts, layer, self.grids[grid], _CODES), grid)
 
-    def head(self, context: Act, layer: str, channels: int) -> tuple[Array, Array]:
+    def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Array, Array]:
         if channels not in self._head_limits:
             low = np.repeat(np.array([-MEAN_MAX, 0], np.float32), channels)
             self._head_limits[channels] = low, np.repeat(np.array([MEAN_MAX, LEVELS - 1], np.float32), channels)
-        out = self._products([context], layer, MEAN_SHIFT, _WIDE, self._head_limits[channels])
+        out = self._products(inputs, layer, MEAN_SHIFT, _WIDE, self._head_limits[channels])
         return out[..., :channels], out[..., channels:]
 
     def _products(
@@ -322,6 +323,18 @@ class KernelOps(ExactOps):
         _check(len(scale) == x.shape[-1], layer, x)
         self.kernels.channel_scale(_count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(scale), self._at(out))
         return Act(out, a.grid)
+
+    def place(self, a: Act, step: Step, layer: str) -> Act:
+        x, e = self._int16(a.x), self.grids[a.grid]
+        table = self._keep((layer, e, "int16"), lambda: self._int16(self._place_codes(layer, e)))
+        moved, out = self._like(x), self._like(x)
+        for g, at in positions(step):
+            moved[at] = table[g]
+        self.kernels.add(_count(x), self._at(x), self._at(moved), self._at(out))
+        return Act(out, a.grid)
+
+    def _empty_fold(self, x: Array, groups: int) -> Array:
+        return self.memory.empty((*x.shape[:-1], x.shape[-1] // groups), np.int16)
 
     def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
         grid = grid or layer

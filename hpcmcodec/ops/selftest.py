@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from hpcmcodec.model.entropy import Layer, quantise
+from hpcmcodec.model.schedule import STEPS
 from hpcmcodec.numerics import CODE_MAX, NUMPY, Act, ExactOps
 
 __all__ = ["GRIDS", "cases", "differences", "layers"]
 
 GRIDS = {"x": 7, "y": 7, "exp": 8, "sigmoid": 8, "out": 7, "fine": 11, "squared": 5}
 Case = Callable[[Any], Any]
+STEP = STEPS[-1]  # whose groups "place" tells apart
 
 
 def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
@@ -33,16 +35,18 @@ def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) 
     kinds = {
         "linear": Layer("linear", (width,), outputs),
         "joint": Layer("linear", (width, second), outputs),
-        "head": Layer("head", (width,), 2 * outputs),
+        "head": Layer("head", (width, second), 2 * outputs),
         "depthwise": Layer("depthwise", (taps * taps,), width),
         "norm": Layer("norm", (), width),
         "scale": Layer("scale", (), width),
+        "place": Layer("place", (len(STEP.groups),), width),
         "wkv": Layer("wkv", (), width),
     }
     derived: dict[str, np.ndarray] = {
         "norm.gamma": vector(width, 0.5, 2),
         "norm.beta": vector(width, -1, 1),
         "scale.scale": vector(width, -2, 2),
+        "place.table": matrix(len(STEP.groups), width) * 40,
         "wkv.decay": vector(width, -1, 20),  # beyond the clamp at both ends
         "wkv.boost": vector(width, -20, 20),
     }
@@ -92,10 +96,11 @@ def cases(
         "linear": lambda o: o.linear(on(o, x), "linear", outputs, "out"),
         "linear, two inputs": lambda o: o.linear([on(o, x), on(o, other)], "joint", outputs, "out"),
         "linear, one input pooled": lambda o: o.linear([on(o, x), on(o, pooled)], "joint", outputs, "out"),
-        "head": lambda o: o.head(on(o, x), "head", outputs),
+        "head": lambda o: o.head([on(o, x), on(o, other)], "head", outputs),
         "depthwise": lambda o: o.depthwise(on(o, x), "depthwise", "out"),
         "norm": lambda o: o.norm(on(o, x), "norm", "out"),
         "channel scale": lambda o: o.channel_scale(on(o, x), "scale"),
+        "place": lambda o: o.place(on(o, x), STEP, "place"),
         "Bi-WKV4": lambda o: o.wkv(on(o, k), on(o, y), "wkv", "fine"),
         "leaky ReLU": lambda o: o.lrelu(on(o, x)),
         "ReLU squared": lambda o: o.relu_squared(on(o, x), "squared"),

@@ -46,7 +46,7 @@ class Run:
     seed: int = option(0, "all that is random in step n derives from this and n")
     device: str = option("auto", "cpu, cuda, or auto")
     precision: str = option("auto", "bf16 or float32 for convolutions and products; auto: bf16 where it is faster")
-    recompute: bool = option(False, "recompute the transforms' blocks in the backward pass: less memory, more time")
+    recompute: bool = option(False, "run blocks, priors and cells again in the backward pass: less memory, more time")
     polite: bool = option(False, "leave cores to other work as it comes and goes")
 
 

@@ -182,7 +182,7 @@ def fit_tables(
         reach = int(np.flatnonzero(beyond > TAIL)[-1])
         reach = max(1, min(reach, len(p) - 2))
         rows.append(symmetric_table(np.append(p[: reach + 1], beyond[reach + 1])))
-    return {k: v for k, v in first.items() if k.startswith("z.")} | {f"y.{k}": v for k, v in pack_tables(rows).items()}
+    return first | {f"y.{k}": v for k, v in pack_tables(rows).items()}
 
 
 class _Counting(LatentCoder):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from hpcmcodec.errors import InputError
@@ -127,7 +128,7 @@ class Trainer:
             if isinstance(model, StandIn):
                 size, _ = max(self.recipe.crops)
                 x = to_unit(self.crops.batch(self._generator(AXES), 4 + 2**18 // size**2, size))
-                patches = x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+                patches = rearrange(x, "b c (h r) (w s) -> (b h w) c r s", r=16, s=16)
                 start_from_principal_axes(model, patches)
             return [], set()
         state = states.read(Path(run.init_from))

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -47,7 +48,10 @@ def place(model: HPCM, device: torch.device) -> HPCM:
 
 
 def recompute_blocks(model: HPCM) -> None:
-    """Let the transforms' blocks keep their inputs alone and run again in the backward pass."""
+    """Let the transforms' blocks and the context's priors and cells keep their inputs alone and run again in the
+    backward pass.
+    """
+    model.recompute = True
     for block in model.modules():
         if isinstance(block, Block):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
@@ -64,8 +68,8 @@ def rate(model: HPCM, x: Tensor, q: Tensor, fast: bool, *, fake: bool) -> tuple[
     with autocast(kind, fast), torch.set_grad_enabled(torch.is_grad_enabled() and model.g_a.stem.weight.requires_grad):
         y = model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q)
     with autocast(kind, fast):
-        z = model.h_a(y).float().permute(0, 2, 3, 1)
-        y_hat, likelihoods = model.estimate(y.permute(0, 2, 3, 1), z, q, ops=model.ops(fake=fake))
+        z = rearrange(model.h_a(y).float(), "b n h w -> b h w n")
+        y_hat, likelihoods = model.estimate(rearrange(y, "b m h w -> b h w m"), z, q, ops=model.ops(fake=fake))
     return bits(likelihoods) / (x.shape[2] * x.shape[3]), y_hat
 
 
@@ -140,8 +144,8 @@ def calibrate(model: HPCM, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
 
     with autocast(x.device.type, fast):
         y = model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q)
-        z = model.h_a(y).float().permute(0, 2, 3, 1)
-        model.estimate(y.permute(0, 2, 3, 1), z, q, ops=FloatOps(model.derived(), model.grids, observe))
+        z = rearrange(model.h_a(y).float(), "b n h w -> b h w n")
+        model.estimate(rearrange(y, "b m h w -> b h w m"), z, q, ops=FloatOps(model.derived(), model.grids, observe))
     out = dict(model.grids)
     for grid, peak in seen.items():
         if grid not in FIXED_GRIDS:
