@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +53,6 @@ class LatentCoder:
         self.z_tables = Tables(tables["z.cdf"], tables["z.sizes"], tables["z.offsets"])
         self.y_tables = Tables(tables["y.cdf"], tables["y.sizes"], tables["y.offsets"])
         self.centroids = tables["y.centroids"]
-        self.thresholds = thresholds(self.y_tables, self.centroids)
         self.skipped = skipped_levels(self.y_tables.cdf, self.y_tables.sizes, self.y_tables.offsets)
 
     def encode(
@@ -96,6 +96,11 @@ class LatentCoder:
         for s in SCALES:
             out[s] = Coded(encoders[s].finish(), crcs[s])
         return out, y_hat
+
+    @cached_property
+    def thresholds(self) -> np.ndarray:
+        """Of this model: only encoders need them."""
+        return thresholds(self.y_tables, self.centroids)
 
     def quantise(self, residuals: np.ndarray, levels: Ints) -> Ints:
         """The symbols of residuals (n,) float32: the nearest integers, or the next towards zero by `thresholds`."""

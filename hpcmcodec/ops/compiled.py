@@ -185,7 +185,6 @@ class KernelOps(ExactOps):
     ) -> None:
         super().__init__(xp, tensors, grids)
         self.kernels, self.memory = kernels, kernels.memory
-        self._head_limits: dict[int, tuple[Array, Array]] = {}
 
     # -- linear layers --
 
@@ -204,10 +203,11 @@ class KernelOps(ExactOps):
         return Act(self._products(parts, layer, self.grids[grid], _CODES), grid)
 
     def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Array, Array]:
-        if channels not in self._head_limits:
-            low = np.repeat(np.array([-MEAN_MAX, 0], np.float32), channels)
-            self._head_limits[channels] = low, np.repeat(np.array([MEAN_MAX, LEVELS - 1], np.float32), channels)
-        out = self._products(inputs, layer, MEAN_SHIFT, _WIDE, self._head_limits[channels])
+        ends = [-MEAN_MAX, 0], [MEAN_MAX, LEVELS - 1]
+        limits = self._keep(
+            ("limits", channels), lambda: [self.xp.array(np.repeat(np.array(e, np.float32), channels)) for e in ends]
+        )
+        out = self._products(inputs, layer, MEAN_SHIFT, _WIDE, limits)
         return out[..., :channels], out[..., channels:]
 
     def _products(
@@ -216,7 +216,7 @@ class KernelOps(ExactOps):
         layer: str,
         e_out: int,
         form: int,
-        limits: tuple[Array, Array] | None = None,
+        limits: Sequence[Array] | None = None,
     ) -> Array:
         """(B, H, W, O) codes, or int32 within `limits`."""
         plan = self._plan(layer, tuple(self.grids[a.grid] for a in parts), e_out)
@@ -231,10 +231,7 @@ class KernelOps(ExactOps):
         if limits is not None and len(limits[0]) != plan.outputs:
             raise ValueError(f"{layer} gives {plan.outputs} parameters, {len(limits[0])} wanted")
         out = self.memory.empty((batch, h, w, plan.outputs), np.int32 if form == _WIDE else np.int16)
-        bounds: Any = (None, None)
-        if limits is not None:
-            given = limits
-            bounds = [at(t) for t in self._keep((layer, "limits"), lambda: [self.xp.array(t) for t in given])]
+        bounds = (None, None) if limits is None else tuple(at(t) for t in limits)
         # A part of one row a sample is multiplied once a sample, so these go one by one.
         samples = [(out, arrays)] if not any(spread) else [(out[i], [x[i] for x in arrays]) for i in range(batch)]
         for target, xs in samples:

@@ -143,9 +143,8 @@ def calibrate(model: HPCM, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
         seen[grid] = max(seen.get(grid, 0.0), v.kthvalue(k).values.item())
 
     with autocast(x.device.type, fast):
-        y = model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q)
-        z = rearrange(model.h_a(y).float(), "b n h w -> b h w n")
-        model.estimate(rearrange(y, "b m h w -> b h w m"), z, q, ops=FloatOps(model.derived(), model.grids, observe))
+        y, z = model.analyse(x, q)
+        model.estimate(y, z, q, ops=FloatOps(model.derived(), model.grids, observe))
     out = dict(model.grids)
     for grid, peak in seen.items():
         if grid not in FIXED_GRIDS:
