@@ -39,7 +39,7 @@ from hpcmcodec.training.config import Rates, Recipe, Run
 from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
 from hpcmcodec.training.optim import is_matrix, optimisers, part_of, rate_factor
 from hpcmcodec.training.speed import table
-from hpcmcodec.training.stand_in import StandIn, from_pretraining, start_from_principal_axes
+from hpcmcodec.training.stand_in import StandIn, centre_of_mass, from_pretraining, start_from_principal_axes
 
 ROOT = Path(__file__).parent.parent
 
@@ -237,19 +237,40 @@ def test_stand_in_sees_only_what_comes_before() -> None:
     model = first_values("a").eval()
     torch.manual_seed(1)
     y, z, q = 9 * torch.randn(1, 6, 8, TINY.latent), torch.randn(1, 2, 2, TINY.hyper), torch.tensor([0.5])
-
-    def means(y: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            y_hat, _ = model.estimate(y, z, q)
-        return (y - y_hat + 0.5) % 1  # y_hat is y up to whole steps around the mean
-
     changed = y.clone()
-    changed[0, 3, 4] += 0.6  # another integer, seen from the context
-    differ = (means(changed) - means(y)).abs().amax(-1)[0] > 1e-4
+    changed[0, 3, 4] += 1
+    with torch.no_grad():
+        (before, _), (after, _) = (model.estimate(v, z, q) for v in (y, changed))
+    differ = (after - before).abs().amax(-1)[0] > 1e-4
     order = torch.arange(48).reshape(6, 8)
     assert set(order[differ].tolist()) <= set(range(3 * 8 + 4, 48))
     assert differ[3, 5]
     assert differ[5, 4]
+
+
+def test_stand_in_knows_nothing_of_y_but_the_symbols() -> None:
+    model = first_values("a").eval()
+    torch.manual_seed(1)
+    symbols, z, q = torch.randn(1, 6, 8, TINY.latent).mul(3).round(), torch.randn(1, 2, 2, TINY.hyper), torch.zeros(1)
+    with torch.no_grad():
+        first = model.stand_in["first"](hyper_synthesis(model.ops(), TINY, z.round(), q).x.permute(0, 3, 1, 2))
+        centres = symbols + first.permute(0, 2, 3, 1)[:, :6, :8]
+        middle, moved = (
+            model.estimate(v, z, q) for v in (centres, centres + torch.empty_like(symbols).uniform_(-0.45, 0.45))
+        )
+    torch.testing.assert_close(moved[0], middle[0])
+    torch.testing.assert_close(moved[1], middle[1])
+    assert (middle[0] - centres).abs().max() <= 0.5 + 1e-4
+    assert (middle[0] - centres).abs().max() > 0.1  # towards the means of the context
+
+
+@pytest.mark.parametrize("level", [0, 14, 26, 40])
+def test_centre_of_mass_is_that_of_the_logistic_within_the_bin(level: int) -> None:
+    v, scale = np.array([0, 0.3, -0.4, 1, -2.2, 7.6]), 2 ** ((level - 26) / 6)
+    t = v[:, None] + (np.arange(4000) + 0.5) / 4000 - 0.5
+    density = np.exp(-np.abs(t) / scale) / (1 + np.exp(-np.abs(t) / scale)) ** 2
+    found = centre_of_mass(torch.from_numpy(v).float(), torch.full((6,), float(level)))
+    np.testing.assert_allclose(found, (t * density).sum(1) / density.sum(1), atol=0.06 if level == 0 else 2e-3)
 
 
 @pytest.mark.parametrize("stage", ["a", "b", "c"])

@@ -3,8 +3,9 @@
 It sees the rounded latents above and to the left of each position (D. Minnen, J. Balle, G. Toderici, "Joint
 autoregressive and hierarchical priors for learned image compression", 2018) beside the features of h_s. It trains in
 one pass instead of eleven steps, and gives the transforms gradients that are close to what the real context will ask.
-Its rates are optimistic, by several percent: a decoder would not have round(y), which the neighbours' bits do not pay
-for, but y rounded around means. Compare them with each other, never with the real context's.
+A decoder could follow it: symbols are y rounded around means that h_s alone gives, the context sees these, and its own
+means and scales say how likely each bin is. Were the context to see y rounded in any other way, transforms would learn
+to hide numbers in the difference that no bits pay for.
 
 The transforms start as the best linear ones: g_a keeps the principal axes of 16x16 patches, g_s is its inverse, every
 block is the identity. The codec thus begins as a transform coder and learns from there.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import hyper_synthesis
+from hpcmcodec.model.entropy import LEVEL_OF_ONE, LEVELS_PER_OCTAVE
 from hpcmcodec.model.float_ops import FloatOps, bounded
 from hpcmcodec.model.hpcm import FIRST_LEVEL, HPCM, LEVELS_PER_NEPER, logistic_likelihood, ste_round
 from hpcmcodec.model.transforms import SLOPE, Block
@@ -56,24 +58,47 @@ class StandIn(HPCM):
         nn.init.normal_(head.weight, std=0.3 / (4 * narrow) ** 0.5)
         nn.init.constant_(head.get_parameter("bias"), 0)
         self.stand_in = nn.ModuleDict(
-            {"inp": nn.Conv2d(m, narrow, 1), "causal": _Causal(narrow, 2 * narrow), "hidden": hidden, "head": head}
+            {
+                "first": nn.Conv2d(config.features, m, 1),
+                "inp": nn.Conv2d(m, narrow, 1),
+                "causal": _Causal(narrow, 2 * narrow),
+                "hidden": hidden,
+                "head": head,
+            }
         )
 
     def estimate(
         self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As HPCM.estimate. The context sees y rounded as it is, not around its means: cheap, and as causal."""
-        features = hyper_synthesis(ops or self.ops(), self.config, ste_round(z), q).x[:, : y.shape[1], : y.shape[2]]
-        seen = self.stand_in["causal"](self.stand_in["inp"](ste_round(y.permute(0, 3, 1, 2))))
-        both = torch.cat([features.permute(0, 3, 1, 2), seen], 1)
-        hidden = F.leaky_relu(self.stand_in["hidden"](both), SLOPE)
+        """As HPCM.estimate."""
+        x = hyper_synthesis(ops or self.ops(), self.config, ste_round(z), q).x[:, : y.shape[1], : y.shape[2]]
+        features, y = x.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
         with torch.autocast(y.device.type, enabled=False):  # means reach hundreds
-            out = self.stand_in["head"](hidden.float()).permute(0, 2, 3, 1)
-        means, log_scales = out.chunk(2, -1)
-        r, levels = y - means, bounded(FIRST_LEVEL + LEVELS_PER_NEPER * log_scales, 0, LEVELS - 1)
-        likelihood = logistic_likelihood(self.quantity(r), levels)
+            first = self.stand_in["first"](features.float())
+        values = ste_round(y - first) + first
+        seen = self.stand_in["causal"](self.stand_in["inp"](values))
+        hidden = F.leaky_relu(self.stand_in["hidden"](torch.cat([features, seen], 1)), SLOPE)
+        with torch.autocast(y.device.type, enabled=False):
+            means, log_scales = self.stand_in["head"](hidden.float()).chunk(2, 1)
+        levels = bounded(FIRST_LEVEL + LEVELS_PER_NEPER * log_scales, 0, LEVELS - 1)
+        likelihood = logistic_likelihood(self.quantity(y - first) + first - means, levels)
         z_likelihood = self.z_prior.likelihood(self.quantity(z))
-        return self.reconstruct(r, levels) + means, {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
+        y_hat = values + (centre_of_mass(values - means, levels) - (values - means)).detach()
+        return y_hat.permute(0, 2, 3, 1), {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
+
+
+def centre_of_mass(v: Tensor, levels: Tensor) -> Tensor:
+    """Where a zero-mean logistic of the levels' scales has its mean within the unit bins around v (float32).
+
+    As `entropy.centroids`, for bins that lie anywhere. Far out, where the bin's mass is no longer a number, its nearer
+    end.
+    """
+    scale = torch.exp2((levels - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE)
+    a, b = (v.abs() - 0.5) / scale, (v.abs() + 0.5) / scale
+    above, below = torch.sigmoid(-a), torch.sigmoid(-b)
+    mean = scale * (a * above - b * below + F.softplus(-a) - F.softplus(-b)) / (above - below)
+    nearer = v.abs() - 0.5
+    return v.sign() * torch.where(above > 1e-30, mean, nearer).clamp(nearer, nearer + 1)
 
 
 @torch.no_grad()
