@@ -627,6 +627,21 @@ def test_encoder_takes_the_nearest_symbol_or_the_one_below_by_error_and_bits(dra
     assert (price(symbols) <= np.minimum(price(nearest), price(below)) + 1e-4)[common].all()
 
 
+@given(st.lists(st.tuples(st.floats(-40, 40), st.floats(0, numerics.LEVELS - 1)), min_size=1, max_size=50))
+def test_training_takes_the_symbols_that_an_encoder_takes(drawn: list[tuple[float, float]]) -> None:
+    model = HPCM(TINY)
+    ours = model.coder()  # its tables are the logistic's, as training assumes
+    residuals, levels = (np.array(v, np.float32) for v in zip(*drawn, strict=True))
+    with torch.no_grad():
+        symbols = model.symbols(torch.from_numpy(residuals), torch.from_numpy(levels))
+        found = model.reconstruct(torch.from_numpy(residuals), symbols, torch.from_numpy(levels)).numpy()
+    rows = np.rint(levels).astype(np.int32)
+    coded = ours.quantise(residuals, rows)
+    np.testing.assert_array_equal(symbols.numpy(), coded)
+    nearer = np.sign(coded) * ours.centroids[rows, np.minimum(np.abs(coded), 2)]
+    np.testing.assert_allclose(found, coded - nearer / 16, atol=1e-5)
+
+
 def test_symbols_are_skipped_where_their_table_gives_zero_more_than_998_thousandths() -> None:
     def table(zero: int) -> tuple[np.ndarray, int]:
         rest = (65536 - zero) // 3

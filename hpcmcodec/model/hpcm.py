@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from hpcmcodec import weights
-from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.coder import LatentCoder, thresholds
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import hyper_synthesis, walk
 from hpcmcodec.model.entropy import (
@@ -39,6 +39,7 @@ from hpcmcodec.model.rwkv import EXP_GRID, GATE_GRID
 from hpcmcodec.model.schedule import SCALES, Step, decimate, grid
 from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis, lmbda
 from hpcmcodec.numerics import EXPONENT_MAX, LEVELS, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
+from hpcmcodec.rans import Tables
 
 DEFAULT_GRID = 7
 FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID}
@@ -144,6 +145,8 @@ class HPCM(nn.Module):
             self.ungain.log_scale.sub_(log_gain)
         self.z_prior = FactorisedPrior(config.hyper)
         self.register_buffer("centroids", torch.from_numpy(centroids()), persistent=False)
+        least = thresholds(Tables(**logistic_tables()), centroids())
+        self.register_buffer("thresholds", torch.from_numpy(least), persistent=False)
         # Integers and tables of a shipped model: what its files are coded with.
         self.stored: dict[str, Any] | None = None
         self.raw = nn.ParameterDict()
@@ -152,6 +155,7 @@ class HPCM(nn.Module):
                 self.raw[f"{name}.{tensor}".replace(".", "/")] = nn.Parameter(value)
 
     centroids: Tensor
+    thresholds: Tensor
     recompute = False  # the context's priors and cells run again in the backward pass: less memory, more time
 
     def derived(self) -> dict[str, Tensor]:
@@ -217,19 +221,26 @@ class HPCM(nn.Module):
         x_hat: Tensor = self.g_s(y, self.g_s.s8.factors(q)).float()
         return x_hat
 
-    def quantity(self, v: Tensor) -> Tensor:
-        """What rates are taken at: v with uniform noise in training, rounded otherwise."""
-        return v + torch.rand_like(v) - 0.5 if self.training else v.round()
+    def symbols(self, residuals: Tensor, levels: Tensor) -> Tensor:
+        """What the encoder codes for residuals: rounded, or the next integer towards zero (`coder.thresholds`)."""
+        with torch.no_grad():
+            magnitude = torch.nan_to_num(residuals).abs()
+            n = magnitude.round()
+            column = n.clamp(max=self.thresholds.shape[1] - 1).long()
+            return (n - (magnitude < self.thresholds[_index(levels), column]).to(n.dtype)) * residuals.sign()
 
-    def reconstruct(self, residuals: Tensor, levels: Tensor) -> Tensor:
-        """What residuals become by coding: rounded, at the centres of mass of their bins; with the gradient of
+    def quantity(self, v: Tensor, coded: Tensor) -> Tensor:
+        """What rates are taken at: v with uniform noise in training, otherwise what is coded for it."""
+        return v + torch.rand_like(v) - 0.5 if self.training else coded
+
+    def reconstruct(self, residuals: Tensor, symbols: Tensor, levels: Tensor) -> Tensor:
+        """What residuals become by coding: the centres of mass of their symbols' bins, with the gradient of
         residuals.
         """
-        symbols = ste_round(residuals)
         with torch.no_grad():
-            level, magnitude = (torch.nan_to_num(v).round().long() for v in (levels, symbols.abs().clamp(max=2)))
-            nearer = self.centroids[level, magnitude] * symbols.sign()
-        return symbols - nearer * 2.0**-MEAN_SHIFT
+            nearer = self.centroids[_index(levels), symbols.abs().clamp(max=2).long()] * symbols.sign()
+            change = symbols - nearer * 2.0**-MEAN_SHIFT - residuals
+        return residuals + change
 
     def estimate(
         self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
@@ -248,15 +259,16 @@ class HPCM(nn.Module):
                     y, step.scale, y.new_zeros(y.shape[0], *grid(step.scale, *y.shape[1:3]), y.shape[3])
                 )
             r = ops.fold(scales[step.scale], step) - means
-            likelihood = logistic_likelihood(self.quantity(r), levels)
-            y_hat = self.reconstruct(r, levels) + means
+            symbols = self.symbols(r, levels)
+            likelihood = logistic_likelihood(self.quantity(r, symbols), levels)
+            y_hat = self.reconstruct(r, symbols, levels) + means
             if mask is not None:
                 keep = torch.from_numpy(mask).to(y.device)
                 likelihood, y_hat = torch.where(keep, likelihood, torch.ones_like(likelihood)), y_hat * keep
             parts.append(likelihood.flatten(1))
             return y_hat
 
-        likelihood_z = self.z_prior.likelihood(self.quantity(z)).flatten(1)
+        likelihood_z = self.z_prior.likelihood(self.quantity(z, z.round())).flatten(1)
         y_hat = walk(ops, self.config, ste_round(z), q, y.shape[1], y.shape[2], code)
         return y_hat, {"y": torch.cat(parts, 1), "z": likelihood_z}
 
@@ -320,6 +332,11 @@ class HPCM(nn.Module):
 def _scale_rows(v: Tensor, scale: Tensor) -> Tensor:
     """A weight (O, n) or bias (O,) times scale (O,)."""
     return v * (scale if v.ndim == 1 else scale[:, None])
+
+
+def _index(levels: Tensor) -> Tensor:
+    """Rows of a level's table."""
+    return torch.nan_to_num(levels).round().long()
 
 
 def _hundredths(q: Tensor) -> int:
@@ -395,9 +412,10 @@ class WithoutContext(HPCM):
         with torch.autocast(y.device.type, enabled=False):
             means, scales = self.head(features.float()).chunk(2, -1)
         r, levels = y - means, bounded(scales * LEVELS_PER_NEPER, 0, LEVELS - 1)
-        likelihood = logistic_likelihood(self.quantity(r), levels)
-        z_likelihood = self.z_prior.likelihood(self.quantity(z))
-        return self.reconstruct(r, levels) + means, {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
+        symbols = self.symbols(r, levels)
+        likelihood = logistic_likelihood(self.quantity(r, symbols), levels)
+        z_likelihood = self.z_prior.likelihood(self.quantity(z, z.round()))
+        return self.reconstruct(r, symbols, levels) + means, {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
 
 
 def bits(likelihoods: Mapping[str, Tensor]) -> Tensor:

@@ -81,8 +81,8 @@ class StandIn(HPCM):
         with torch.autocast(y.device.type, enabled=False):
             means, log_scales = self.stand_in["head"](hidden.float()).chunk(2, 1)
         levels = bounded(FIRST_LEVEL + LEVELS_PER_NEPER * log_scales, 0, LEVELS - 1)
-        likelihood = logistic_likelihood(self.quantity(y - first) + first - means, levels)
-        z_likelihood = self.z_prior.likelihood(self.quantity(z))
+        likelihood = logistic_likelihood(self.quantity(y - first, values - first) + first - means, levels)
+        z_likelihood = self.z_prior.likelihood(self.quantity(z, z.round()))
         y_hat = values + (centre_of_mass(values - means, levels) - (values - means)).detach()
         return y_hat.permute(0, 2, 3, 1), {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
 
