@@ -642,6 +642,14 @@ def test_training_takes_the_symbols_that_an_encoder_takes(drawn: list[tuple[floa
     np.testing.assert_allclose(found, coded - nearer / 16, atol=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_residuals_that_are_no_numbers_reach_the_loss(wrong: float) -> None:
+    model, levels = HPCM(TINY), torch.tensor([20.0, float("nan")])
+    residuals = torch.tensor([wrong, 1.0])
+    found = model.reconstruct(residuals, model.symbols(residuals, levels), levels)
+    assert torch.isfinite(found).tolist() == [False, True]
+
+
 def test_symbols_are_skipped_where_their_table_gives_zero_more_than_998_thousandths() -> None:
     def table(zero: int) -> tuple[np.ndarray, int]:
         rest = (65536 - zero) // 3

@@ -224,10 +224,10 @@ class HPCM(nn.Module):
     def symbols(self, residuals: Tensor, levels: Tensor) -> Tensor:
         """What the encoder codes for residuals: rounded, or the next integer towards zero (`coder.thresholds`)."""
         with torch.no_grad():
-            magnitude = torch.nan_to_num(residuals).abs()
-            n = magnitude.round()
+            v = torch.nan_to_num(residuals)
+            n = v.abs().round()
             column = n.clamp(max=self.thresholds.shape[1] - 1).long()
-            return (n - (magnitude < self.thresholds[_index(levels), column]).to(n.dtype)) * residuals.sign()
+            return (n - (v.abs() < self.thresholds[_index(levels), column]).to(n.dtype)) * v.sign()
 
     def quantity(self, v: Tensor, coded: Tensor) -> Tensor:
         """What rates are taken at: v with uniform noise in training, otherwise what is coded for it."""
