@@ -69,9 +69,14 @@ class FactorisedPrior(nn.Module):
         return (self.cdf(z + 0.5) - self.cdf(z - 0.5)).clamp_min(1e-9)
 
 
+def scale_of(levels: Tensor) -> Tensor:
+    """`entropy.scale_of_level` for levels that need not be integers."""
+    return torch.exp2((levels - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE)
+
+
 def logistic_likelihood(v: Tensor, levels: Tensor) -> Tensor:
     """Probability of the unit bin around v under a zero-mean logistic of the levels' scales (float32)."""
-    scale = torch.exp2((levels - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE)
+    scale = scale_of(levels)
     v = v.abs()
     return (torch.sigmoid((0.5 - v) / scale) - torch.sigmoid((-0.5 - v) / scale)).clamp_min(1e-9)
 
@@ -247,7 +252,8 @@ class HPCM(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """y_hat (B, h, w, M), and likelihoods {"y": (B, n), "z": (B, m)}, flat, in the order of coding.
 
-        In training mode rates are taken at uniform noise around the residual, values pass by straight-through rounding.
+        In training mode rates are taken at uniform noise around the residual; values are always those of coding, with
+        the gradient of the residual.
         """
         ops = ops or self.ops()
         parts: list[Tensor] = []

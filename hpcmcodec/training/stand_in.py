@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import hyper_synthesis
-from hpcmcodec.model.entropy import LEVEL_OF_ONE, LEVELS_PER_OCTAVE
 from hpcmcodec.model.float_ops import FloatOps, bounded
-from hpcmcodec.model.hpcm import FIRST_LEVEL, HPCM, LEVELS_PER_NEPER, logistic_likelihood, ste_round
+from hpcmcodec.model.hpcm import FIRST_LEVEL, HPCM, LEVELS_PER_NEPER, logistic_likelihood, scale_of, ste_round
 from hpcmcodec.model.transforms import SLOPE, Block
 from hpcmcodec.numerics import LEVELS
 
@@ -83,7 +82,8 @@ class StandIn(HPCM):
         levels = bounded(FIRST_LEVEL + LEVELS_PER_NEPER * log_scales, 0, LEVELS - 1)
         likelihood = logistic_likelihood(self.quantity(y - first, values - first) + first - means, levels)
         z_likelihood = self.z_prior.likelihood(self.quantity(z, z.round()))
-        y_hat = values + (centre_of_mass(values - means, levels) - (values - means)).detach()
+        around = values - means
+        y_hat = values + (centre_of_mass(around, levels) - around).detach()
         return y_hat.permute(0, 2, 3, 1), {"y": likelihood.flatten(1), "z": z_likelihood.flatten(1)}
 
 
@@ -93,7 +93,7 @@ def centre_of_mass(v: Tensor, levels: Tensor) -> Tensor:
     As `entropy.centroids`, for bins that lie anywhere. Far out, where the bin's mass is no longer a number, its nearer
     end.
     """
-    scale = torch.exp2((levels - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE)
+    scale = scale_of(levels)
     a, b = (v.abs() - 0.5) / scale, (v.abs() + 0.5) / scale
     above, below = torch.sigmoid(-a), torch.sigmoid(-b)
     mean = scale * (a * above - b * below + F.softplus(-a) - F.softplus(-b)) / (above - below)
