@@ -18,6 +18,7 @@ that hold the two equal).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
@@ -28,7 +29,7 @@ import numpy as np
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.model.schedule import Step, fold, positions, unfold
 
-ARITHMETIC = 2  # part of the model id; raised with every change of what these operations compute
+ARITHMETIC = 3  # part of the model id; raised with every change of what these operations compute
 CODE_MAX = 2047  # activations are 12-bit signed codes
 SUM_BOUND = 1 << 24  # integers up to here are exact in float32
 CHUNK = 256  # inputs a chunk has at most: beyond, the bound leaves the weights too few bits
@@ -351,6 +352,12 @@ class ExactOps:
                 layer = name.removesuffix(".weight")
                 for i, (a, b) in enumerate(self._edges(layer)):
                     check_bound(f"{layer}, chunk {i}", t[:, a:b])
+
+    def on(self, grids: Mapping[str, int]) -> ExactOps:
+        """The same operations on other grids; what is derived from the tensors is shared."""
+        other = copy.copy(self)
+        other.grids = grids
+        return other
 
     # Derived constants are computed once for each use and kept: (matrix chunks, multipliers, biases) in the namespace.
     def _keep(self, key: Any, make: Any) -> Any:

@@ -185,7 +185,7 @@ class Recorder:
 
 
 def fake_ops(model: HPCM) -> FakeOps:
-    ops = model.ops(fake=True)
+    ops = model.ops(fake_at=torch.ones(1))
     assert isinstance(ops, FakeOps)
     return ops
 
@@ -215,19 +215,21 @@ def test_fake_quantisation_has_the_codes_means_levels_and_y_hat_of_the_exact_pat
             np.testing.assert_array_equal(a, b)
 
 
-def test_estimate_under_fake_quantisation_has_the_latents_of_the_real_coder() -> None:
+@pytest.mark.parametrize("quality", [4000, 6000, 8000])  # each on grids of its own
+def test_estimate_under_fake_quantisation_has_the_latents_of_the_real_coder(quality: int) -> None:
     torch.manual_seed(5)
     model = HPCM(TINY).eval()  # untrained, but its levels fit: few residuals need an escape, none is clamped
     with torch.no_grad():
-        y, z = model.analyse(to_tensor(tiny.picture(112, 80)), torch.tensor([0.6]))
-        y_hat, likelihoods = model.estimate(y, z, torch.tensor([0.6]), ops=model.ops(fake=True))
+        q = torch.tensor([quality / 10000])
+        y, z = model.analyse(to_tensor(tiny.picture(112, 80)), q)
+        y_hat, likelihoods = model.estimate(y, z, q, ops=model.ops(fake_at=q))
     coder = model.coder()
     coder.skipped = np.zeros_like(coder.skipped)  # the rule that some symbols are zero is the coder's own,
     coder.thresholds = np.zeros_like(coder.thresholds)  # and so is the choice of symbols by what they cost
-    coded, wanted = coder.encode(y[0].numpy(), z[0].numpy(), 6000)
+    coded, wanted = coder.encode(y[0].numpy(), z[0].numpy(), quality)
     np.testing.assert_array_equal(np.rint(y_hat[0].numpy() * 16), wanted)
     # The model's own likelihoods and the integer tables made from them cost about the same.
-    costs = costs_of(coder, coded, 6000, *y.shape[1:3])
+    costs = costs_of(coder, coded, quality, *y.shape[1:3])
     for what, scales in (("z", ["z"]), ("y", list(SCALES))):
         estimated = float(-torch.log2(likelihoods[what]).sum())
         assert sum(costs[s] for s in scales) == pytest.approx(estimated, rel=0.05)
@@ -254,6 +256,16 @@ def test_fake_quantisation_has_the_float_gradient() -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         gradients.append(torch.cat([p.grad.flatten() for p in model.raw.values() if p.grad is not None]))
     assert float(torch.cosine_similarity(gradients[0], gradients[1], dim=0)) > 0.9
+
+
+@given(st.integers(0, 10000), st.integers(0, 10000))
+def test_grids_get_finer_as_quality_falls_where_activations_follow_the_latents(one: int, other: int) -> None:
+    own = tiny.load().grids
+    low, high = (entropy.grids_at(own, q) for q in sorted((one, other)))
+    assert low.keys() == own.keys()
+    assert all(0 <= low[g] - high[g] <= 2 for g in own)
+    assert all(low[g] == own[g] for g in own if not g.endswith((".carry", ".context")) and ".prior." not in g)
+    assert entropy.grids_at(own, 10000) == own
 
 
 def test_float_and_exact_paths_agree_within_the_grids() -> None:
@@ -479,19 +491,22 @@ def test_fitted_tables_code_what_they_were_fitted_to_in_fewer_bits() -> None:
     torch.manual_seed(6)
     model = HPCM(TINY).eval()
     photographs = [(tiny.picture(256, 256, s), q) for s, q in ((0, 2000), (1, 8000))]
-    bits = []
+    bits: dict[str, list[float]] = {"z": [], "y": []}
     for tables in (model.tables(), fit_tables(model, model.integers(), photographs)):
         ours = LatentCoder(TINY, ExactOps(NUMPY, model.integers(), model.grids), tables)
         ours.skipped = np.zeros_like(ours.skipped)
-        total = 0.0
+        total = dict.fromkeys(bits, 0.0)
         for pixels, quality in photographs:
             with torch.no_grad():
                 y, z = model.analyse(to_tensor(pixels), torch.tensor([quality / 10000]))
             coded, _ = ours.encode(y[0].numpy(), z[0].numpy(), quality)
             costs = costs_of(ours, coded, quality, *y.shape[1:3])
-            total += sum(costs[s] for s in SCALES)
-        bits.append(total)
-    assert bits[1] < 0.99 * bits[0]
+            total["z"] += costs["z"]
+            total["y"] += sum(costs[s] for s in SCALES)
+        for what, spent in total.items():
+            bits[what].append(spent)
+    assert bits["y"][1] < 0.99 * bits["y"][0]
+    assert bits["z"][1] < 0.9 * bits["z"][0]  # two bands of qualities that are far apart
 
 
 # --- model id ---------------------------------------------------------------------------------------------------------
@@ -575,11 +590,11 @@ def test_other_members_of_the_family_code_too(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [*weights.packaged(), tiny.NAME])
-def test_stored_tables_are_one_a_level_symmetric_and_one_a_channel_of_z(name: str) -> None:
+def test_stored_tables_are_one_a_level_symmetric_and_one_a_channel_and_band_of_z(name: str) -> None:
     w = weights.load_file(weights.packaged()[name])
     t = w.under("tables")
     assert len(t["y.sizes"]) == numerics.LEVELS
-    assert len(t["z.sizes"]) == w.config.hyper
+    assert len(t["z.sizes"]) == entropy.Z_BANDS * w.config.hyper
     for cdf, size, low in zip(t["y.cdf"], t["y.sizes"], t["y.offsets"], strict=True):
         counts = np.diff(cdf[:size])
         assert low == -(len(counts) - 2) // 2

@@ -584,6 +584,7 @@ FLOWS = (
     "empty_latent",
     "folded",
     "gather",
+    "on",
     "scatter",
     "segment",
     "unfold",

@@ -865,5 +865,5 @@ def test_two_minutes_of_training_give_a_model_whose_files_are_as_large_as_estima
         q = torch.tensor([quality / 100])
         with torch.no_grad():
             y, z = model.analyse(x, q)
-            assumed = bits(model.estimate(y, z, q, ops=model.ops(fake=True))[1]).item()
+            assumed = bits(model.estimate(y, z, q, ops=model.ops(fake_at=q))[1]).item()
         assert 8 * len(data) < 1.01 * assumed  # fitted tables beat the logistic that training assumes

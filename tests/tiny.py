@@ -24,12 +24,17 @@ import numpy as np
 
 from hpcmcodec import codec, container, weights
 from hpcmcodec.container import LATENT
+from hpcmcodec.model.entropy import z_tables_of
 from hpcmcodec.numerics import NUMPY, ExactOps
 from hpcmcodec.rans import Decoder
 
 DATA = Path(__file__).parent / "data"
 NAME = "tiny-0"
-PICTURES = {"tiny-131x77": (131, 77, 60.0), "tiny-7x5": (7, 5, 95.5)}  # name -> width, height, quality
+PICTURES = {  # name -> width, height, quality
+    "tiny-131x77": (131, 77, 60.0),
+    "tiny-7x5": (7, 5, 95.5),
+    "tiny-40x52": (40, 52, 12.5),
+}
 EXTREME = "tiny-extreme"
 TABLE_REACH = 20  # the tables of y are cut here: 20 kB instead of 400, and escapes are not rare
 
@@ -79,7 +84,7 @@ def z_of(data: bytes, coder: Any) -> np.ndarray:
     """The hyper-latent (rows, columns, N) that a file of one tile carries."""
     header = container.parse_header(data)
     rows, columns, n = -(-header.latent_height // 4), -(-header.latent_width // 4), coder.config.hyper
-    indexes = np.repeat(np.arange(n), rows * columns)
+    indexes = np.repeat(z_tables_of(header.quality, n), rows * columns)
     stream = container.Reader(data).stream("z", 0)
     return Decoder(stream, coder.z_tables, indexes.size).get(indexes).reshape(n, rows, columns).transpose(1, 2, 0)
 
@@ -126,8 +131,8 @@ def make_model() -> Any:
 
 
 def short_tables(tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tables of z and y, those of y cut to +-TABLE_REACH."""
-    from hpcmcodec.model.entropy import integer_cdf, pack_tables
+    """The tables of z and y: those of z in another order of channels in each band, those of y cut to +-TABLE_REACH."""
+    from hpcmcodec.model.entropy import Z_BANDS, integer_cdf, pack_tables
 
     rows = []
     for cdf, size, low in zip(tables["y.cdf"], tables["y.sizes"], tables["y.offsets"], strict=True):
@@ -135,7 +140,10 @@ def short_tables(tables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         cut = max(0, -int(low) - TABLE_REACH)
         inside = counts[cut : len(counts) - 1 - cut]
         rows.append((integer_cdf(inside, 65536 - inside.sum()), int(low) + cut))
-    return tables | {f"y.{k}": v for k, v in pack_tables(rows).items()}
+    bands = np.arange(len(tables["z.sizes"])).reshape(Z_BANDS, -1)
+    order = np.concatenate([np.roll(rows_of, -i) for i, rows_of in enumerate(bands)])
+    moved = {k: v[order] for k, v in tables.items() if k.startswith("z.")}
+    return tables | moved | {f"y.{k}": v for k, v in pack_tables(rows).items()}
 
 
 def write_model(folder: Path) -> bytes:

@@ -23,7 +23,7 @@ from hpcmcodec.errors import IntegrityError
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
 from hpcmcodec.model.cost import step_cost, z_cost
-from hpcmcodec.model.entropy import skipped_levels
+from hpcmcodec.model.entropy import grids_at, skipped_levels, z_tables_of
 from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, symbols_of
 from hpcmcodec.numerics import MEAN_SHIFT, ExactOps
 from hpcmcodec.rans import Decoder, Encoder, Tables, bits
@@ -46,7 +46,7 @@ class Coded(NamedTuple):
 
 
 class LatentCoder:
-    """Codes tiles with one model: exact ops, the tables of z (one a channel) and of y (one a scale level)."""
+    """Codes tiles with one model: exact ops, the tables of z (`entropy.z_tables_of`) and of y (one a scale level)."""
 
     def __init__(self, config: Config, ops: ExactOps, tables: Mapping[str, np.ndarray]) -> None:
         self.config, self.ops = config, ops
@@ -66,7 +66,7 @@ class LatentCoder:
         out: dict[str, Coded] = {}
         rows, columns, n = z.shape
         encoder = Encoder(self.z_tables, z.size)
-        indexes = np.repeat(np.arange(n), rows * columns)
+        indexes = np.repeat(z_tables_of(quality, n), rows * columns)
         symbols = encoder.clamp(_round(z.transpose(2, 0, 1).ravel()), indexes)
         encoder.put(symbols, indexes)
         out["z"] = Coded(encoder.finish(), _crc(symbols))
@@ -131,7 +131,7 @@ class LatentCoder:
         miss their CRC.
         """
         rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
-        indexes = np.repeat(np.arange(n), rows * columns)
+        indexes = np.repeat(z_tables_of(quality, n), rows * columns)
         symbols = Decoder(streams["z"], self.z_tables, indexes.size).get(indexes)
         if crcs is not None and _crc(symbols) != crcs["z"]:
             raise IntegrityError("decoded latents of z differ from the encoder's (CRC mismatch)")
@@ -198,8 +198,9 @@ class LatentCoder:
                 tick((step.index + 1) / len(STEPS))
             return xp.array(flat.reshape(shape[3], shape[1], shape[2]).transpose(1, 2, 0)[None])
 
+        ops = self.ops.on(grids_at(self.ops.grids, quality))
         with xp.exact_mode():
-            return xp.numpy(walk(self.ops, self.config, xp.array(z_hat[None]), [quality], h, w, code))[0]
+            return xp.numpy(walk(ops, self.config, xp.array(z_hat[None]), [quality], h, w, code))[0]
 
 
 def thresholds(tables: Tables, centroids: np.ndarray, reach: int = 16) -> np.ndarray:

@@ -30,12 +30,28 @@ from hpcmcodec.numerics import CODE_MAX, LEVELS, NUMPY, Act, Array, chunks, quan
 
 LEVELS_PER_OCTAVE = 6
 LEVEL_OF_ONE = 26  # level of scale 1: level 0 is 0.0496, level 63 is 71.8
+# Latents shrink with the quality, and with them the context's activations: below a quality (hundredths of q) there is
+# room for more bits on the grids of contexts and priors, and on those of carries. Without them what means are made of is
+# rounded to eighths of a step, which costs 2% of the bits at q 10.
+FINER_BELOW = ((5000, 2, 1), (7500, 1, 1))
+# z spreads with the quality too, and training knows one prior for all: each fifth of the qualities has its own tables.
+Z_BANDS = 5
 SKIP_PROBABILITY = 0.998  # symbols of a table that gives zero more than this are not coded: they are zero by rule
 
 
 def scale_of_level(level: np.ndarray) -> np.ndarray:
     """The logistic scale, in quantisation steps, that a level stands for."""
     return np.asarray(2.0 ** ((level - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE))
+
+
+def grids_at(grids: Mapping[str, int], quality: int) -> dict[str, int]:
+    """Exponents of the grids for coding at a quality (hundredths of q), from those of the best."""
+    for below, inside, carries in FINER_BELOW:
+        if quality < below:
+            more = {g: inside for g in grids if g.endswith(".context") or ".prior." in g}
+            more |= {g: carries for g in grids if g.endswith(".carry")}
+            return {g: e + more.get(g, 0) for g, e in grids.items()}
+    return dict(grids)
 
 
 @dataclass(frozen=True)
@@ -259,7 +275,7 @@ def centroids() -> np.ndarray:
 
 
 def factorised_tables(cdf: np.ndarray, low: int) -> dict[str, np.ndarray]:
-    """One table a channel from cumulative probabilities (N, R + 1) at low - 0.5, low + 0.5, ...; cut to where mass is.
+    """One table a row from cumulative probabilities (rows, R + 1) at low - 0.5, low + 0.5, ...; cut to where mass is.
 
     Both tails beyond half of 1 / 65536 go to the escape; zero always keeps an entry.
     """
@@ -269,6 +285,11 @@ def factorised_tables(cdf: np.ndarray, low: int) -> dict[str, np.ndarray]:
         a, b = min(int(inside[0]), -low), max(int(inside[-1]), -low) + 1
         rows.append((integer_cdf(np.diff(c)[a:b], 1 - (c[b] - c[a])), low + a))
     return pack_tables(rows)
+
+
+def z_tables_of(quality: int, channels: int) -> np.ndarray:
+    """int (channels,): the row of z's tables that each channel is coded with, at a quality in hundredths of q."""
+    return min(quality * Z_BANDS // 10000, Z_BANDS - 1) * channels + np.arange(channels)
 
 
 def skipped_levels(cdf: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:

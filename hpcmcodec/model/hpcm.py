@@ -11,9 +11,10 @@ read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -27,10 +28,12 @@ from hpcmcodec.model.entropy import (
     LEVEL_OF_ONE,
     LEVELS_PER_OCTAVE,
     TENSORS,
+    Z_BANDS,
     Layer,
     centroids,
     declare,
     factorised_tables,
+    grids_at,
     logistic_tables,
     quantise,
 )
@@ -207,11 +210,15 @@ class HPCM(nn.Module):
         p = self.derived() if derived is None else derived
         return quantise(self.layers, {k: v.detach().float().cpu().numpy() for k, v in p.items()}, self.grids)
 
-    def ops(self, *, fake: bool = False, observe: Callable[[str, Tensor], None] | None = None) -> FloatOps:
+    def ops(self, *, fake_at: Tensor | None = None) -> FloatOps:
+        """Float operations, or those under fake quantisation at the qualities `fake_at` (B,) in [0, 1]: on the grids of
+        the best of them, which are the coarsest.
+        """
         p = self.derived()
-        if fake:
-            return FakeOps(p, self.grids, self.integers(p), recompute=self.recompute)
-        return FloatOps(p, self.grids, observe, recompute=self.recompute)
+        if fake_at is not None:
+            grids = grids_at(self.grids, int((fake_at.max() * 10000).round()))
+            return FakeOps(p, grids, self.integers(p), recompute=self.recompute)
+        return FloatOps(p, self.grids, recompute=self.recompute)
 
     def analyse(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 3, 16 h, 16 w) in [0, 1], q (B,) -> y (B, h, w, M) and z before rounding (B, ceil(h/4),
@@ -285,7 +292,7 @@ class HPCM(nn.Module):
         (B, n).
         """
         y, z = self.analyse(x, q)
-        y_hat, likelihoods = self.estimate(y, z, q, ops=self.ops(fake=fake))
+        y_hat, likelihoods = self.estimate(y, z, q, ops=self.ops(fake_at=q if fake else None))
         return {"x_hat": self.synthesise(y_hat, q), "likelihoods": likelihoods}
 
     def coder(self) -> LatentCoder:
@@ -300,10 +307,16 @@ class HPCM(nn.Module):
         return LatentCoder(self.config, ExactOps(namespace, self.integers(), self.grids), self.tables())
 
     @torch.no_grad()
+    def z_cdf(self) -> np.ndarray:
+        """The trained prior's cumulative probabilities at -Z_REACH - 0.5, ..., Z_REACH + 0.5, (N, 2 Z_REACH + 2)
+        float64.
+        """
+        edges = torch.arange(-Z_REACH, Z_REACH + 2, device=self.z_prior.mu.device) - 0.5
+        return np.asarray(self.z_prior.cdf(edges[:, None].expand(-1, self.config.hyper)).T.double().cpu().numpy())
+
     def tables(self) -> dict[str, Any]:
         """Integer tables of z (from the trained prior) and y (from the logistic that training assumes)."""
-        reach = torch.arange(-Z_REACH, Z_REACH + 2, device=self.z_prior.mu.device) - 0.5
-        cdf = self.z_prior.cdf(reach[:, None].expand(-1, self.config.hyper)).T.double().cpu().numpy()
+        cdf = np.tile(self.z_cdf(), (Z_BANDS, 1))
         return (
             {f"z.{k}": v for k, v in factorised_tables(cdf, -Z_REACH).items()}
             | {f"y.{k}": v for k, v in logistic_tables().items()}

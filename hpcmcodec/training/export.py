@@ -1,9 +1,10 @@
 """From a training run to the weights that ship: integers, fitted tables, float16 transforms, onnxruntime graphs.
 
-The tables are fitted to what coding really produces: the exact path runs over photographs at several qualities, and the
-magnitudes of the residuals are counted for each scale level, blended with the logistic that training assumed where
-counts are few. Each graph's weights are Cast nodes over float16 tensors inside the safetensors file, by offset.
-Files take their names only after they were read back and held to the trained model.
+The tables are fitted to what coding really produces: the exact path runs over photographs at many qualities, and the
+magnitudes of the residuals are counted for each scale level, the symbols of z for each channel and band of qualities;
+both are blended with what training assumed where counts are few. Each graph's weights are Cast nodes over float16
+tensors inside the safetensors file, by offset. Files take their names only after they were read back and held to the
+trained model.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ from hpcmcodec.errors import IntegrityError
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.entropy import (
+    Z_BANDS,
+    factorised_tables,
+    grids_at,
     logistic_magnitudes,
     pack_tables,
     symmetric_table,
+    z_tables_of,
 )
 from hpcmcodec.model.float_ops import FakeOps
-from hpcmcodec.model.hpcm import HPCM, from_weights
+from hpcmcodec.model.hpcm import HPCM, Z_REACH, from_weights
 from hpcmcodec.numerics import LEVELS, MEAN_SHIFT, NUMPY, ExactOps
 from hpcmcodec.training.data import Crops
 
 OPSET = 18
+Z_PRIOR_COUNTS = 100.0  # symbols of z that the trained prior weighs against the counted ones, in each channel of a band
 PRIOR_COUNTS = 2000.0  # residuals that the logistic weighs against the counted ones, in each level
 TAIL = 2.0**-15  # a table ends where less probability than this is left: the escape takes it
 # What float16 and integers may cost against the trained model: relative rms of y, relative bits, levels a pixel.
@@ -126,7 +132,7 @@ def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndar
     explains.
     """
     engine, shipped = LightEngine(w), from_weights(w).eval()
-    ops = FakeOps(shipped.derived(), w.grids, w.under("entropy"))
+    derived, integers = shipped.derived(), w.under("entropy")
     sums = np.zeros(4)  # squares of y, and of its errors; bits of y in the trained model, and with the integers
     differences: list[float] = []
     for pixels, quality in photographs:
@@ -134,6 +140,7 @@ def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndar
         y, z = trained.analyse(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255, q)
         found, _ = engine.analyse(pixels, quality, None)
         y_hat, assumed = trained.estimate(y, z, q)
+        ops = FakeOps(derived, grids_at(w.grids, quality), integers)
         _, exact = shipped.estimate(y, z, q, ops=ops)
         squares = (np.square(v).sum() for v in (y.numpy(), found - y[0].numpy()))
         sums += [*squares, *(-float(torch.log2(v["y"]).sum()) for v in (assumed, exact))]
@@ -165,13 +172,19 @@ def fit_tables(
     model: HPCM, integers: Mapping[str, np.ndarray], photographs: Iterable[tuple[np.ndarray, int]]
 ) -> dict[str, np.ndarray]:
     """Tables of z and y (`z.cdf`, `y.cdf`, ...), counted over the photographs with the exact path."""
-    first = model.tables()
+    first, cdf = model.tables(), model.z_cdf()
+    edges = np.arange(-Z_REACH, Z_REACH + 2) - 0.5
+    below, symbols = np.zeros((Z_BANDS * len(cdf), len(edges))), np.zeros((Z_BANDS * len(cdf), 1))
     coder = _Counting(model.config, ExactOps(NUMPY, integers, model.grids), first)
     for pixels, quality in photographs:
         with torch.no_grad():
             x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
             y, z = model.analyse(x, torch.tensor([quality / 10000]))
         coder.encode(y[0].numpy(), z[0].numpy(), quality)
+        z_hat, at = np.rint(z[0].numpy()).reshape(-1, len(cdf)), z_tables_of(quality, len(cdf))
+        below[at] += (z_hat[:, :, None] < edges).sum(0)
+        symbols[at] += len(z_hat)
+    blended = (Z_PRIOR_COUNTS * np.tile(cdf, (Z_BANDS, 1)) + below) / (Z_PRIOR_COUNTS + symbols)
     rows = []
     for level in range(LEVELS):
         assumed = logistic_magnitudes(level)
@@ -182,7 +195,11 @@ def fit_tables(
         reach = int(np.flatnonzero(beyond > TAIL)[-1])
         reach = max(1, min(reach, len(p) - 2))
         rows.append(symmetric_table(np.append(p[: reach + 1], beyond[reach + 1])))
-    return first | {f"y.{k}": v for k, v in pack_tables(rows).items()}
+    return (
+        first
+        | {f"z.{k}": v for k, v in factorised_tables(blended, -Z_REACH).items()}
+        | {f"y.{k}": v for k, v in pack_tables(rows).items()}
+    )
 
 
 class _Counting(LatentCoder):

@@ -26,10 +26,10 @@ def mean_bpp(model: HPCM, folder: Path, qualities: Sequence[float], *, fake: boo
     coding computes.
     """
     images = validation_images(folder, side=1 << 16)
-    ops = model.ops(fake=fake)
     out = []
     for quality in qualities:
         q = torch.tensor([quality / 100])
+        ops = model.ops(fake_at=q if fake else None)
         rates = []
         for x in images:
             _, likelihoods = model.estimate(*model.analyse(x, q), q, ops=ops)

@@ -69,7 +69,9 @@ def rate(model: HPCM, x: Tensor, q: Tensor, fast: bool, *, fake: bool) -> tuple[
         y = model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q)
     with autocast(kind, fast):
         z = rearrange(model.h_a(y).float(), "b n h w -> b h w n")
-        y_hat, likelihoods = model.estimate(rearrange(y, "b m h w -> b h w m"), z, q, ops=model.ops(fake=fake))
+        y_hat, likelihoods = model.estimate(
+            rearrange(y, "b m h w -> b h w m"), z, q, ops=model.ops(fake_at=q if fake else None)
+        )
     return bits(likelihoods) / (x.shape[2] * x.shape[3]), y_hat
 
 
