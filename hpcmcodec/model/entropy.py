@@ -31,8 +31,8 @@ from hpcmcodec.numerics import CODE_MAX, LEVELS, NUMPY, Act, Array, chunks, quan
 LEVELS_PER_OCTAVE = 6
 LEVEL_OF_ONE = 26  # level of scale 1: level 0 is 0.0496, level 63 is 71.8
 # Latents shrink with the quality, and with them the context's activations: below a quality (hundredths of q) there is
-# room for more bits on the grids of contexts and priors, and on those of carries. Without them what means are made of is
-# rounded to eighths of a step, which costs 2% of the bits at q 10.
+# room for more bits on the grids of contexts and priors, and on those of carries. Without them what means are made of
+# is rounded to eighths of a step, which costs 2% of the bits at q 10.
 FINER_BELOW = ((5000, 2, 1), (7500, 1, 1))
 # z spreads with the quality too, and training knows one prior for all: each fifth of the qualities has its own tables.
 Z_BANDS = 5
