@@ -46,7 +46,8 @@ from hpcmcodec.rans import Tables
 
 DEFAULT_GRID = 7
 FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID}
-Z_REACH = 40  # z values within +-Z_REACH have table entries of their own
+Z_REACH = 40  # z values within +-Z_REACH have table entries of their own,
+Z_EDGES = np.arange(-Z_REACH, Z_REACH + 2) - 0.5  # between these
 FIRST_LEVEL = 20.0  # level that heads start from: scale 0.5
 # Heads learn the natural logarithm of the scale, a number of about one as the means are: levels move by tens, and
 # optimisers whose steps have one size for all rows of a matrix would take ten times as long over them.
@@ -308,10 +309,8 @@ class HPCM(nn.Module):
 
     @torch.no_grad()
     def z_cdf(self) -> np.ndarray:
-        """The trained prior's cumulative probabilities at -Z_REACH - 0.5, ..., Z_REACH + 0.5, (N, 2 Z_REACH + 2)
-        float64.
-        """
-        edges = torch.arange(-Z_REACH, Z_REACH + 2, device=self.z_prior.mu.device) - 0.5
+        """The trained prior's cumulative probabilities at Z_EDGES, (N, edges) float64."""
+        edges = torch.from_numpy(Z_EDGES).to(self.z_prior.mu)
         return np.asarray(self.z_prior.cdf(edges[:, None].expand(-1, self.config.hyper)).T.double().cpu().numpy())
 
     def tables(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from hpcmcodec.model.entropy import (
     z_tables_of,
 )
 from hpcmcodec.model.float_ops import FakeOps
-from hpcmcodec.model.hpcm import HPCM, Z_REACH, from_weights
+from hpcmcodec.model.hpcm import HPCM, Z_EDGES, Z_REACH, from_weights
 from hpcmcodec.numerics import LEVELS, MEAN_SHIFT, NUMPY, ExactOps
 from hpcmcodec.training.data import Crops
 
@@ -173,8 +173,7 @@ def fit_tables(
 ) -> dict[str, np.ndarray]:
     """Tables of z and y (`z.cdf`, `y.cdf`, ...), counted over the photographs with the exact path."""
     first, cdf = model.tables(), model.z_cdf()
-    edges = np.arange(-Z_REACH, Z_REACH + 2) - 0.5
-    below, symbols = np.zeros((Z_BANDS * len(cdf), len(edges))), np.zeros((Z_BANDS * len(cdf), 1))
+    below, symbols = np.zeros((Z_BANDS * len(cdf), len(Z_EDGES))), np.zeros((Z_BANDS * len(cdf), 1))
     coder = _Counting(model.config, ExactOps(NUMPY, integers, model.grids), first)
     for pixels, quality in photographs:
         with torch.no_grad():
@@ -182,7 +181,7 @@ def fit_tables(
             y, z = model.analyse(x, torch.tensor([quality / 10000]))
         coder.encode(y[0].numpy(), z[0].numpy(), quality)
         z_hat, at = np.rint(z[0].numpy()).reshape(-1, len(cdf)), z_tables_of(quality, len(cdf))
-        below[at] += (z_hat[:, :, None] < edges).sum(0)
+        below[at] += (z_hat[:, :, None] < Z_EDGES).sum(0)
         symbols[at] += len(z_hat)
     blended = (Z_PRIOR_COUNTS * np.tile(cdf, (Z_BANDS, 1)) + below) / (Z_PRIOR_COUNTS + symbols)
     rows = []
