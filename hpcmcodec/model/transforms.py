@@ -38,7 +38,7 @@ class QScale(nn.Module):
 
 
 class Conv1x1(nn.Conv2d):
-    """1x1 convolution in float32, under autocast too.
+    """1x1 convolution outside of blocks: in float32, under autocast too.
 
     Through these, every value of an image passes; in bfloat16 they would round it to 8 bits, 0.1 dB at high qualities.
     Blocks add to what they pass on: in bfloat16, their branches cost nothing.
@@ -132,7 +132,7 @@ class HyperAnalysis(nn.Module):
     def __init__(self, c: Config) -> None:
         super().__init__()
         w, n = c.hyper_analysis_width, c.hyper
-        self.net = nn.Sequential(nn.Conv2d(c.latent, w, 1), Block(w), patch_down(w, n), Block(n), patch_down(n, n))
+        self.net = nn.Sequential(Conv1x1(c.latent, w), Block(w), patch_down(w, n), Block(n), patch_down(n, n))
 
     def forward(self, y: Tensor) -> Tensor:
         y = F.pad(y, (0, -y.shape[3] % 4, 0, -y.shape[2] % 4), mode="replicate")
