@@ -72,7 +72,7 @@ def encode(
         raise ValueError(f"quality is 0 to 100, not {quality}")
     picture = load(image, max_pixels=max_pixels)
     hundredths = round(quality * 100)
-    runner = _engine(weights.load(model), device, engine)
+    runner = _engine(model, device, engine)
     height, width, _ = picture.pixels.shape
     y, z = runner.analyse(pad(picture.pixels), hundredths, _part(progress, 0, _TRANSFORM_SHARE))
     tiles = list(tile_grid(y.shape[0], y.shape[1]))
@@ -258,22 +258,21 @@ class LightEngine:
 
 @lru_cache(maxsize=4)
 def _make_engine(name: str, kind: str, device: str) -> _Engine:
-    w = weights.load(name)
     if kind == "light":
-        return LightEngine(w)
+        return LightEngine(weights.load(name, transforms=False))
     try:
         from hpcmcodec.torch_engine import TorchEngine
     except ModuleNotFoundError as error:
         raise UnsupportedError(
             f"device {device} needs {error.name}, which is not installed: pip install torch"
         ) from error
-    return TorchEngine(w, device)
+    return TorchEngine(weights.load(name), device)
 
 
 _engine_lock = threading.Lock()
 
 
-def _engine(w: weights.Weights, device: str, engine: str) -> _Engine:
+def _engine(model: str, device: str, engine: str) -> _Engine:
     if engine not in ("auto", "light", "torch"):
         raise ValueError(f"engine is auto, light or torch, not {engine!r}")
     if device not in ("cpu", "cuda"):
@@ -282,7 +281,7 @@ def _engine(w: weights.Weights, device: str, engine: str) -> _Engine:
     if kind == "light" and device != "cpu":
         raise ValueError("the light engine runs on the CPU alone")
     with _engine_lock:
-        return _make_engine(w.name, kind, device)
+        return _make_engine(model, kind, device)
 
 
 def _factors(w: weights.Weights, name: str, quality: int) -> np.ndarray:

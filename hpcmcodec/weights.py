@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FORMAT = "hpcm-weights-1"
 DEFAULT_MODEL = "lite-0"
 _DECODING = ("entropy.", "g_s.", "tables.", "ungain.")
+_TRANSFORMS = ("g_a.", "g_s.", "h_a.")
 _MAX_HEADER = 1 << 20
 
 
@@ -80,28 +81,31 @@ def model_name(model_id: bytes) -> str | None:
     return None
 
 
-def find(model_id: bytes) -> Weights:
-    """The packaged weights that a file names. Raises UnsupportedError where they are not here."""
+def find(model_id: bytes) -> str:
+    """The name of the packaged model that a file was written by. Raises UnsupportedError where it is not here."""
     name = model_name(model_id)
     if name is None:
         here = ", ".join(f"{n} ({read_metadata(p)['model_id']})" for n, p in packaged().items()) or "none"
         raise UnsupportedError(
             f"the file was written by model {model_id.hex()}, which is not in this version (it has: {here})"
         )
-    return load(name)
+    return name
 
 
 @lru_cache(maxsize=2)
-def load(name: str = DEFAULT_MODEL) -> Weights:
+def load(name: str = DEFAULT_MODEL, *, transforms: bool = True) -> Weights:
     """Read a packaged model. Raises UnsupportedError for an unknown name."""
     path = packaged().get(name)
     if path is None:
         raise UnsupportedError(f"no model {name!r} in this version; it has: {', '.join(packaged()) or 'none'}")
-    return load_file(path)
+    return load_file(path, transforms=transforms)
 
 
-def load_file(path: Path) -> Weights:
-    """Read a weights file. Raises IntegrityError where it is not one."""
+def load_file(path: Path, *, transforms: bool = True) -> Weights:
+    """Read a weights file, without `transforms` all but their float16 tensors: those onnxruntime reads by itself.
+
+    Raises IntegrityError where it is not one.
+    """
     from safetensors import SafetensorError, safe_open
 
     from hpcmcodec.model.config import Config
@@ -109,7 +113,8 @@ def load_file(path: Path) -> Weights:
     metadata = read_metadata(path)
     try:
         with safe_open(path, framework="numpy") as f:
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  not a mapping
+            names = f.keys() if transforms else [k for k in f.keys() if not _in_graphs(k)]  # noqa: SIM118  no mapping
+            tensors = {k: f.get_tensor(k) for k in names}
     except SafetensorError as error:
         raise IntegrityError(f"{path}: damaged weights ({error})") from error
     return Weights(
@@ -120,6 +125,10 @@ def load_file(path: Path) -> Weights:
         json.loads(metadata["grids"]),
         tensors,
     )
+
+
+def _in_graphs(name: str) -> bool:
+    return name.startswith(_TRANSFORMS) and not name.endswith(".log_scale")
 
 
 def compute_model_id(config: Config, grids: Mapping[str, int], tensors: Mapping[str, np.ndarray]) -> bytes:

@@ -106,7 +106,7 @@ def optimisers(
 
     return (
         Muon(of(True, rates.muon), rates.muon, dtype=dtype),
-        torch.optim.AdamW(of(False, rates.adamw), rates.adamw, betas=(0.9, 0.98), weight_decay=0),
+        torch.optim.AdamW(of(False, rates.adamw), rates.adamw, betas=(0.9, 0.98), weight_decay=0, fused=True),
     )
 
 
