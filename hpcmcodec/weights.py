@@ -113,8 +113,8 @@ def load_file(path: Path, *, transforms: bool = True) -> Weights:
     metadata = read_metadata(path)
     try:
         with safe_open(path, framework="numpy") as f:
-            names = f.keys() if transforms else [k for k in f.keys() if not _in_graphs(k)]  # noqa: SIM118  no mapping
-            tensors = {k: f.get_tensor(k) for k in names}
+            keys = f.keys()
+            tensors = {k: f.get_tensor(k) for k in keys if transforms or not _in_graphs(k)}
     except SafetensorError as error:
         raise IntegrityError(f"{path}: damaged weights ({error})") from error
     return Weights(
