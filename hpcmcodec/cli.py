@@ -211,11 +211,22 @@ def cli() -> None:
     show_default=True,
     help="From 0 (smallest file) to 100 (best picture); decimals are allowed.",
 )
+@click.option(
+    "-e",
+    "--effort",
+    type=click.IntRange(0, 9),
+    default=0,
+    show_default=True,
+    help="How many times to refine what is coded: a better picture in a file of about the same size. Each time takes "
+    "about as long as encoding and decoding.",
+)
 @_force
 @_device
 @_shared_options
 @click.pass_obj
-def encode(settings: _Settings, source: str, target: str | None, quality: float, force: bool, device: str) -> None:
+def encode(
+    settings: _Settings, source: str, target: str | None, quality: float, effort: int, force: bool, device: str
+) -> None:
     """Code the image INPUT as a .hpcm file.
 
     JPEG, PNG, WebP, AVIF, TIFF, GIF, PPM, BMP and JPEG 2000 are read. EXIF's orientation is applied. Greyscale,
@@ -235,7 +246,9 @@ def encode(settings: _Settings, source: str, target: str | None, quality: float,
             for note in picture.notes:
                 _say(f"note: {_label(source)}: {note}")
         with _Progress("encoding", settings) as progress:
-            data = codec.encode(picture, quality, device=device, max_pixels=max_pixels, progress=progress)
+            data = codec.encode(
+                picture, quality, effort=effort, device=device, max_pixels=max_pixels, progress=progress
+            )
     output.write(data)
     height, width, _ = picture.pixels.shape
     _summarise(settings, source, output.name, len(data), width * height, started)
@@ -405,7 +418,7 @@ def _mention_kernels(settings: _Settings, device: str) -> None:
     "--codecs",
     default="hpcm,jpeg,webp,avif",
     show_default=True,
-    help="More: avif-slow (speed 4), avif-ssim, jxl, heic, jpeg2000.",
+    help="More: hpcm-slow (effort 9), avif-slow (speed 4), avif-ssim, jxl, heic, jpeg2000.",
 )
 @click.option(
     "--qualities",

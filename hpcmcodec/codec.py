@@ -1,6 +1,7 @@
 """The codec's public API: `encode` an image to the bytes of a file, `decode` them to an image.
 
     encode:  pixels -> g_a, gain -> y -> h_a -> z; each tile: z, then y in eleven steps (`model/coder.py`); container
+             with effort, several times: y_hat -> g_s and back again -> y that makes up for what coding does to it
     decode:  container -> for each tile z, eleven steps -> y_hat; ungain, g_s -> pixels
 
 Two engines do this. `light` (CPU): the transforms are onnxruntime graphs, the entropy path runs in numpy, with compiled
@@ -27,12 +28,12 @@ from hpcmcodec import container, weights
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import InputError, UnsupportedError
 from hpcmcodec.image import load, to_image
-from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.model.config import Config
+from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
+from hpcmcodec.model.config import Config, lmbda
 from hpcmcodec.model.schedule import SCALES
 from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, probe
 from hpcmcodec.ops import loader
-from hpcmcodec.strips import Z_STRIDE, Progress, analyse_strips, pad, synthesise_strips
+from hpcmcodec.strips import Z_STRIDE, Progress, analyse_strips, gradient_strips, pad, synthesise_strips
 from hpcmcodec.strips import tiles as tile_grid
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 
     from hpcmcodec.image import ImageSource
 
+MAX_EFFORT = 9
+# The curvature of the distortion is some 20 bits a squared quantisation step, in nearly all channels that are in use at
+# a quality: 0.05 times the gradient leads to where a latent alone is best. Of 0.04 to 0.08 and of 0.06 to 0.1, these
+# gave the smallest files at the same PSNR on four held-out photographs among those that leave sizes as they are.
+REFINED_STEP, REFINED_RATE_WEIGHT = 0.06, 0.08
 _TRANSFORM_SHARE = 0.5  # of the time, for the progress shown
 
 
@@ -47,6 +53,7 @@ def encode(
     image: ImageSource,
     quality: float = 50.0,
     *,
+    effort: int = 0,
     device: str = "cpu",
     engine: str = "auto",
     model: str = weights.DEFAULT_MODEL,
@@ -58,6 +65,7 @@ def encode(
     Args:
         image: a path, the bytes of an image file, a PIL image, or an array (H, W, 3) of uint8 RGB.
         quality: 0 (smallest) to 100 (best), steps of 0.01.
+        effort: 0 to 9, how many times the latents are refined; each takes about as long as to encode and to decode.
         device: "cpu" or "cuda".
         engine: "light", "torch", or "auto" (light on a CPU).
         model: which packaged weights.
@@ -65,32 +73,32 @@ def encode(
         progress: called with the fraction done, in [0, 1].
 
     Raises:
-        ValueError: quality, device or engine out of range.
+        ValueError: quality, effort, device or engine out of range.
         InputError, UnsupportedError: the image cannot be read, or is of a kind that is not supported.
     """
     if not 0 <= quality <= 100:
         raise ValueError(f"quality is 0 to 100, not {quality}")
+    if effort not in range(MAX_EFFORT + 1):
+        raise ValueError(f"effort is 0 to {MAX_EFFORT}, not {effort}")
     picture = load(image, max_pixels=max_pixels)
     hundredths = round(quality * 100)
     runner = _engine(model, device, engine)
     height, width, _ = picture.pixels.shape
-    y, z = runner.analyse(pad(picture.pixels), hundredths, _part(progress, 0, _TRANSFORM_SHARE))
-    tiles = list(tile_grid(y.shape[0], y.shape[1]))
-    streams: dict[str, list[container.Stream]] = {s: [] for s in container.SCALES}
-    for i, (row, column, rows, columns) in enumerate(tiles):
-        tile_z = z[
-            row // Z_STRIDE : -(-(row + rows) // Z_STRIDE), column // Z_STRIDE : -(-(column + columns) // Z_STRIDE)
-        ]
-        share = (1 - _TRANSFORM_SHARE) / len(tiles)
-        with runner.lock:
-            coded, _ = runner.coder.encode(
-                y[row : row + rows, column : column + columns],
-                tile_z,
-                hundredths,
-                _part(progress, _TRANSFORM_SHARE + i * share, share),
-            )
-        for s, c in coded.items():
-            streams[s].append(container.Stream(c.data, c.latents_crc))
+    pixels = pad(picture.pixels)
+    rate_weight = REFINED_RATE_WEIGHT if effort else RATE_WEIGHT
+
+    def shares(n: int) -> tuple[Progress | None, Progress | None]:
+        part = _part(progress, n / (effort + 1), 1 / (effort + 1))
+        return _part(part, 0, _TRANSFORM_SHARE), _part(part, _TRANSFORM_SHARE, 1 - _TRANSFORM_SHARE)
+
+    transforming, coding = shares(0)
+    y, z = runner.analyse(pixels, hundredths, transforming)
+    streams, y_hat = _code(runner, y, z, hundredths, rate_weight, coding)
+    for n in range(1, effort + 1):
+        transforming, coding = shares(n)
+        gradient = runner.gradient(y_hat, pixels, _weight(height, width, hundredths), hundredths, transforming)
+        y += (y_hat * np.float32(2.0**-MEAN_SHIFT) - REFINED_STEP * gradient - y) / (n + 1)
+        streams, y_hat = _code(runner, y, z, hundredths, rate_weight, coding)
     return container.pack(
         model_id=runner.model_id,
         width=width,
@@ -99,6 +107,36 @@ def encode(
         streams=streams,
         metadata=picture.metadata,
     )
+
+
+def _code(
+    runner: _Engine, y: np.ndarray, z: np.ndarray, quality: int, rate_weight: float, progress: Progress | None
+) -> tuple[dict[str, list[container.Stream]], np.ndarray]:
+    """The streams of every tile by scale, and y_hat (h, w, M) int32 in sixteenths."""
+    tiles = list(tile_grid(y.shape[0], y.shape[1]))
+    streams: dict[str, list[container.Stream]] = {s: [] for s in container.SCALES}
+    y_hat = np.empty(y.shape, np.int32)
+    for i, (row, column, rows, columns) in enumerate(tiles):
+        place = slice(row, row + rows), slice(column, column + columns)
+        tile_z = z[
+            row // Z_STRIDE : -(-(row + rows) // Z_STRIDE), column // Z_STRIDE : -(-(column + columns) // Z_STRIDE)
+        ]
+        tick = _part(progress, i / len(tiles), 1 / len(tiles))
+        with runner.lock:
+            coded, y_hat[place] = runner.coder.encode(y[place], tile_z, quality, tick, rate_weight)
+        for s, c in coded.items():
+            streams[s].append(container.Stream(c.data, c.latents_crc))
+    return streams, y_hat
+
+
+def _weight(height: int, width: int, quality: int) -> np.ndarray:
+    """What the squared error of each pixel weighs, (16 h, 16 w, 1) float32: nothing where the image was padded.
+
+    With it, sum(weight / 2 * (x_hat - x)^2) is training's distortion of the whole image, in bits: lambda * 255^2 times
+    the mean square over three colours.
+    """
+    inside = np.full((height, width, 1), 2 / 3 * 255**2 * lmbda(quality / 10000), np.float32)
+    return np.pad(inside, ((0, -height % container.LATENT), (0, -width % container.LATENT), (0, 0)))
 
 
 def decode(
@@ -215,6 +253,14 @@ class _Engine(Protocol):
     def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
         """y_hat (h, w, M) int32 in sixteenths -> pixels (16 h, 16 w, 3) uint8."""
 
+    def gradient(
+        self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: int, tick: Progress | None
+    ) -> np.ndarray:
+        """The gradient of sum(weight / 2 * (x_hat - x)^2) at y_hat, a quantisation step, (h, w, M) float32.
+
+        y_hat as above, pixels (16 h, 16 w, 3) uint8 are 255 x, weight (16 h, 16 w, 1) float32.
+        """
+
 
 class LightEngine:
     """onnxruntime for the transforms, numpy for the entropy path, with compiled kernels where there are any."""
@@ -248,12 +294,24 @@ class LightEngine:
         return analyse_strips(lambda x: session.run(["y", "z"], {"pixels": x, **inputs}), pixels, self.config, tick)
 
     def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
-        inputs = {
+        inputs, session = self._synthesis_factors(quality), self._session("synthesis")
+        return synthesise_strips(lambda y: session.run(["pixels"], {"y_hat": y, **inputs})[0], y_hat, self.config, tick)
+
+    def gradient(
+        self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: int, tick: Progress | None
+    ) -> np.ndarray:
+        inputs, session = self._synthesis_factors(quality), self._session("gradient")
+
+        def run(y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray) -> Any:
+            return session.run(["gradient"], {"y_hat": y_hat, "pixels": pixels, "weight": weight, **inputs})[0]
+
+        return gradient_strips(run, y_hat, pixels, weight, self.config, tick)
+
+    def _synthesis_factors(self, quality: int) -> dict[str, np.ndarray]:
+        return {
             "scale8": _factors(self.weights, "g_s.s8", quality),
             "ungain": _factors(self.weights, "ungain", quality) * np.float32(2.0**-MEAN_SHIFT),
         }
-        session = self._session("synthesis")
-        return synthesise_strips(lambda y: session.run(["pixels"], {"y_hat": y, **inputs})[0], y_hat, self.config, tick)
 
 
 @lru_cache(maxsize=4)

@@ -48,7 +48,7 @@ def synthesise_strips(
     The whole plane at once gives the same, to a level where a library sums in another order for another height.
     """
     h, w, _ = y_hat.shape
-    halo = config.synthesis_blocks[1] + -(-config.synthesis_blocks[0] // 2)
+    halo = _synthesis_halo(config)
     pixels = np.empty((h * LATENT, w * LATENT, 3), np.uint8)
     for a, b in _strips(h, w):
         top, bottom = max(0, a - halo), min(h, b + halo)
@@ -57,6 +57,32 @@ def synthesise_strips(
         if tick:
             tick(b / h)
     return pixels
+
+
+def gradient_strips(
+    run: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
+    y_hat: np.ndarray,
+    pixels: np.ndarray,
+    weight: np.ndarray,
+    config: Config,
+    tick: Progress | None,
+) -> np.ndarray:
+    """The gradient graph over strips, their halo twice that of synthesis: there to the pixels and back again."""
+    h, w, _ = y_hat.shape
+    halo = 2 * _synthesis_halo(config)
+    out = np.empty(y_hat.shape, np.float32)
+    for a, b in _strips(h, w):
+        top, bottom = max(0, a - halo), min(h, b + halo)
+        seen = slice(top * LATENT, bottom * LATENT)
+        out[a:b] = run(y_hat[top:bottom], pixels[seen], weight[seen])[a - top : b - top]
+        if tick:
+            tick(b / h)
+    return out
+
+
+def _synthesis_halo(config: Config) -> int:
+    """Latent rows around a latent that g_s sees: its 3x3 convolutions at 1/16 and, half as wide, at 1/8."""
+    return config.synthesis_blocks[1] + -(-config.synthesis_blocks[0] // 2)
 
 
 def _strips(h: int, w: int) -> Iterator[tuple[int, int]]:

@@ -17,7 +17,7 @@ from hpcmcodec.model.hpcm import from_weights
 from hpcmcodec.numerics import MEAN_SHIFT, ExactOps, TorchNamespace, probe
 from hpcmcodec.ops import cuda, loader
 from hpcmcodec.ops.compiled import KernelOps
-from hpcmcodec.strips import Progress, analyse_strips, synthesise_strips
+from hpcmcodec.strips import Progress, analyse_strips, gradient_strips, synthesise_strips
 
 
 class TorchEngine:
@@ -77,6 +77,19 @@ class TorchEngine:
                 return np.asarray((x_hat * 255).round_().clamp_(0, 255).to(torch.uint8).cpu())
 
         return synthesise_strips(run, y_hat, self.config, tick)
+
+    def gradient(
+        self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: int, tick: Progress | None
+    ) -> np.ndarray:
+        q = torch.tensor([quality / 10000], dtype=torch.float32, device=self.namespace.device)
+
+        def run(y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+            with self._plain():
+                y = torch.tensor(y_hat, device=self.namespace.device)[None].float() * 2.0**-MEAN_SHIFT
+                x, w = (torch.tensor(v, device=y.device).permute(2, 0, 1)[None] for v in (pixels, weight))
+                return np.asarray(self.model.error_gradient(y, x.float() / 255, w, q)[0].cpu())
+
+        return gradient_strips(run, y_hat, pixels, weight, self.config, tick)
 
     @contextmanager
     def _plain(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 import hpcmcodec
 from hpcmcodec import container
@@ -154,6 +154,17 @@ def test_quality_takes_decimals_and_more_of_it_takes_more_bytes(photo: Path) -> 
         assert container.parse_header(data).quality == float(quality) * 100
         sizes.append(len(data))
     assert sizes == sorted(set(sizes))
+
+
+def test_effort_makes_the_picture_better(photo: Path) -> None:
+    with Image.open(photo) as image:
+        original = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(float)
+    errors = []
+    for effort in ("0", "9"):
+        inside("encode", photo, "-f", "-q", "80", "-e", effort)
+        inside("decode", photo.with_suffix(".hpcm"), "-f")
+        errors.append(np.mean((pixels(photo.with_suffix(".png")) - original) ** 2))
+    assert errors[1] < 0.97 * errors[0]
 
 
 def test_preview_is_decoded_from_a_file_cut_after_its_scale(file: Path, coded: bytes) -> None:
@@ -336,6 +347,8 @@ def test_importing_the_package_loads_nothing_heavy_and_offers_its_names() -> Non
         (["encode", "a.png", "-q", "-1"], "-1"),
         (["encode", "a.png", "-q", "nan"], "not a number"),
         (["encode", "a.png", "-q", "high"], "high"),
+        (["encode", "a.png", "-e", "10"], "10"),
+        (["encode", "a.png", "--effort", "-1"], "-1"),
         (["encode", "a.png", "--device", "tpu"], "tpu"),
         (["encode", "a.png", "--max-pixels", "0"], "--max-pixels"),
         (["decode", "a.hpcm", "--scale", "s4"], "s4"),

@@ -26,6 +26,7 @@ from PIL import Image
 from hpcmcodec import codec, container, weights
 from hpcmcodec.errors import HpcmError, InputError, IntegrityError, UnsupportedError
 from hpcmcodec.model.coder import Coded, LatentCoder
+from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.schedule import SCALES
 
 GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
@@ -85,7 +86,7 @@ def test_latents_of_a_golden_file_encode_to_its_streams_byte_by_byte(name: str) 
     header, reader = container.parse_header(data), container.Reader(data)
     y_hat, z = codec.decode_latents(data), tiny.z_of(data, coder)
     # Every residual of y_hat is nearest to the symbol of the file; an encoder that weighs bits need not take it again.
-    coder.thresholds = np.zeros_like(coder.thresholds)
+    coder.quantise = lambda residuals, levels, rate_weight: np.rint(residuals).astype(np.int32)
     coded, again = coder.encode((y_hat / 16).astype(np.float32), z.astype(np.float32), header.quality)
     np.testing.assert_array_equal(again, y_hat)
     for s in container.SCALES:
@@ -305,6 +306,12 @@ def test_quality_is_0_to_100(quality: float) -> None:
         tiny.encode(8, 8, quality)
 
 
+@pytest.mark.parametrize("effort", [-1, 10, 0.5])
+def test_effort_is_0_to_9(effort: float) -> None:
+    with pytest.raises(ValueError, match="effort is 0 to 9"):
+        tiny.encode(8, 8, effort=effort)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -387,10 +394,11 @@ def test_data_may_be_a_path_bytes_or_a_binary_file(tmp_path: Path) -> None:
         codec.decode(3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("effort", [0, 2])
 @pytest.mark.parametrize("engine", ["light", "torch"])
-def test_progress_rises_from_0_to_1(engine: str) -> None:
+def test_progress_rises_from_0_to_1(engine: str, effort: int) -> None:
     calls: list[float] = []
-    data = tiny.encode(4097, 40, progress=calls.append, engine=engine)
+    data = tiny.encode(4097, 40, progress=calls.append, engine=engine, effort=effort)
     encoding = calls.copy()
     calls.clear()
     codec.decode(data, progress=calls.append, engine=engine)
@@ -502,6 +510,45 @@ def test_torch_engine_decodes_the_same_whatever_surrounds_it(surroundings: Any, 
     assert np.abs(pixels - picture).max() <= 1
     assert size_of(other) == (40, 24)
     np.testing.assert_array_equal(codec.decode_latents(data, engine="torch"), expected)
+
+
+# --- effort -----------------------------------------------------------------------------------------------------------
+
+
+def loss_of(pixels: np.ndarray, quality: float, **options: Any) -> float:
+    """What training minimises: bits + lambda * 255^2 * MSE, in bits a pixel."""
+    data = codec.encode(pixels, quality, **options)
+    error = np.mean((np.asarray(codec.decode(data)).astype(float) - pixels) ** 2)
+    return 8 * len(data) / (pixels.shape[0] * pixels.shape[1]) + lmbda(quality / 100) * float(error)
+
+
+@pytest.mark.parametrize("engine", ["light", "torch"])
+@pytest.mark.parametrize("quality", [20, 50, 90])
+def test_effort_lowers_the_loss_and_more_of_it_lowers_it_further(
+    quality: float, engine: str, photos: dict[str, Path]
+) -> None:
+    with Image.open(photos["motorcycle_left"]) as image:
+        photo = np.asarray(image.convert("RGB"))[100:307, 200:453]  # not a multiple of 16
+    losses = [loss_of(photo, quality, effort=effort, engine=engine) for effort in (0, 1, 6)]
+    assert losses[1] < 0.995 * losses[0]
+    assert losses[2] < 0.997 * losses[1]
+
+
+@given(width=st.integers(1, 60), height=st.integers(1, 60), hundredths=st.integers(0, 10000))
+@settings(max_examples=10)
+def test_a_file_made_with_effort_comes_back(width: int, height: int, hundredths: int) -> None:
+    assert size_of(tiny.encode(width, height, hundredths / 100, effort=2)) == (width, height)
+
+
+def test_an_image_of_two_tiles_can_be_refined() -> None:
+    assert size_of(tiny.encode(4097, 40, effort=1)) == (4097, 40)
+
+
+def test_what_was_padded_has_no_say_in_the_refinement() -> None:
+    weight = codec._weight(20, 33, 5000)
+    assert weight.shape == (32, 48, 1)
+    assert np.all(weight[:20, :33] == np.float32(2 / 3 * 255**2 * lmbda(0.5)))
+    assert weight.sum() == pytest.approx(20 * 33 * weight[0, 0, 0])
 
 
 # --- photographs ------------------------------------------------------------------------------------------------------

@@ -215,6 +215,10 @@ def test_fake_quantisation_has_the_codes_means_levels_and_y_hat_of_the_exact_pat
             np.testing.assert_array_equal(a, b)
 
 
+def rounded(residuals: np.ndarray, levels: np.ndarray, rate_weight: float) -> np.ndarray:
+    return np.rint(residuals).astype(np.int32)
+
+
 @pytest.mark.parametrize("quality", [4000, 6000, 8000])  # each on grids of its own
 def test_estimate_under_fake_quantisation_has_the_latents_of_the_real_coder(quality: int) -> None:
     torch.manual_seed(5)
@@ -225,7 +229,7 @@ def test_estimate_under_fake_quantisation_has_the_latents_of_the_real_coder(qual
         y_hat, likelihoods = model.estimate(y, z, q, ops=model.ops(fake_at=q))
     coder = model.coder()
     coder.skipped = np.zeros_like(coder.skipped)  # the rule that some symbols are zero is the coder's own,
-    coder.thresholds = np.zeros_like(coder.thresholds)  # and so is the choice of symbols by what they cost
+    coder.quantise = rounded  # and so is the choice of symbols by what they cost
     coded, wanted = coder.encode(y[0].numpy(), z[0].numpy(), quality)
     np.testing.assert_array_equal(np.rint(y_hat[0].numpy() * 16), wanted)
     # The model's own likelihoods and the integer tables made from them cost about the same.
@@ -470,7 +474,7 @@ def test_loaded_model_derives_what_its_integers_stand_for() -> None:
 def test_export_writes_weights_and_graphs_that_code_as_the_model_does(tmp_path: Path) -> None:
     model_id = tiny.write_model(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {
-        f"{tiny.NAME}.{suffix}" for suffix in ("safetensors", "analysis.onnx", "synthesis.onnx")
+        f"{tiny.NAME}.{suffix}" for suffix in ("safetensors", "analysis.onnx", "synthesis.onnx", "gradient.onnx")
     }
     w = weights.load_file(tmp_path / f"{tiny.NAME}.safetensors")
     assert (w.name, w.model_id, w.config) == (tiny.NAME, model_id, TINY)
@@ -709,6 +713,35 @@ def test_onnxruntime_gives_torchs_latents_and_pixels(name: str, quality: int) ->
     assert (difference > 0).mean() < 1e-2
 
 
+@pytest.mark.parametrize("name", [tiny.NAME, weights.DEFAULT_MODEL])
+@pytest.mark.parametrize("quality", [0, 4321, 10000])
+def test_onnxruntime_gives_torchs_gradient(name: str, quality: int) -> None:
+    pixels = tiny.picture(144, 80)
+    y_hat = np.rint(engine("light", name).analyse(pixels, quality, None)[0] * 16).astype(np.int32)
+    weight = np.random.RandomState(0).rand(80, 144, 1).astype(np.float32)
+    found, wanted = (engine(k, name).gradient(y_hat, pixels, weight, quality, None) for k in ("light", "torch"))
+    assert found.dtype == wanted.dtype == np.float32
+    assert found.shape == wanted.shape == y_hat.shape
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("quality", [0.0, 0.5, 1.0])
+def test_error_gradient_is_that_of_autograd(quality: float) -> None:
+    torch.manual_seed(3)
+    model, q = HPCM(TINY).double().eval(), torch.tensor([quality], dtype=torch.float64)
+    x, weight = torch.rand(1, 3, 48, 80).double(), torch.rand(1, 1, 48, 80).double()
+    ungain, scale8 = (s.factors(q).detach() for s in (model.ungain, model.g_s.s8))
+    y_hat = (torch.randn(1, 3, 5, TINY.latent).double() / ungain.permute(0, 2, 3, 1)).requires_grad_()
+    x_hat = model.g_s(y_hat.permute(0, 3, 1, 2) * ungain, scale8)
+    clamped = x_hat + (x_hat.clamp(0, 1) - x_hat).detach()
+    assert 0.02 < float((clamped != x_hat).double().mean()) < 0.98  # some values leave [0, 1], some do not
+    (weight / 2 * (clamped - x).square()).sum().backward()
+    assert y_hat.grad is not None
+    with torch.no_grad():
+        found = model.error_gradient(y_hat, x, weight, q)
+    torch.testing.assert_close(found, y_hat.grad)
+
+
 @torch.no_grad()
 def test_transforms_under_autocast_keep_the_precision_of_high_qualities() -> None:
     model, x, q = load_model(weights.DEFAULT_MODEL), to_tensor(tiny.picture(160, 96)), torch.ones(1)
@@ -738,3 +771,8 @@ def test_strips_leave_no_seam(kind: str, name: str, monkeypatch: pytest.MonkeyPa
     # The same reason moves a value that lies between two levels; a halo that is too narrow moves whole rows.
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
+    weight = np.ones((16 * 27, 48, 1), np.float32)
+    gradient = engine(kind, name).gradient(y_hat, pixels, weight, 5000, None)
+    monkeypatch.undo()
+    whole_gradient = engine(kind, name).gradient(y_hat, pixels, weight, 5000, None)
+    assert np.abs(gradient - whole_gradient).max() <= 1e-4 * np.abs(whole_gradient).max()

@@ -90,10 +90,21 @@ def near(codec: Codec, pixels: Pixels, n_bytes: int, threads: int = 1) -> tuple[
     return first + best * step, Coded(at(best), codec.decode(at(best), threads))
 
 
-def _hpcm_encode(pixels: Pixels, quality: float, threads: int) -> bytes:
-    from hpcmcodec import codec
+def _hpcm(name: str, effort: int, qualities: tuple[float, ...]) -> Codec:
+    def encode(pixels: Pixels, quality: float, threads: int) -> bytes:
+        from hpcmcodec import codec
 
-    return codec.encode(pixels, quality, max_pixels=None)
+        return codec.encode(pixels, quality, effort=effort, max_pixels=None)
+
+    return Codec(
+        name,
+        "light engine" + (f", effort {effort}" if effort else ""),
+        qualities,
+        (0, 100, 0.5),
+        encode,
+        _hpcm_decode,
+        _hpcm_version,
+    )
 
 
 def _hpcm_decode(data: bytes, threads: int) -> Pixels:
@@ -214,15 +225,8 @@ def _heic_version() -> str:
 
 
 CODECS: Mapping[str, Codec] = {
-    "hpcm": Codec(
-        "hpcm",
-        "light engine",
-        (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100),
-        (0, 100, 0.5),
-        _hpcm_encode,
-        _hpcm_decode,
-        _hpcm_version,
-    ),
+    "hpcm": _hpcm("hpcm", 0, (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)),
+    "hpcm-slow": _hpcm("hpcm (effort 9)", 9, (0, 10, 30, 50, 70, 90, 100)),
     "jpeg": _jpeg("4:4:4"),
     "webp": Codec(
         "WebP",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,11 +53,12 @@ class LatentCoder:
         self.y_tables = Tables(tables["y.cdf"], tables["y.sizes"], tables["y.offsets"])
         self.centroids = tables["y.centroids"]
         self.skipped = skipped_levels(self.y_tables.cdf, self.y_tables.sizes, self.y_tables.offsets)
+        self._thresholds: dict[float, np.ndarray] = {}  # by the weight of a bit; only encoders need them
 
     def encode(
-        self, y: np.ndarray, z: np.ndarray, quality: int, tick: Tick | None = None
+        self, y: np.ndarray, z: np.ndarray, quality: int, tick: Tick | None = None, rate_weight: float = RATE_WEIGHT
     ) -> tuple[dict[str, Coded], Ints]:
-        """y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32; quality in hundredths of q.
+        """y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32; quality in hundredths of q; rate_weight: `thresholds`.
 
         Returns the stream of each scale, and y_hat (h, w, M) int32 in sixteenths.
         """
@@ -83,7 +83,7 @@ class LatentCoder:
             plane = planes[step.scale]
             folded = fold(plane, step, np.zeros((*plane.shape[:3], plane.shape[3] // GROUPS[step.scale]), np.float32))
             symbols = self.quantise(
-                _flat(folded)[exists] - means.astype(np.float32) * np.float32(2.0**-MEAN_SHIFT), levels
+                _flat(folded)[exists] - means.astype(np.float32) * np.float32(2.0**-MEAN_SHIFT), levels, rate_weight
             )
             self.observe(symbols, levels)
             coded = ~self.skipped[levels]
@@ -97,17 +97,14 @@ class LatentCoder:
             out[s] = Coded(encoders[s].finish(), crcs[s])
         return out, y_hat
 
-    @cached_property
-    def thresholds(self) -> np.ndarray:
-        """Of this model: only encoders need them."""
-        return thresholds(self.y_tables, self.centroids)
-
-    def quantise(self, residuals: np.ndarray, levels: Ints) -> Ints:
+    def quantise(self, residuals: np.ndarray, levels: Ints, rate_weight: float = RATE_WEIGHT) -> Ints:
         """The symbols of residuals (n,) float32: the nearest integers, or the next towards zero by `thresholds`."""
-        symbols = _round(residuals)
+        if rate_weight not in self._thresholds:
+            self._thresholds[rate_weight] = thresholds(self.y_tables, self.centroids, rate_weight)
+        least, symbols = self._thresholds[rate_weight], _round(residuals)
         at = np.flatnonzero(symbols)
-        n = np.minimum(np.abs(symbols[at]), self.thresholds.shape[1] - 1)
-        at = at[np.abs(residuals[at]) < self.thresholds[levels[at], n]]
+        n = np.minimum(np.abs(symbols[at]), least.shape[1] - 1)
+        at = at[np.abs(residuals[at]) < least[levels[at], n]]
         symbols[at] -= np.sign(symbols[at])
         return symbols
 
@@ -203,10 +200,10 @@ class LatentCoder:
             return xp.numpy(walk(ops, self.config, xp.array(z_hat[None]), [quality], h, w, code))[0]
 
 
-def thresholds(tables: Tables, centroids: np.ndarray, reach: int = 16) -> np.ndarray:
+def thresholds(tables: Tables, centroids: np.ndarray, rate_weight: float = RATE_WEIGHT, reach: int = 16) -> np.ndarray:
     """float32 (levels, reach): the least magnitude of a residual that becomes symbol n rather than n - 1, for n >= 1.
 
-    Between the two the encoder takes the smaller squared error + RATE_WEIGHT * bits, errors being those against what is
+    Between the two the encoder takes the smaller squared error + rate_weight * bits, errors being those against what is
     reconstructed. Column 0 says that zero stays zero; the last one also stands for all larger symbols, which stay too.
     """
     n = np.arange(reach + 1)
@@ -215,7 +212,7 @@ def thresholds(tables: Tables, centroids: np.ndarray, reach: int = 16) -> np.nda
     cost = bits(tables, np.tile(n, len(tables.sizes)).astype(np.int32), levels).reshape(-1, reach + 1)
     below, above = place[:, :-1], place[:, 1:]
     out = np.zeros((len(tables.sizes), reach), np.float32)
-    out[:, 1:] = ((below + above) / 2 + RATE_WEIGHT * np.diff(cost) / (2 * (above - below)))[:, :-1]
+    out[:, 1:] = ((below + above) / 2 + rate_weight * np.diff(cost) / (2 * (above - below)))[:, :-1]
     return out
 
 

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcmcodec.errors import UnsupportedError
+
+LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.13
+Q = TypeVar("Q")  # a float or a tensor
+
+
+def lmbda(q: Q) -> Q:
+    """The Lagrange multiplier of quality q in [0, 1]: loss = bpp + lmbda * 255^2 * MSE."""
+    power: Any = (LAMBDA_MAX / LAMBDA_MIN) ** q  # type: ignore[operator]
+    out: Q = LAMBDA_MIN * power
+    return out
 
 
 @dataclass(frozen=True)

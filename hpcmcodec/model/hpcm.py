@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hpcmcodec import weights
 from hpcmcodec.model.coder import LatentCoder, thresholds
-from hpcmcodec.model.config import Config
+from hpcmcodec.model.config import Config, lmbda
 from hpcmcodec.model.context import hyper_synthesis, walk
 from hpcmcodec.model.entropy import (
     LEVEL_OF_ONE,
@@ -40,7 +40,7 @@ from hpcmcodec.model.entropy import (
 from hpcmcodec.model.float_ops import FakeOps, FloatOps, bounded
 from hpcmcodec.model.rwkv import EXP_GRID, GATE_GRID
 from hpcmcodec.model.schedule import SCALES, Step, decimate, grid
-from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis, lmbda
+from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis
 from hpcmcodec.numerics import EXPONENT_MAX, LEVELS, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
 from hpcmcodec.rans import Tables
 
@@ -233,6 +233,12 @@ class HPCM(nn.Module):
         y = rearrange(y_hat, "b h w m -> b m h w") * self.ungain.factors(q)
         x_hat: Tensor = self.g_s(y, self.g_s.s8.factors(q)).float()
         return x_hat
+
+    def error_gradient(self, y_hat: Tensor, x: Tensor, weight: Tensor, q: Tensor) -> Tensor:
+        """`Synthesis.error_gradient` at y_hat (B, h, w, M) in quantisation steps."""
+        ungain = self.ungain.factors(q)
+        y = rearrange(y_hat, "b h w m -> b m h w") * ungain
+        return rearrange(self.g_s.error_gradient(y, self.g_s.s8.factors(q), x, weight) * ungain, "b m h w -> b h w m")
 
     def symbols(self, residuals: Tensor, levels: Tensor) -> Tensor:
         """What the encoder codes for residuals: rounded, or the next integer towards zero (`coder.thresholds`)."""

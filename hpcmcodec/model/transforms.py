@@ -8,6 +8,8 @@ floating point: nothing here is part of the entropy path.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +18,8 @@ from torch import Tensor, nn
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.float_ops import interpolate
 
-LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.13
 SLOPE = 0.1
-
-
-def lmbda(q: Tensor) -> Tensor:
-    """The Lagrange multiplier of quality q in [0, 1]: loss = bpp + lmbda * 255^2 * MSE."""
-    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** q
+Backward = Callable[[Tensor], Tensor]  # a gradient of the output -> that of the input
 
 
 class QScale(nn.Module):
@@ -68,6 +65,27 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.down(F.leaky_relu(self.up(self.dw(x)), SLOPE))
         return out
+
+    def vjp(self, x: Tensor) -> tuple[Tensor, Backward]:
+        """forward(x), and its backward pass in operations that graphs can hold; of x, it keeps signs alone."""
+        inside = self.up(self.dw(x))
+        positive = inside > 0
+
+        def backward(g: Tensor) -> Tensor:
+            inner = _transposed(self.down, g)
+            inner = _transposed(self.up, torch.where(positive, inner, SLOPE * inner))
+            # Turned by half a circle. flip() would do, but torch's exporter warns of it.
+            weight = self.dw.weight
+            turned = weight.flatten(2).index_select(2, torch.arange(8, -1, -1, device=weight.device))
+            return g + F.conv2d(inner, turned.reshape(weight.shape), padding=1, groups=self.dw.groups)
+
+        return x + self.down(F.leaky_relu(inside, SLOPE)), backward
+
+
+def _transposed(conv: nn.Module, g: Tensor) -> Tensor:
+    """The transpose of a 1x1 convolution, without its bias."""
+    weight: Tensor = conv.get_parameter("weight")
+    return F.conv2d(g, weight.transpose(0, 1))
 
 
 def patch_down(c_in: int, c_out: int) -> nn.Sequential:
@@ -124,6 +142,28 @@ class Synthesis(nn.Module):
             x = b(x)
         x_hat: Tensor = self.shuffle(self.head(x)) + 0.5
         return x_hat
+
+    def error_gradient(self, y: Tensor, scale8: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of sum(weight / 2 * (x_hat - x)^2) at y, x_hat being forward(y, scale8), clamped.
+
+        y (B, M, h, w), x (B, 3, 16 h, 16 w) in [0, 1], weight (B, 1, 16 h, 16 w). Where x_hat was clamped, the gradient
+        passes as if it were not.
+        """
+        way_back: list[Backward] = []
+
+        def through(blocks: Iterable[Any], v: Tensor) -> Tensor:
+            for b in blocks:
+                v, backward = b.vjp(v)
+                way_back.append(backward)
+            return v
+
+        v = self.up(through(self.b16, self.inp(y))) * scale8
+        way_back.append(lambda g: _transposed(self.up[0], F.pixel_unshuffle(g * scale8, 2)))
+        x_hat = self.shuffle(self.head(through(self.b8, v))) + 0.5
+        g = _transposed(self.head, F.pixel_unshuffle((x_hat.clamp(0, 1) - x) * weight, 8))
+        for backward in reversed(way_back):
+            g = backward(g)
+        return _transposed(self.inp, g)
 
 
 class HyperAnalysis(nn.Module):

@@ -72,6 +72,17 @@ class _SynthesisGraph(nn.Module):
         return (x_hat[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+class _GradientGraph(nn.Module):
+    def __init__(self, model: HPCM) -> None:
+        super().__init__()
+        self.g_s = model.g_s
+
+    def forward(self, y_hat: Tensor, pixels: Tensor, weight: Tensor, scale8: Tensor, ungain: Tensor) -> Tensor:
+        y, x, w = (t.permute(2, 0, 1)[None] for t in (y_hat, pixels, weight))
+        g = self.g_s.error_gradient(y.float() * ungain, scale8, x.float() * (1 / 255), w)
+        return (g * ungain * 2**MEAN_SHIFT)[0].permute(1, 2, 0)
+
+
 def export(
     model: HPCM,
     name: str,
@@ -79,7 +90,7 @@ def export(
     photographs: Iterable[tuple[np.ndarray, int]],
     lineage: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Write `out/name.safetensors` and its two graphs; returns the model id.
+    """Write `out/name.safetensors` and its three graphs; returns the model id.
 
     photographs: (pixels (16 h, 16 w, 3) uint8, quality in hundredths) to fit the tables to, and to check the files on.
 
@@ -249,6 +260,26 @@ def _graphs(model: HPCM) -> list[tuple[str, nn.Module, tuple[Tensor, ...], dict[
                 "dynamic": {"y_hat": {0: "h", 1: "w"}, "pixels": {0: "H", 1: "W"}},
             },
         ),
+        (
+            "gradient",
+            _GradientGraph(model),
+            (
+                synthesis[0],
+                torch.zeros(128, 192, 3, dtype=torch.uint8),
+                torch.ones(128, 192, 1),
+                *synthesis[1:],
+            ),
+            {
+                "inputs": ["y_hat", "pixels", "weight", "scale8", "ungain"],
+                "outputs": ["gradient"],
+                "dynamic": {
+                    "y_hat": {0: "h", 1: "w"},
+                    "pixels": {0: "H", 1: "W"},
+                    "weight": {0: "H", 1: "W"},
+                    "gradient": {0: "h", 1: "w"},
+                },
+            },
+        ),
     ]
 
 
@@ -266,6 +297,7 @@ def write_graph(
         output_names=axes["outputs"],
         dynamic_axes=axes["dynamic"],
         opset_version=OPSET,
+        do_constant_folding=False,  # a folded transpose would be a copy of the weights inside the graph
         dynamo=False,
     )
     graph = onnx.load(str(out))

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hpcmcodec.errors import InputError
+from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits
-from hpcmcodec.model.transforms import Block, lmbda
+from hpcmcodec.model.transforms import Block
 from hpcmcodec.numerics import CODE_MAX
 from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.stand_in import StandIn
