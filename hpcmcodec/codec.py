@@ -96,8 +96,13 @@ def encode(
     streams, y_hat = _code(runner, y, z, hundredths, rate_weight, coding)
     for n in range(1, effort + 1):
         transforming, coding = shares(n)
-        gradient = runner.gradient(y_hat, pixels, _weight(height, width, hundredths), hundredths, transforming)
-        y += (y_hat * np.float32(2.0**-MEAN_SHIFT) - REFINED_STEP * gradient - y) / (n + 1)
+        target = runner.gradient(y_hat, pixels, _weight(height, width, hundredths), hundredths, transforming)
+        # In place, as these planes are large: target = y_hat - REFINED_STEP * gradient, and y the mean of all so far.
+        target *= -REFINED_STEP
+        target += y_hat * np.float32(2.0**-MEAN_SHIFT)
+        target -= y
+        target /= n + 1
+        y += target
         streams, y_hat = _code(runner, y, z, hundredths, rate_weight, coding)
     return container.pack(
         model_id=runner.model_id,

@@ -67,7 +67,11 @@ class Block(nn.Module):
         return out
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Backward]:
-        """forward(x), and its backward pass in operations that graphs can hold; of x, it keeps signs alone."""
+        """forward(x), and its backward pass in operations that graphs can hold.
+
+        Signs are all that the backward pass needs of x. The forward pass uses them too: else onnxruntime would put off
+        making them to where they are needed last, and keep what they are made of in memory.
+        """
         inside = self.up(self.dw(x))
         positive = inside > 0
 
@@ -79,7 +83,7 @@ class Block(nn.Module):
             turned = weight.flatten(2).index_select(2, torch.arange(8, -1, -1, device=weight.device))
             return g + F.conv2d(inner, turned.reshape(weight.shape), padding=1, groups=self.dw.groups)
 
-        return x + self.down(F.leaky_relu(inside, SLOPE)), backward
+        return x + self.down(torch.where(positive, inside, SLOPE * inside)), backward
 
 
 def _transposed(conv: nn.Module, g: Tensor) -> Tensor:
