@@ -47,7 +47,7 @@ class Config:
     memory_compression: int = 4
     memory_temperature: float = 0.1
     synthesis_widths: tuple[int, int] = (192, 320)  # at 1/8 and 1/16
-    synthesis_blocks: tuple[int, int] = (5, 2)
+    synthesis_blocks: tuple[int, int] = (7, 2)
     qualities: int = 8  # anchors between which gains and the quality bias are interpolated
     analysis_widths: tuple[int, int] = (192, 320)
     analysis_blocks: tuple[int, int] = (4, 2)
