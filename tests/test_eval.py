@@ -440,7 +440,7 @@ def test_a_result_file_is_an_anchor_beside_a_codec(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--codecs", "jpeg,gif"], 2, "'gif' is not one of hpcm, jpeg"),
+        (["--codecs", "jpeg,gif"], 2, "'gif' is not one of hpcm, hpcm-slow, jpeg"),
         (["--metrics", "vmaf"], 2, "'vmaf' is not one of psnr"),
         (["--qualities", "10,x"], 2, "numbers separated by commas"),
         (["--qualities", "10,101"], 2, "qualities of hpcm are 0 to 100"),

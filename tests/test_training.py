@@ -30,6 +30,7 @@ from hpcmcodec import codec, weights
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.evaluation import monotone
 from hpcmcodec.evaluation.monotone import Point
+from hpcmcodec.model import transforms
 from hpcmcodec.model.config import TINY
 from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.hpcm import HPCM, WithoutContext, bits, from_weights
@@ -714,7 +715,7 @@ def test_export_replaces_nothing_where_its_files_differ_from_the_model(
     photographs = [(tiny.picture(128, 128, s), 4000 * s) for s in range(3)]
     export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert len(before) == 3
+    assert len(before) == 4
     wrong = {}
     save = safetensors.numpy.save_file
     for name in ("entropy.s3.head.0.bias", "g_a.out.bias", "g_s.head.bias"):
@@ -728,6 +729,12 @@ def test_export_replaces_nothing_where_its_files_differ_from_the_model(
         wrong[name] = str(caught.value).split("written: ")[1].split()[0]
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert list(wrong.values()) == ["bits", "latents", "pixels"]
+    monkeypatch.undo()
+    transposed = transforms._transposed
+    monkeypatch.setattr(transforms, "_transposed", lambda conv, g: 1.1 * transposed(conv, g))
+    with pytest.raises(IntegrityError, match="tiny-9 was not written: gradients are"):
+        export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -44,8 +44,9 @@ OPSET = 18
 Z_PRIOR_COUNTS = 100.0  # symbols of z that the trained prior weighs against the counted ones, in each channel of a band
 PRIOR_COUNTS = 2000.0  # residuals that the logistic weighs against the counted ones, in each level
 TAIL = 2.0**-15  # a table ends where less probability than this is left: the escape takes it
-# What float16 and integers may cost against the trained model: relative rms of y, relative bits, levels a pixel.
-LATENT_ERROR, RATE_ERROR, PIXEL_ERROR = 0.02, 0.1, 0.5
+# What float16 and integers may cost against the trained model: relative rms of y, relative bits, levels a pixel,
+# relative rms of the gradient.
+LATENT_ERROR, RATE_ERROR, PIXEL_ERROR, GRADIENT_ERROR = 0.02, 0.1, 0.5, 0.01
 CHECKED = 4  # photographs that the files are checked on
 TRANSFORMS = ("g_a.", "g_s.", "h_a.")
 
@@ -139,16 +140,17 @@ def export(
 def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndarray, int]]) -> None:
     """Hold weights and their graphs to the trained model.
 
-    Raises IntegrityError where latents, bits or pixels of all photographs together are further from it than rounding
-    explains.
+    Raises IntegrityError where latents, bits, pixels or gradients of all photographs together are further from it than
+    rounding explains.
     """
     engine, shipped = LightEngine(w), from_weights(w).eval()
     derived, integers = shipped.derived(), w.under("entropy")
     sums = np.zeros(4)  # squares of y, and of its errors; bits of y in the trained model, and with the integers
     differences: list[float] = []
+    gradients = np.zeros(2)  # squares, and those of the errors
     for pixels, quality in photographs:
-        q = torch.tensor([quality / 10000])
-        y, z = trained.analyse(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255, q)
+        q, x = torch.tensor([quality / 10000]), torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+        y, z = trained.analyse(x, q)
         found, _ = engine.analyse(pixels, quality, None)
         y_hat, assumed = trained.estimate(y, z, q)
         ops = FakeOps(derived, grids_at(w.grids, quality), integers)
@@ -159,17 +161,32 @@ def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndar
         x_hat = trained.synthesise(codes.float() * 2.0**-MEAN_SHIFT, q)[0].permute(1, 2, 0)
         wanted = (x_hat * 255).round().clamp(0, 255).numpy()
         differences.append(float(np.abs(engine.synthesise(codes[0].numpy(), quality, None) - wanted).mean()))
+        gradient = _error_gradient(trained, codes.float() * 2.0**-MEAN_SHIFT, x, q)
+        weight = np.ones((*pixels.shape[:2], 1), np.float32)
+        error = engine.gradient(codes[0].numpy(), pixels, weight, quality, None) - gradient
+        gradients += [np.square(v).sum() for v in (gradient, error)]
     if not photographs:
         return
     for what, error, limit in (
         ("latents", (sums[1] / sums[0]) ** 0.5, LATENT_ERROR),
         ("bits", abs(sums[3] / sums[2] - 1), RATE_ERROR),
         ("pixels", max(differences), PIXEL_ERROR),
+        ("gradients", (gradients[1] / gradients[0]) ** 0.5, GRADIENT_ERROR),
     ):
         if not error <= limit:
             raise IntegrityError(
                 f"{w.name} was not written: {what} are {error:.3g} off the trained model's; rounding explains {limit:g}"
             )
+
+
+@torch.enable_grad()
+def _error_gradient(model: HPCM, y_hat: Tensor, x: Tensor, q: Tensor) -> np.ndarray:
+    """`HPCM.error_gradient` of one image at weight 1, by autograd."""
+    y_hat.requires_grad_()
+    x_hat = model.synthesise(y_hat, q)
+    error = x_hat + (x_hat.clamp(0, 1) - x_hat).detach() - x
+    (gradient,) = torch.autograd.grad(error.square().sum() / 2, y_hat)
+    return gradient[0].numpy()
 
 
 def crops_at_all_qualities(cache: Path, n: int, side: int = 384) -> Iterator[tuple[np.ndarray, int]]:
