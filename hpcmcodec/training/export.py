@@ -158,10 +158,11 @@ def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndar
         squares = (np.square(v).sum() for v in (y.numpy(), found - y[0].numpy()))
         sums += [*squares, *(-float(torch.log2(v["y"]).sum()) for v in (assumed, exact))]
         codes = (y_hat * 2**MEAN_SHIFT).round().int()
-        x_hat = trained.synthesise(codes.float() * 2.0**-MEAN_SHIFT, q)[0].permute(1, 2, 0)
+        coded = codes.float() * 2.0**-MEAN_SHIFT
+        x_hat = trained.synthesise(coded, q)[0].permute(1, 2, 0)
         wanted = (x_hat * 255).round().clamp(0, 255).numpy()
         differences.append(float(np.abs(engine.synthesise(codes[0].numpy(), quality, None) - wanted).mean()))
-        gradient = _error_gradient(trained, codes.float() * 2.0**-MEAN_SHIFT, x, q)
+        gradient = _error_gradient(trained, coded, x, q)
         weight = np.ones((*pixels.shape[:2], 1), np.float32)
         error = engine.gradient(codes[0].numpy(), pixels, weight, quality, None) - gradient
         gradients += [np.square(v).sum() for v in (gradient, error)]
@@ -280,12 +281,7 @@ def _graphs(model: HPCM) -> list[tuple[str, nn.Module, tuple[Tensor, ...], dict[
         (
             "gradient",
             _GradientGraph(model),
-            (
-                synthesis[0],
-                torch.zeros(128, 192, 3, dtype=torch.uint8),
-                torch.ones(128, 192, 1),
-                *synthesis[1:],
-            ),
+            (synthesis[0], analysis[0], torch.ones(128, 192, 1), *synthesis[1:]),
             {
                 "inputs": ["y_hat", "pixels", "weight", "scale8", "ungain"],
                 "outputs": ["gradient"],
