@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -33,7 +34,9 @@ from hpcmcodec.evaluation.monotone import Point
 from hpcmcodec.model import transforms
 from hpcmcodec.model.config import TINY
 from hpcmcodec.model.context import hyper_synthesis
-from hpcmcodec.model.hpcm import HPCM, WithoutContext, bits, from_weights
+from hpcmcodec.model.entropy import grids_at
+from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits, from_weights
+from hpcmcodec.numerics import CODE_MAX
 from hpcmcodec.training import config, export, loop, records, report, stages, states
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import Rates, Recipe, Run
@@ -708,6 +711,40 @@ def test_two_sigkills_and_damaged_checkpoints_change_nothing(
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
+def test_grids_that_ship_are_as_fine_as_the_activations_allow_and_never_coarser() -> None:
+    model = tiny.make_model()
+    model.grids = {g: e if g in FIXED_GRIDS else max(0, e - 2) for g, e in model.grids.items()}
+    model.grids["s3.cell.in"] = 11  # saturated: the network may have learned with its clamp
+    photographs = [(tiny.picture(128, 128, s), q) for s, q in ((0, 500), (1, 4000), (2, 6000), (3, 10000))]
+    fitted = export.fit_grids(model, photographs)
+    assert {g: fitted[g] for g in (*FIXED_GRIDS, "s3.cell.in")} == {
+        g: model.grids[g] for g in (*FIXED_GRIDS, "s3.cell.in")
+    }
+    assert sum(fitted[g] > e for g, e in model.grids.items()) > len(fitted) / 2
+
+    full: dict[str, float] = {}  # of the clamp of coding, at the photograph that fills it most
+    finer = copy.deepcopy(model)
+    finer.grids = fitted
+    error = {model: 0.0, finer: 0.0}
+    for pixels, quality in photographs:
+        x, q = to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]), torch.tensor([quality / 10000])
+        for g, peak in stages.peaks(model, x, q, False, 0.999).items():
+            full[g] = max(full.get(g, 0.0), peak * 2.0 ** grids_at(fitted, quality)[g] / CODE_MAX)
+        with torch.no_grad():
+            y, z = model.analyse(x, q)
+            wanted = torch.log2(model.estimate(y, z, q)[1]["y"])
+            for of in error:
+                found = torch.log2(of.estimate(y, z, q, ops=of.ops(fake_at=q))[1]["y"])
+                error[of] += (found - wanted).abs().sum().item()
+    assert error[finer] < 0.8 * error[model]
+    for g, e in model.grids.items():
+        if fitted[g] > e:
+            assert full[g] <= 0.7, g
+            assert full[g] > 0.35 or fitted[g] == 11, g
+        elif g not in FIXED_GRIDS and g in full:
+            assert full[g] > 0.35, g
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
 def test_export_replaces_nothing_where_its_files_differ_from_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -758,6 +795,28 @@ def test_commands_pack_join_and_resume(uninterrupted: tuple[Recipe, Path], tmp_p
     assert states.read(tmp_path / "resumed").facts["step"] == 25
     result = CliRunner().invoke(main, ["join", str(tmp_path / "half.ema"), "--run", str(tmp_path / "other")])
     assert (result.exit_code, "--init-from" in result.output) == (2, True)
+
+
+def test_worth_compares_exact_arithmetic_with_float_on_grids_of_training_or_of_packaged_weights(tmp_path: Path) -> None:
+    Image.fromarray(tiny.picture(64, 48)).save(tmp_path / "a.png")
+    model = tiny.make_model()
+    model.grids = {g: e if g in FIXED_GRIDS else max(0, e - 6) for g, e in model.grids.items()}
+    state = states.State(
+        {"preset": "tiny", "stage": "c", "step": 1, "grids": model.grids},
+        {f"ema/{k}": v for k, v in model.state_dict().items()},
+    )
+    states.save_checkpoint(tmp_path, state, keep=1)
+    coarse, assumed = (report.mean_bpp(model, tmp_path, [50.0], fake=fake)[0] for fake in (True, False))
+    model.grids = tiny.load().grids
+    fine = report.mean_bpp(model, tmp_path, [50.0], fake=True)[0]
+    assert len({round(v, 4) for v in (coarse, assumed, fine)}) == 3
+    with tiny.installed():
+        for exact, options in ((coarse, ()), (fine, ("--grids", tiny.NAME))):
+            command = ["worth", tmp_path, tmp_path, "--qualities", 50, *options]
+            result = CliRunner().invoke(main, [str(v) for v in command], catch_exceptions=False)
+            assert result.output.splitlines()[0] == (
+                f"q  50.0  {exact:.4f} bpp against {assumed:.4f}: {100 * (exact / assumed - 1):+.2f}%"
+            )
 
 
 def test_speed_has_a_row_for_each_stage_kind_of_crop_and_type() -> None:

@@ -141,7 +141,7 @@ def join(state: Path, folder: Path | None) -> None:
 @click.option("--name", default="lite-0", show_default=True)
 @click.option("-o", "--out", required=True, type=PATH, help="Folder of the weights.")
 @click.option("--cache", required=True, type=EXISTING, help="Where the crops come from.")
-@click.option("--crops", default=120, show_default=True, help="Crops of 384 pixels to fit the tables to.")
+@click.option("--crops", default=120, show_default=True, help="Crops of 384 pixels to fit grids and tables to.")
 def export(state: Path, name: str, out: Path, cache: Path, crops: int) -> None:
     """Write the weights and graphs that ship from STATE."""
     from hpcmcodec.training.export import crops_at_all_qualities
@@ -157,15 +157,21 @@ def export(state: Path, name: str, out: Path, cache: Path, crops: int) -> None:
 @click.argument("folder", type=EXISTING)
 @click.option("--qualities", default="10,30,50,70,90", show_default=True)
 @click.option("--against", type=PATH, help="Another state, say that of a run --without-context.")
-def worth(state: Path, folder: Path, qualities: str, against: Path | None) -> None:
+@click.option("--grids", help="Packaged weights whose grids exact arithmetic runs on, instead of those of training.")
+def worth(state: Path, folder: Path, qualities: str, against: Path | None, grids: str | None) -> None:
     """Estimated bpp of STATE over the PNGs of FOLDER: exact arithmetic against float, or against another state."""
+    from hpcmcodec import weights
     from hpcmcodec.training.report import mean_bpp
     from hpcmcodec.training.states import load_model
 
+    if against and grids:
+        raise click.UsageError("--grids are of exact arithmetic, which --against does without")
     steps = [float(v) for v in qualities.split(",")]
     model = load_model(state)
-    ours = mean_bpp(model, folder, steps, fake=against is None)
     theirs = mean_bpp(load_model(against) if against else model, folder, steps, fake=False)
+    if grids:
+        model.grids = weights.load(grids).grids
+    ours = mean_bpp(model, folder, steps, fake=against is None)
     for q, a, b in zip(steps, ours, theirs, strict=True):
         click.echo(f"q {q:5.1f}  {a:.4f} bpp against {b:.4f}: {100 * (a / b - 1):+.2f}%")
     mean = sum(a / b for a, b in zip(ours, theirs, strict=True)) / len(steps)

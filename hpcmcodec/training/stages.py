@@ -131,26 +131,37 @@ def validate(
 
 
 @torch.no_grad()
-def calibrate(model: HPCM, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
-    """Exponents from the activations' own spread: the largest e with 99.99% of the values within half the clamp.
+def peaks(model: HPCM, x: Tensor, q: Tensor, fast: bool, share: float) -> dict[str, float]:
+    """Magnitude by grid that `share` of its values stay within, at x (B, 3, H, W) in [0, 1] and q (B,).
 
-    The clamps stay in place while it looks, since the network may lean on them: a grid that saturates is widened by one
-    bit a call at most. Grids whose meaning is fixed (sigmoid, exp, y) stay.
+    The clamps stay in place while it looks, since the network may lean on them.
     """
     seen: dict[str, float] = {}
 
     def observe(grid: str, values: Tensor) -> None:
         v = values.float().abs().flatten()
-        k = max(1, int(len(v) * 0.9999))
+        k = max(1, int(len(v) * share))
         v = v.clamp(max=CODE_MAX * 2.0 ** -model.grids[grid])
         seen[grid] = max(seen.get(grid, 0.0), v.kthvalue(k).values.item())
 
     with autocast(x.device.type, fast):
         y, z = model.analyse(x, q)
         model.estimate(y, z, q, ops=FloatOps(model.derived(), model.grids, observe))
+    return seen
+
+
+def room(peak: float, within: float) -> float:
+    """Bits below the point, not whole, of the grid on which a magnitude is at `within` of the clamp; 11 at most."""
+    return min(11.0, math.log2(within * CODE_MAX / max(peak, 1e-3)))
+
+
+def calibrate(model: HPCM, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
+    """Exponents from the activations' own spread: the largest e with 99.99% of the values within half the clamp.
+
+    A grid that saturates is widened by one bit a call at most. Grids whose meaning is fixed (sigmoid, exp, y) stay.
+    """
     out = dict(model.grids)
-    for grid, peak in seen.items():
+    for grid, peak in peaks(model, x, q, fast, 0.9999).items():
         if grid not in FIXED_GRIDS:
-            wanted = math.floor(math.log2((CODE_MAX / 2) / max(peak, 1e-3)))
-            out[grid] = max(0, min(11, max(wanted, model.grids[grid] - 1)))
+            out[grid] = max(0, math.floor(room(peak, 0.5)), model.grids[grid] - 1)
     return out
