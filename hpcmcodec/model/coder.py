@@ -204,7 +204,8 @@ def thresholds(tables: Tables, centroids: np.ndarray, rate_weight: float = RATE_
     """float32 (levels, reach): the least magnitude of a residual that becomes symbol n rather than n - 1, for n >= 1.
 
     Between the two the encoder takes the smaller squared error + rate_weight * bits, errors being those against what is
-    reconstructed. Column 0 says that zero stays zero; the last one also stands for all larger symbols, which stay too.
+    reconstructed, bits those of n > 0 (for -n they differ by a count at most). Column 0 says that zero stays
+    zero; the last one also stands for all larger symbols, which stay too.
     """
     n = np.arange(reach + 1)
     place = n - centroids[:, np.minimum(n, 2)] * 2.0**-MEAN_SHIFT  # of reconstruction, beside the mean
