@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -507,3 +508,15 @@ def test_a_plot_as_svg_is_xml_with_each_curve(tmp_path: Path) -> None:
     root = ET.fromstring(svg)
     assert root.tag.endswith("svg")
     assert all(colour in svg.decode().lower() for colour in ("#d55e00", "#0072b2", "#009e73"))
+
+
+def test_a_codec_has_one_colour_in_a_plot_with_all_its_settings() -> None:
+    pytest.importorskip("matplotlib")
+    from hpcmcodec.evaluation.plots import rd_plot
+
+    names = ("hpcm", "hpcm (effort 9)", "JPEG", "AVIF", "AVIF (speed 4)")
+    drawn = [series(name, (0.1, 30.0), (0.9, 38.0), one=Curve([0.1, 0.9], [30.0, 38.0])) for name in names]
+    legend = rd_plot(drawn, "psnr", title="Averages", image_format="svg").decode().split('id="legend_1"')[1]
+    hpcm, slow, jpeg, avif, avif_slow = re.findall(r"fill: none; stroke: (#\w{6}); stroke-width: [12]\.", legend)
+    assert (hpcm, avif) == (slow, avif_slow)
+    assert len({hpcm, jpeg, avif}) == 3

@@ -1,7 +1,8 @@
 """Rate-distortion plots, light and dark, as PNG and SVG. Needs matplotlib.
 
 Colours are those of M. Okabe and K. Ito, "Color Universal Design" (2008), which people with any common form of colour
-blindness can tell apart; every curve also has a marker of its own, and curves from files are dashed.
+blindness can tell apart; every curve also has a marker of its own, and curves from files are dashed. A codec has one
+colour with all its settings: "AVIF" and "AVIF (speed 4)".
 """
 
 from __future__ import annotations
@@ -53,14 +54,16 @@ def rd_plot(
         figure = Figure(figsize=(8, 5.5), layout="constrained", facecolor=colours["paper"])
         axes = figure.subplots()
         axes.set_facecolor(colours["paper"])
+        families = list(dict.fromkeys(_family(each) for each in series))
         for i, each in enumerate(series):
+            family = families.index(_family(each))
             if metric not in each.scores:
                 continue
             points = sorted(zip(*each.curve(metric), strict=True))
             axes.plot(
                 *zip(*points, strict=True),
                 label=each.name,
-                color=_COLOURS[1 + (i - 1) % (len(_COLOURS) - 1)] if i else _COLOURS[0],
+                color=_COLOURS[1 + (family - 1) % (len(_COLOURS) - 1)] if family else _COLOURS[0],
                 marker=_MARKERS[i % len(_MARKERS)],
                 markersize=6 if i == 0 else 4.5,
                 linewidth=2.6 if i == 0 else 1.5,
@@ -84,3 +87,7 @@ def rd_plot(
         metadata = {"Date": None, "Creator": "hpcmcodec"} if image_format == "svg" else {"Software": "hpcmcodec"}
         figure.savefig(file, format=image_format, dpi=200, metadata=metadata, facecolor=colours["paper"])
     return file.getvalue()
+
+
+def _family(series: Series) -> str:
+    return series.name.split(" (")[0]
