@@ -817,6 +817,8 @@ def test_worth_compares_exact_arithmetic_with_float_on_grids_of_training_or_of_p
             assert result.output.splitlines()[0] == (
                 f"q  50.0  {exact:.4f} bpp against {assumed:.4f}: {100 * (exact / assumed - 1):+.2f}%"
             )
+    command = ["worth", str(tmp_path), str(tmp_path), "--grids", tiny.NAME, "--against", str(tmp_path)]
+    assert CliRunner().invoke(main, command).exit_code == 2
 
 
 def test_speed_has_a_row_for_each_stage_kind_of_crop_and_type() -> None:
