@@ -1,8 +1,9 @@
 """The packaged weights: where they are, what their headers say, and their tensors.
 
 One safetensors file holds a model: integers of the entropy path (`entropy.*`), tables (`tables.*`), transforms in
-float16 (`g_a.*`, `g_s.*`, `h_a.*`), gains in float32. Its metadata: "format", "name", "config" and "grids" (JSON) and
-"model_id" (hex). Two onnxruntime graphs beside it take their weights from the same file.
+float16 (`g_a.*`, `g_s.*`, `h_a.*`), gains and the prior of z (`z_prior.*`, which estimates and training use, coding
+does not) in float32. Its metadata: "format", "name", "config" and "grids" (JSON) and "model_id" (hex). Three
+onnxruntime graphs beside it take their weights from the same file.
 
 Model id: the first 8 bytes of SHA-256 over ARITHMETIC (decimal), the config's decoding JSON, the grids' JSON, then for
 each tensor that decoding uses, in order of name: name, dtype, shape (decimal, comma-separated) and bytes, each of these

@@ -489,6 +489,17 @@ def test_export_writes_weights_and_graphs_that_code_as_the_model_does(tmp_path: 
     assert light.synthesise(y_hat, 5000, None).shape == (48, 64, 3)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
+def test_exported_weights_estimate_the_bits_of_z_as_the_trained_model_does(tmp_path: Path) -> None:
+    from hpcmcodec.training.export import export
+
+    trained, z = HPCM(TINY).eval(), torch.linspace(-4, 4, TINY.hyper * 4).view(1, 2, 2, TINY.hyper)
+    wanted = trained.z_prior.likelihood(z)
+    export(trained, tiny.NAME, tmp_path, [])
+    loaded = from_weights(weights.load_file(tmp_path / f"{tiny.NAME}.safetensors"))
+    torch.testing.assert_close(loaded.z_prior.likelihood(z), wanted)
+
+
 def test_fitted_tables_code_what_they_were_fitted_to_in_fewer_bits() -> None:
     from hpcmcodec.training.export import fit_tables
 
@@ -533,7 +544,7 @@ def test_model_id_depends_on_every_tensor_that_decoding_uses_and_on_no_other() -
     w = tiny.load()
     for name, t in w.tensors.items():
         same = weights.compute_model_id(w.config, w.grids, w.tensors | {name: changed_value(t)}) == w.model_id
-        assert same == name.startswith(("g_a.", "h_a.", "gain.")), name
+        assert same == name.startswith(("g_a.", "h_a.", "gain.", "z_prior.")), name
 
 
 def test_model_id_depends_on_names_shapes_and_dtypes_too() -> None:

@@ -109,7 +109,7 @@ def export(
     for key, value in model.state_dict().items():
         if key.startswith(TRANSFORMS) and not key.endswith("log_scale"):
             tensors[key] = value.half().numpy()
-        elif key.endswith("log_scale"):
+        elif key.endswith("log_scale") or key.startswith("z_prior."):
             tensors[key] = value.numpy()
     # Everything below sees the transforms as they ship, rounded to float16.
     model.load_state_dict(
