@@ -164,7 +164,7 @@ def test_effort_makes_the_picture_better(photo: Path) -> None:
         inside("encode", photo, "-f", "-q", "80", "-e", effort)
         inside("decode", photo.with_suffix(".hpcm"), "-f")
         errors.append(np.mean((pixels(photo.with_suffix(".png")) - original) ** 2))
-    assert errors[1] < errors[0]
+    assert errors[1] < 0.98 * errors[0]
 
 
 def test_preview_is_decoded_from_a_file_cut_after_its_scale(file: Path, coded: bytes) -> None:

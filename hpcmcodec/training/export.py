@@ -42,7 +42,7 @@ from hpcmcodec.model.float_ops import FakeOps
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Z_EDGES, Z_REACH, from_weights
 from hpcmcodec.numerics import LEVELS, MEAN_SHIFT, NUMPY, ExactOps
 from hpcmcodec.training import stages
-from hpcmcodec.training.data import Crops
+from hpcmcodec.training.data import Crops, to_unit
 
 OPSET = 18
 Z_PRIOR_COUNTS = 100.0  # symbols of z that the trained prior weighs against the counted ones, in each channel of a band
@@ -155,7 +155,7 @@ def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndar
     differences: list[float] = []
     gradients = np.zeros(2)  # squares, and those of the errors
     for pixels, quality in photographs:
-        q, x = torch.tensor([quality / 10000]), torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+        x, q = _model_inputs(pixels, quality)
         y, z = trained.analyse(x, q)
         found, _ = engine.analyse(pixels, quality, None)
         y_hat, assumed = trained.estimate(y, z, q)
@@ -196,6 +196,11 @@ def _error_gradient(model: HPCM, y_hat: Tensor, x: Tensor, q: Tensor) -> np.ndar
     return gradient[0].numpy()
 
 
+def _model_inputs(pixels: np.ndarray, quality: int) -> tuple[Tensor, Tensor]:
+    """x (1, 3, H, W) in [0, 1] and q (1,) of pixels (H, W, 3) uint8 and a quality in hundredths."""
+    return to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]), torch.tensor([quality / 10000])
+
+
 def crops_at_all_qualities(cache: Path, n: int, side: int = 384) -> Iterator[tuple[np.ndarray, int]]:
     """n random crops (side, side, 3) uint8, their qualities spread evenly over the range."""
     crops, rng = Crops(cache), np.random.default_rng(1)
@@ -210,8 +215,7 @@ def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, int]]) -> dic
     least: dict[str, float] = {}
     for pixels, quality in photographs:
         finer = grids_at(model.grids, quality)
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-        for grid, peak in stages.peaks(model, x, torch.tensor([quality / 10000]), False, 0.999).items():
+        for grid, peak in stages.peaks(model, *_model_inputs(pixels, quality), False, 0.999).items():
             e = stages.room(peak, 0.7) - (finer[grid] - model.grids[grid])
             least[grid] = min(least.get(grid, e), e)
     return {g: e if g in FIXED_GRIDS else max(e, math.floor(least.get(g, e))) for g, e in model.grids.items()}
@@ -226,8 +230,7 @@ def fit_tables(
     coder = _Counting(model.config, ExactOps(NUMPY, integers, model.grids), first)
     for pixels, quality in photographs:
         with torch.no_grad():
-            x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-            y, z = model.analyse(x, torch.tensor([quality / 10000]))
+            y, z = model.analyse(*_model_inputs(pixels, quality))
         coder.encode(y[0].numpy(), z[0].numpy(), quality)
         z_hat, at = np.rint(z[0].numpy()).reshape(-1, len(cdf)), z_tables_of(quality, len(cdf))
         below[at] += (z_hat[:, :, None] < Z_EDGES).sum(0)
