@@ -534,6 +534,13 @@ def test_effort_lowers_the_loss_and_more_of_it_lowers_it_further(
     assert losses[2] < 0.997 * losses[1]
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_effort_settles_where_the_distortion_is_steepest(size: int) -> None:
+    squares = 255 * np.random.default_rng(0).integers(0, 2, (128 // size, 128 // size, 3), np.uint8)
+    picture = squares.repeat(size, axis=0).repeat(size, axis=1)
+    assert loss_of(picture, 100, effort=9) < loss_of(picture, 100)
+
+
 @given(width=st.integers(1, 60), height=st.integers(1, 60), hundredths=st.integers(0, 10000))
 @settings(max_examples=10)
 def test_a_file_made_with_effort_comes_back(width: int, height: int, hundredths: int) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, features
 
 from hpcmcodec import __version__, weights
+from hpcmcodec.codec import ROUNDS
 from hpcmcodec.evaluation.metrics import psnr_db
 
 Pixels = npt.NDArray[np.uint8]
@@ -98,7 +99,7 @@ def _hpcm(name: str, effort: int, qualities: tuple[float, ...]) -> Codec:
 
     return Codec(
         name,
-        "light engine" + (f", effort {effort}" if effort else ""),
+        "light engine" + (f", {ROUNDS[effort]} rounds" if effort else ""),
         qualities,
         (0, 100, 0.5),
         encode,
