@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, features
 
-from hpcmcodec import __version__, weights
-from hpcmcodec.codec import ROUNDS
+from hpcmcodec import __version__, codec, weights
 from hpcmcodec.evaluation.metrics import psnr_db
 
 Pixels = npt.NDArray[np.uint8]
@@ -93,13 +92,11 @@ def near(codec: Codec, pixels: Pixels, n_bytes: int, threads: int = 1) -> tuple[
 
 def _hpcm(name: str, effort: int, qualities: tuple[float, ...]) -> Codec:
     def encode(pixels: Pixels, quality: float, threads: int) -> bytes:
-        from hpcmcodec import codec
-
         return codec.encode(pixels, quality, effort=effort, max_pixels=None)
 
     return Codec(
         name,
-        "light engine" + (f", {ROUNDS[effort]} rounds" if effort else ""),
+        "light engine" + (f", {codec.ROUNDS[effort]} rounds" if effort else ""),
         qualities,
         (0, 100, 0.5),
         encode,
@@ -109,8 +106,6 @@ def _hpcm(name: str, effort: int, qualities: tuple[float, ...]) -> Codec:
 
 
 def _hpcm_decode(data: bytes, threads: int) -> Pixels:
-    from hpcmcodec import codec
-
     return np.asarray(codec.decode(data, max_pixels=None))
 
 
