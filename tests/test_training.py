@@ -37,7 +37,7 @@ from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.entropy import grids_at
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits, from_weights
 from hpcmcodec.numerics import CODE_MAX
-from hpcmcodec.training import config, export, loop, records, report, stages, states
+from hpcmcodec.training import config, export, loop, records, report, stages, states, synthetic
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import Rates, Recipe, Run
 from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
@@ -117,6 +117,8 @@ def test_every_value_of_a_recipe_is_overridden_by_an_option_of_its_name() -> Non
         ({"model": '{"wavelets": 3}'}, "wavelets"),
         ({"model": '{"memory": "x"}'}, "memory"),
         ({"decay": 1.5}, "share of the run"),
+        ({"synthetic": 1.5}, "share of the crops"),
+        ({"limit": -1}, "limit is a loss"),
         ({"keep": 0}, "at least 1"),
         ({"rescale": "0.5"}, "two factors"),
         ({"distortion": "ms-ssim", "crops": "128:4"}, "176"),
@@ -148,6 +150,15 @@ def test_unknown_tables_and_keys_of_a_file_are_refused(tmp_path: Path) -> None:
 def test_recipe_survives_the_run_folder(tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     assert config.load(tmp_path / "recipe.json") == recipe
+
+
+def test_a_run_whose_recipe_names_neither_share_nor_limit_goes_on_without_them(tmp_path: Path, recipe: Recipe) -> None:
+    tables = json.loads(recipe.to_json())
+    del tables["data"]["synthetic"], tables["objective"]["limit"]
+    (tmp_path / "recipe.json").write_text(json.dumps(tables))
+    found = config.load(tmp_path / "recipe.json")
+    assert (found.data.synthetic, found.objective.limit) == (0, 0)
+    assert found == recipe
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -209,6 +220,63 @@ def test_crops_depend_on_the_generator_alone(cache: Path) -> None:
         crops.batch(np.random.default_rng(5), 1, 512)
     with pytest.raises(InputError, match="no cache"):
         Crops(cache / "nowhere")
+
+
+def test_a_share_of_crops_is_made_and_the_others_stay_the_same_photographs(cache: Path) -> None:
+    crops, n = Crops(cache), 240
+    photographs, mixed = (crops.batch(np.random.default_rng(5), n, 32, share) for share in (0.0, 0.25))
+    assert torch.equal(crops.batch(np.random.default_rng(5), n, 32, 0.25), mixed)
+    made = (mixed != photographs).flatten(1).any(1)
+    assert 0.25 * n - 4 * (n * 0.25 * 0.75) ** 0.5 < made.sum() < 0.25 * n + 4 * (n * 0.25 * 0.75) ** 0.5
+    all_made = crops.batch(np.random.default_rng(5), n, 32, 1.0)
+    assert torch.equal(all_made[made], mixed[made])  # a crop does not depend on whether its neighbours are made
+    assert (all_made != photographs).flatten(1).any(1).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", synthetic.KINDS)
+def test_a_made_crop_depends_on_its_generator_and_its_photograph_alone(kind: str) -> None:
+    make, _ = synthetic.KINDS[kind]
+    seen = set()
+    for size in (32, 80):
+        photograph = tiny.picture(size, size)
+        photograph.flags.writeable = False
+        for seed in range(25):
+            crop = make(np.random.default_rng(seed), photograph)
+            assert (crop.shape, crop.dtype) == (photograph.shape, np.uint8)
+            assert np.array_equal(make(np.random.default_rng(seed), photograph), crop)
+            seen.add(crop.tobytes())
+    assert len(seen) > 30
+    assert max(max(s) for s in seen) > 240
+    assert min(min(s) for s in seen) < 15
+
+
+def test_each_kind_is_made_as_often_as_its_probability_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def noted(kind: str) -> synthetic.Kind:
+        return lambda rng, photograph: (seen.append(kind), photograph)[1]
+
+    wanted = {k: p for k, (_, p) in synthetic.KINDS.items()}
+    monkeypatch.setattr(synthetic, "KINDS", {k: (noted(k), p) for k, p in wanted.items()})
+    rng, photograph = np.random.default_rng(0), tiny.picture(16, 16)
+    for _ in range(3000):
+        synthetic.make(rng, photograph)
+    assert {k: seen.count(k) / 3000 for k in wanted} == pytest.approx(wanted, abs=0.035)
+
+
+def test_patterns_alternate_from_pixel_to_pixel_and_text_has_a_colour_for_each_subpixel() -> None:
+    photograph = tiny.picture(48, 48)
+    pattern, _ = synthetic.KINDS["pattern"]
+    patterns = [pattern(np.random.default_rng(seed), photograph).astype(int) for seed in range(40)]
+    boards = [
+        p for p in patterns if all((np.diff(p, axis=a) != 0).any(2).all() for a in (0, 1)) and (p[2:] == p[:-2]).all()
+    ]
+    assert len(boards) >= 3
+    label = synthetic.Label(4, 4, "ill", 14)
+    lcd, grey = (synthetic._coverage(r, (24, 32), [label], synthetic.LCD_TAPS[0]) for r in ("lcd", "grey"))
+    assert (np.ptp(lcd, axis=2) > 0.2).any()
+    assert np.ptp(grey, axis=2).max() == 0
+    assert lcd.sum() == pytest.approx(grey.sum(), rel=0.02)  # the same ink
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -304,6 +372,18 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
         kept.append(sum(sizes))
     assert kept[1] < 0.5 * kept[0]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True) if a is not None and b is not None)
+
+
+def test_a_limit_leaves_small_losses_alone_and_holds_the_gradient_of_large_ones() -> None:
+    cost = torch.tensor([0.5, 3.0, 30.0, 3e4], requires_grad=True)
+    counted = stages.limited(cost, 3.0)
+    counted.sum().backward()
+    assert counted.tolist() == pytest.approx([0.5, 3.0, 3 + 3 * np.log(10), 3 + 3 * np.log(1e4)])
+    assert cost.grad is not None
+    assert cost.grad.tolist() == pytest.approx([1, 1, 0.1, 1e-4])
+    model, x, q = first_values().eval(), torch.rand(2, 3, 64, 64), torch.tensor([0.2, 0.9])
+    free, held = (stages.loss_of(model, x, q, False, joint=True, fake=False, limit=v)[0].item() for v in (0.0, 0.1))
+    assert held < free
 
 
 def test_ms_ssim_weighs_structure_and_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -629,7 +709,7 @@ def uninterrupted(
     recipe = config.load("tiny").override(
         {"cache": str(cache), "crops": "64:2,48:2", "steps": 24, "precision": "float32", "seed": 3, "rescale": "0.8,1"}
         | {"log_every": 2, "save_every": 3, "validate_every": 1000, "calibrate_at": "5,9", "warm": 4, "fake": 0.2}
-        | {"stage": request.param}
+        | {"stage": request.param, "synthetic": 0.3, "limit": 3.0}
     )
     folder = tmp_path_factory.mktemp("uninterrupted")
     loop.train(recipe, folder)

@@ -57,6 +57,7 @@ class Data:
     cache: str = option("", "folder of decoded photographs, made by `cache`")
     crops: tuple[str, ...] = option(("192:8",), "size:batch, one of them drawn each step; sizes are multiples of 16")
     rescale: tuple[float, ...] = option((), "factors low,high: crops are scaled down by a random one in between")
+    synthetic: float = option(0.0, "share of crops that are made: text, controls, patterns, dithers, halftones")
     validation: str = option("", "folder of held-out PNG files; none: no validation")
     images: int = option(16, "validation images to use")
 
@@ -82,6 +83,7 @@ class Objective:
     """What is minimised."""
 
     distortion: str = option("mse", "mse, or ms-ssim (needs pytorch-msssim and crops of 176 pixels or more)")
+    limit: float = option(0.0, "loss of a crop above which it counts by its logarithm; 0: none")
     fake: float = option(0.0, "last share of the run that computes the entropy path as coding does")
     calibrate_at: tuple[int, ...] = option((), "steps of the run after which the grids follow the activations' spread")
 
@@ -114,9 +116,15 @@ class Recipe:
         _among("precision", run.precision, ("auto", "bf16", "float32"))
         _among("device", run.device.split(":")[0], ("auto", "cpu", "cuda"))
         _among("distortion", self.objective.distortion, ("mse", "ms-ssim"))
-        for name, share in (("decay", rates.decay), ("fake", self.objective.fake)):
+        for name, whole, share in (
+            ("decay", "the run", rates.decay),
+            ("fake", "the run", self.objective.fake),
+            ("synthetic", "the crops", self.data.synthetic),
+        ):
             if not 0 <= share <= 1:
-                raise InputError(f"{name} is a share of the run, 0 to 1, not {share:g}")
+                raise InputError(f"{name} is a share of {whole}, 0 to 1, not {share:g}")
+        if not self.objective.limit >= 0:
+            raise InputError(f"limit is a loss, or 0 for none, not {self.objective.limit:g}")
         if rates.warm < 1 or rates.hold < 1 or min(asdict(self.records).values()) < 1:
             raise InputError("warm, hold and all of [records] are at least 1")
         if run.stage == "a" and run.without_context:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from hpcmcodec.errors import InputError
+from hpcmcodec.training import synthetic
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
 SMALLEST_SIDE = 256
@@ -90,8 +91,10 @@ class Crops:
         weight = (index[:, 1] * index[:, 2]).astype(float) ** 0.75
         return index, weight / weight.sum()
 
-    def batch(self, rng: np.random.Generator, n: int, size: int) -> Tensor:
-        """(n, 3, size, size) uint8, channels last in memory."""
+    def batch(self, rng: np.random.Generator, n: int, size: int, share: float = 0.0) -> Tensor:
+        """(n, 3, size, size) uint8, channels last in memory; each crop is made, not a photograph, with probability
+        `share`. All others are the same for every share.
+        """
         index, weight = self.of_size(size)
         out = np.empty((n, size, size, 3), np.uint8)
         for i, k in enumerate(rng.choice(len(index), n, p=weight)):
@@ -106,6 +109,10 @@ class Crops:
             if rng.random() < 0.5:
                 crop = crop[:, ::-1]
             out[i] = crop.transpose(1, 0, 2) if rng.random() < 0.5 else crop
+        if share:
+            for i, (chance, seed) in enumerate(zip(rng.random(n), rng.integers(2**63, size=n), strict=True)):
+                if chance < share:
+                    out[i] = synthetic.make(np.random.default_rng(seed), out[i])
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 

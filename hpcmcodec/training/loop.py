@@ -188,7 +188,14 @@ class Trainer:
         torch.manual_seed(int(self._generator(NOISE).integers(2**62)))
         fake = recipe.objective.fake > 0 and self.progress >= 1 - recipe.objective.fake
         loss, _ = stages.loss_of(
-            self.model, x, q, self.fast, joint=self.joint, fake=fake, distortion=recipe.objective.distortion
+            self.model,
+            x,
+            q,
+            self.fast,
+            joint=self.joint,
+            fake=fake,
+            distortion=recipe.objective.distortion,
+            limit=recipe.objective.limit,
         )
         for o in self.optimisers:
             o.zero_grad(set_to_none=True)
@@ -227,7 +234,7 @@ class Trainer:
         rng = self._generator(CROPS, step)
         kinds = self.recipe.crops
         size, n = kinds[int(rng.integers(len(kinds)))]
-        return self.crops.batch(rng, n, size)
+        return self.crops.batch(rng, n, size, self.recipe.data.synthetic)
 
     def _batch(self, step: int) -> Tensor:
         """The crops of a step on the device; beside a GPU, those of the next one are cut while it computes."""

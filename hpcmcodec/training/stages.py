@@ -5,7 +5,8 @@
     c   HPCM: everything; rate + distortion
 
 Loss: bpp + lmbda(q) * 255^2 * MSE, or bpp + lmbda(q) * MS_SSIM_WEIGHT * (1 - MS-SSIM). q is stratified over each batch,
-each sample weighted (lmbda / lmbda(0.5))^-0.45, so that every quality learns.
+each sample weighted (lmbda / lmbda(0.5))^-0.45, so that every quality learns. A limit bounds what single crops say: the
+gradient of a dithered crop can be thousands of times that of a photograph.
 """
 
 from __future__ import annotations
@@ -94,9 +95,17 @@ def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def loss_of(
-    model: HPCM, x: Tensor, q: Tensor, fast: bool, *, joint: bool, fake: bool, distortion: str = "mse"
+    model: HPCM,
+    x: Tensor,
+    q: Tensor,
+    fast: bool,
+    *,
+    joint: bool,
+    fake: bool,
+    distortion: str = "mse",
+    limit: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted training loss and the plain bpp of each sample."""
+    """The weighted training loss and the plain bpp of each sample. limit: see `limited`; 0 for none."""
     bpp, y_hat = rate(model, x, q, fast, fake=fake)
     weight = (lmbda(q) / lmbda(torch.tensor(0.5))) ** -0.45
     cost = bpp
@@ -104,7 +113,13 @@ def loss_of(
         with autocast(x.device.type, fast):
             x_hat = model.synthesise(y_hat, q)
         cost = bpp + distortion_of(x_hat, x, q, distortion)
-    return (weight * cost).mean(), bpp.detach()
+    cost = weight * cost
+    return (limited(cost, limit) if limit else cost).mean(), bpp.detach()
+
+
+def limited(cost: Tensor, limit: float) -> Tensor:
+    """Losses above the limit L counted as L (1 + ln(loss / L)): their gradient is that of L / loss times the loss."""
+    return torch.where(cost <= limit, cost, limit * (1 + (cost.clamp(min=limit) / limit).log()))
 
 
 @torch.no_grad()
