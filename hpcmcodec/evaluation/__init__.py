@@ -7,6 +7,7 @@ python -m hpcmcodec.evaluation.speed [IMAGE]      whole commands, in units of `i
 python -m hpcmcodec.evaluation.bench              speed and memory by size and phase, beside other codecs
 python -m hpcmcodec.evaluation.previews PATH...   what the scales of a file are worth
 python -m hpcmcodec.evaluation.monotone PATH...   whether a larger quality is always a better file
+python -m hpcmcodec.evaluation.robustness PATH...  pictures that are no photographs, against AVIF and a flat picture
 """
 
 import importlib.util
