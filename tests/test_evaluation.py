@@ -1,6 +1,5 @@
 """The evaluation: PSNR, BD-rate, the codecs compared with, and the programs that report on real files."""
 
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hpcmcodec.container import parse_header
-from hpcmcodec.evaluation import demo, previews, sample_photo, speed
+from hpcmcodec.evaluation import demo, sample_photo
 from hpcmcodec.evaluation.codecs import CODECS, Coded, jpeg, jpeg_near
 from hpcmcodec.evaluation.metrics import Curve, bd_rate, psnr_db
 
@@ -174,62 +173,3 @@ def test_the_sheet_has_room_for_any_shape(size: tuple[int, int]) -> None:
     sheet = demo.comparison_sheet(pixels, results)
     assert sheet.width >= 4 * demo.COLUMN
     assert (np.asarray(sheet) == 100).all(axis=2).sum() >= 6 * min(width, demo.COLUMN) * min(height, demo.COLUMN)
-
-
-@pytest.fixture
-def folder(pixels: np.ndarray, tmp_path: Path) -> Path:
-    """Two small images, and a file that is none."""
-    Image.fromarray(pixels).save(tmp_path / "b.png")
-    Image.fromarray(pixels[::-1].copy()).save(tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("not an image")
-    return tmp_path
-
-
-def test_previews_are_measured_on_each_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = previews.main([str(folder), "--qualities", "20,80"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| 20", "| 80"]
-    assert ("rises from scale to scale on each of 2 images" in lines[-1]) == (code == 0)
-
-
-def test_a_preview_that_is_no_better_than_a_coarser_one_is_named() -> None:
-    results = {"good.png": [(20.0, 25.0, 30.0)], "flat.png": [(25.0, 25.0, 31.0)]}
-    text = previews.markdown(results, [40])
-    assert "| 40 | 22.50 | 25.00 | 30.50 |" in text
-    assert text.endswith("PSNR does not rise from scale to scale: flat.png at 40.")
-    del results["flat.png"]
-    assert previews.markdown(results, [40]).endswith("on each of 1 images at each quality.")
-
-
-@pytest.mark.parametrize("qualities", ["10,x", "10,101", "nan"])
-def test_bad_qualities_are_usage_errors(qualities: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        previews.main([str(folder), "--qualities", qualities])
-    assert exit_info.value.code == 2
-    assert "hpcm" in capsys.readouterr().err
-
-
-def test_a_folder_without_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert previews.main([str(tmp_path)]) == 3
-    assert "no images" in capsys.readouterr().err
-
-
-def test_the_speed_table_has_medians_and_ratios_to_import_torch() -> None:
-    times = {speed.UNIT: [2.0, 9.0, 1.0], "hpcm encode": [0.5, 1.5, 0.7]}
-    lines = speed.markdown(times).splitlines()
-    assert lines[2:] == ["| `import torch` | 2.00 | 1.00 |", "| `hpcm encode` | 0.70 | 0.35 |"]
-    assert speed.markdown({"hpcm info": [0.1]}).splitlines()[2:] == ["| `hpcm info` | 0.10 | torch is not installed |"]
-
-
-def test_the_speed_of_whole_commands_is_measured_and_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = folder / "times.json"
-    assert speed.main([str(folder / "a.png"), "--rounds", "1", "-o", str(output)]) == 0
-    seconds = json.loads(output.read_text())["seconds"]
-    assert {"hpcm encode", "hpcm decode", "hpcm info"} <= set(seconds)
-    assert all(len(each) == 1 and each[0] > 0 for each in seconds.values())
-    assert f"a.png, median of 1 runs on {speed.cpu_name()}" in capsys.readouterr().out
-
-
-def test_a_failing_command_is_reported_with_its_own_words(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert speed.main([str(folder / "notes.txt"), "--rounds", "1"]) == 1
-    assert "hpcmcodec" in capsys.readouterr().err
