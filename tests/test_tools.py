@@ -188,7 +188,9 @@ def test_a_codec_measured_in_two_versions_or_with_gaps_is_refused(folder: Path, 
         collect.collected([], photos)
 
 
-def test_published_tables_leave_their_bd_rates_alone(folder: Path, evaluation: Path, tmp_path: Path) -> None:
+def test_published_tables_leave_their_bd_rates_alone(
+    folder: Path, evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, out = tmp_path / "measured.json", tmp_path / "published.json"
     photos = find_photos([folder / "a.png", folder / "b.png"], None)
     content = collect.collected([r for r in Store(evaluation / "measurements.jsonl") if r.version != "1"], photos)
@@ -197,6 +199,10 @@ def test_published_tables_leave_their_bd_rates_alone(folder: Path, evaluation: P
     table = {"name": "Theirs", "description": "their source", "results": {"bpp": list(bpp)}}
     table["results"]["psnr-rgb"] = [26.5, 30.5, 34.5]  # type: ignore[index]
     (tmp_path / "theirs.json").write_text(json.dumps(table))
+    refused = run("published", path, tmp_path / "theirs.json", "-o", out)
+    assert (refused.exit_code, out.exists()) == (3, False)
+    assert "measured on 2 images, while published tables are averages over 24" in refused.stderr
+    monkeypatch.setattr(collect, "KODAK_IMAGES", 2)
     assert run("published", path, tmp_path / "theirs.json", "-o", out).exit_code == 0
     (rate,) = json.loads(out.read_text())["rates"]
     assert rate == {

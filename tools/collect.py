@@ -29,6 +29,9 @@ from tools import facts
 OURS = ("hpcm", "hpcm-slow")
 """The codecs that the page of results is about."""
 
+KODAK_IMAGES = 24
+"""Published tables are averages over all of them: fewer images have other averages, whatever the codec."""
+
 _DECIMALS = {"psnr": 4, "ms-ssim": 6, "ssimulacra2": 3}  # well below what a BD-rate of one decimal shows
 
 
@@ -53,7 +56,13 @@ def collect(evaluation: Path, paths: tuple[Path, ...], output: Path, commit: str
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="JSON")
 def published(measured: Path, tables: tuple[Path, ...], output: Path) -> None:
     """BD-rates of the result file MEASURED against published TABLES in CompressAI's JSON schema."""
-    series = series_of(facts.read(measured))
+    content = facts.read(measured)
+    series = series_of(content)
+    if len(content["images"]) != KODAK_IMAGES:
+        raise InputError(
+            f"{measured}: measured on {len(content['images'])} images, while published tables are averages over "
+            f"{KODAK_IMAGES}: measure all Kodak images first"
+        )
     rates = []
     for table in tables:
         anchor = read_series(table)
