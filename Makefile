@@ -48,9 +48,9 @@ lint: .venv-test/ready
 	.venv-test/bin/mypy
 
 bench: .venv-test/ready kernels-if-compiler
-	.venv-test/bin/python -m hpcmcodec.evaluation.speed $(if $(IMAGE),"$(IMAGE)")
-	.venv-test/bin/python -m hpcmcodec.evaluation.bench
-	.venv-test/bin/python -m hpcmcodec.evaluation.kernels
+	.venv-test/bin/python -m tools speed $(if $(IMAGE),"$(IMAGE)")
+	.venv-test/bin/python -m tools bench
+	.venv-test/bin/python -m tools kernels
 
 # The standard library is all that this needs. It does nothing where the sources have been built already.
 kernels:
@@ -61,7 +61,7 @@ kernels-if-compiler:
 
 clean:
 	rm -rf kernels/*.so kernels/.build-* .venv .venv-test .venv-oldest demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find hpcmcodec tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find hpcmcodec tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/ready: $(INPUTS)
 	@echo "Making .venv (without torch)"

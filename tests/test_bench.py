@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from hpcmcodec import weights
-from hpcmcodec.evaluation import bench, compressai_models, process
+from hpcmcodec.evaluation import compressai_models, process
 from tests import tiny
+from tools import bench
+from tools.__main__ import main
 
 
 def test_the_picture_of_each_size_is_made_of_photographs(photos: dict[str, Path]) -> None:
@@ -43,9 +46,7 @@ def test_multiplications_of_a_transform_follow_from_its_shapes() -> None:
     assert found["encode"] - found["decode"] == pytest.approx(analysis + hyper - synthesis)
 
 
-def test_tables_have_every_codec_ratio_phase_and_roofline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_have_every_codec_ratio_phase_and_roofline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(direction: str, codec: str, source: Path, target: Path, *, quality: float = 0, threads: int = 1) -> dict:
         target.write_bytes(b"x" * 1234)
         seconds = 2.0 if codec == "hpcm" else 0.5
@@ -55,8 +56,10 @@ def test_tables_have_every_codec_ratio_phase_and_roofline(
     monkeypatch.setattr(process, "run", run)
     monkeypatch.setattr(bench, "gemm_rate", lambda threads: 1e11)
     output = tmp_path / "bench.json"
-    assert bench.main(["--sizes", "0.4,2", "--codecs", "hpcm,webp", "--rounds", "2", "-o", str(output)]) == 0
-    text = capsys.readouterr().out
+    arguments = ["--sizes", "0.4,2", "--codecs", "hpcm,webp", "--rounds", "2", "-o", str(output)]
+    done = CliRunner().invoke(main, ["bench", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    text = done.stdout
     assert "| 0.4 | hpcm | 1,234 | 3.00 |  | 2.00 |  | 0.20 | 500 |" in text
     assert "| 2 | WebP | 1,234 | 1.50 | 0.50 | 0.50 | 0.25 | 3.98 | 500 |" in text
     assert "| decode, 2 MP | 1.00 | 0.00 | 0.00 | 0.00 | 0.00 | 0.00 | 2.00 |" in text
@@ -81,9 +84,7 @@ def test_a_codec_beyond_its_largest_size_is_left_out_of_it(tmp_path: Path, monke
 
 @pytest.mark.parametrize("arguments", [["--sizes", "1"], ["--codecs", "gif"], ["--rounds", "0"], ["--threads", "0"]])
 def test_bad_arguments_are_usage_errors(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        bench.main(arguments)
-    assert exit_info.value.code == 2
+    assert CliRunner().invoke(main, ["bench", *arguments]).exit_code == 2
 
 
 @pytest.mark.slow

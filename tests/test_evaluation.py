@@ -1,7 +1,5 @@
 """The evaluation: PSNR, BD-rate, the codecs compared with, and the programs that report on real files."""
 
-import itertools
-import json
 import math
 from pathlib import Path
 
@@ -11,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hpcmcodec import weights
 from hpcmcodec.container import parse_header
-from hpcmcodec.evaluation import demo, previews, robustness, sample_photo, speed
+from hpcmcodec.evaluation import demo, sample_photo
 from hpcmcodec.evaluation.codecs import CODECS, Coded, jpeg, jpeg_near
 from hpcmcodec.evaluation.metrics import Curve, bd_rate, psnr_db
-from hpcmcodec.evaluation.monotone import Point
 
 ANCHOR = Curve([0.25, 0.4, 0.75, 1.3, 2.4], [28.1, 30.2, 33.0, 35.9, 39.8])
 OTHER = Curve([0.1, 0.2, 0.45, 0.9, 1.8], [27.0, 29.9, 33.4, 36.6, 40.6])
@@ -177,132 +173,3 @@ def test_the_sheet_has_room_for_any_shape(size: tuple[int, int]) -> None:
     sheet = demo.comparison_sheet(pixels, results)
     assert sheet.width >= 4 * demo.COLUMN
     assert (np.asarray(sheet) == 100).all(axis=2).sum() >= 6 * min(width, demo.COLUMN) * min(height, demo.COLUMN)
-
-
-@pytest.fixture
-def folder(pixels: np.ndarray, tmp_path: Path) -> Path:
-    """Two small images, and a file that is none."""
-    Image.fromarray(pixels).save(tmp_path / "b.png")
-    Image.fromarray(pixels[::-1].copy()).save(tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("not an image")
-    return tmp_path
-
-
-def test_previews_are_measured_on_each_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = previews.main([str(folder), "--qualities", "20,80"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| 20", "| 80"]
-    assert ("rises from scale to scale on each of 2 images" in lines[-1]) == (code == 0)
-
-
-def test_a_preview_that_is_no_better_than_a_coarser_one_is_named() -> None:
-    results = {"good.png": [(20.0, 25.0, 30.0)], "flat.png": [(25.0, 25.0, 31.0)]}
-    text = previews.markdown(results, [40])
-    assert "| 40 | 22.50 | 25.00 | 30.50 |" in text
-    assert text.endswith("PSNR does not rise from scale to scale: flat.png at 40.")
-    del results["flat.png"]
-    assert previews.markdown(results, [40]).endswith("on each of 1 images at each quality.")
-
-
-@pytest.mark.parametrize("qualities", ["10,x", "10,101", "nan"])
-def test_bad_qualities_are_usage_errors(qualities: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        previews.main([str(folder), "--qualities", qualities])
-    assert exit_info.value.code == 2
-    assert "hpcm" in capsys.readouterr().err
-
-
-def test_a_folder_without_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert previews.main([str(tmp_path)]) == 3
-    assert "no images" in capsys.readouterr().err
-
-
-def test_the_speed_table_has_medians_and_ratios_to_import_torch() -> None:
-    times = {speed.UNIT: [2.0, 9.0, 1.0], "hpcm encode": [0.5, 1.5, 0.7]}
-    lines = speed.markdown(times).splitlines()
-    assert lines[2:] == ["| `import torch` | 2.00 | 1.00 |", "| `hpcm encode` | 0.70 | 0.35 |"]
-    assert speed.markdown({"hpcm info": [0.1]}).splitlines()[2:] == ["| `hpcm info` | 0.10 | torch is not installed |"]
-
-
-def test_the_speed_of_whole_commands_is_measured_and_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = folder / "times.json"
-    assert speed.main([str(folder / "a.png"), "--rounds", "1", "-o", str(output)]) == 0
-    seconds = json.loads(output.read_text())["seconds"]
-    assert {"hpcm encode", "hpcm decode", "hpcm info"} <= set(seconds)
-    assert all(len(each) == 1 and each[0] > 0 for each in seconds.values())
-    assert f"a.png, median of 1 runs on {speed.cpu_name()}" in capsys.readouterr().out
-
-
-def test_a_failing_command_is_reported_with_its_own_words(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert speed.main([str(folder / "notes.txt"), "--rounds", "1"]) == 1
-    assert "hpcmcodec" in capsys.readouterr().err
-
-
-# --- pictures that are no photographs ---------------------------------------------------------------------------------
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 20), st.floats(5, 60) | st.just(math.inf))))
-def test_a_frontier_rises_and_nothing_beats_it(points: list[tuple[float, float]]) -> None:
-    curve = robustness.frontier(points)
-    kept = list(zip(*curve, strict=True))
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(kept))
-    assert set(kept) <= set(points)
-    for bpp, score in points:
-        assert score == math.inf or any(b <= bpp and s >= score for b, s in kept)
-
-
-def test_held_out_images_are_rgb_and_the_same_for_a_seed() -> None:
-    pytest.importorskip("matplotlib")
-    first, again = dict(robustness.held_out(20)), dict(robustness.held_out(20))
-    assert {name.split("-")[0] for name in first} == {
-        *("text", "panel", "checkerboard", "stripes", "dither", "halftone", "shaded")
-    }
-    for name, image in first.items():
-        assert (image.shape, image.dtype) == ((robustness.HEIGHT, robustness.WIDTH, 3), np.uint8)
-        assert np.array_equal(image, again[name])
-    assert len({image.tobytes() for image in first.values()}) == len(first)
-    assert not np.array_equal(next(image for _, image in robustness.held_out(21)), next(iter(first.values())))
-    coloured = np.ptp(first["text-serif-subpixel"].astype(int), axis=2).max()
-    assert coloured > 100
-    assert np.ptp(first["text-serif"].astype(int), axis=2).max() == 0
-
-
-@pytest.mark.skipif(bool(CODECS["avif"].missing()), reason="this Pillow does not write AVIF")
-def test_robustness_names_falls_of_psnr_and_what_a_flat_picture_beats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows, columns = np.mgrid[:64, :64]
-    Image.fromarray((100 + 100 * ((rows + columns) % 2)).astype(np.uint8)).save(tmp_path / "board.png")
-    flat = 20 * math.log10(255 / 50)
-    curve = {q: flat + q / 100 for q in robustness.QUALITIES}
-
-    def run(changes: dict[int, float]) -> tuple[int, list[str]]:
-        points = [Point(q, 0.1 + q / 50, psnr) for q, psnr in (curve | changes).items()]
-        monkeypatch.setattr(robustness, "measure", lambda path, qualities, model: points)
-        code = robustness.main([str(tmp_path)])
-        return code, [line.strip() for line in capsys.readouterr().out.splitlines() if "fault" in line]
-
-    assert run({}) == (0, ["0 faults"])
-    assert run({60: curve[50] - 0.04}) == (0, ["0 faults"])
-    assert run({60: curve[50] - 0.06}) == (
-        1,
-        [f"fault: q 50 to 60: {curve[50]:.2f} to {curve[50] - 0.06:.2f} dB", "1 faults"],
-    )
-    code, said = run({q: flat - 1 + q / 1000 for q in curve})
-    assert (code, said[0]) == (1, f"fault: q 90: {flat - 0.91:.2f} dB, flat {flat:.2f}")
-
-
-@pytest.mark.skipif(bool(CODECS["avif"].missing()), reason="this Pillow does not write AVIF")
-def test_robustness_measures_real_files_against_avif_at_equal_psnr(pixels: np.ndarray, tmp_path: Path) -> None:
-    Image.fromarray(pixels).save(tmp_path / "photograph.png")
-    verdict = robustness.judge(tmp_path / "photograph.png", weights.DEFAULT_MODEL)
-    assert [row.point.quality for row in verdict.rows] == list(range(0, 101, 10))
-    assert verdict.flat == psnr_db(pixels, np.full_like(pixels, np.rint(pixels.mean((0, 1)))))
-    assert verdict.faults == []
-    assert verdict.bd_rate < 0  # as on photographs in general
-    within = [row.ratio for row in verdict.rows if not math.isnan(row.ratio)]
-    assert len(within) >= 5
-    assert min(within) < 1 + verdict.bd_rate / 100 < max(within)
-    assert [line for line in robustness.lines("photograph", verdict) if "photograph" in line] == [
-        f"photograph: flat {verdict.flat:.2f} dB; BD-rate against AVIF: {verdict.bd_rate:+.1f}%"
-    ]

@@ -29,8 +29,6 @@ from torch import nn
 
 from hpcmcodec import codec, weights
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
-from hpcmcodec.evaluation import monotone
-from hpcmcodec.evaluation.monotone import Point
 from hpcmcodec.model import transforms
 from hpcmcodec.model.config import TINY
 from hpcmcodec.model.context import hyper_synthesis
@@ -933,40 +931,6 @@ def test_plot_draws_joint_and_rate_only_runs(tmp_path: Path, monkeypatch: pytest
         record["validation"] = [row[:2] for row in record["validation"]]  # type: ignore[attr-defined]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
     assert report.plot(tmp_path, theme="dark", image_format="png").startswith(b"\x89PNG")
-
-
-# --- monotonicity -----------------------------------------------------------------------------------------------------
-
-
-def test_monotone_names_falls_beyond_its_slack_and_no_others() -> None:
-    rising = [Point(q, 0.1 + 0.01 * q, 25 + 0.1 * q) for q in range(101)]
-    assert monotone.broken(rising) == []
-    assert monotone.broken(rising[::5]) == []
-    little = [
-        p._replace(bpp=rising[6].bpp * 0.9985, psnr=rising[6].psnr - 0.019) if p.quality == 7 else p for p in rising
-    ]
-    assert monotone.broken(little) == []
-    assert [
-        text.split(":")[0] for text in monotone.broken([*rising[:7], *rising[9:11], *rising[8:9], *rising[11:]])
-    ] == [
-        "q 10 to 8",
-        "q 10 to 8",
-    ]
-    flat = [p._replace(psnr=rising[5].psnr) if p.quality == 10 else p for p in rising[::5]]
-    assert monotone.broken(flat) == ["q 5 to 10: 25.5000 to 25.5000 dB"]
-
-
-def test_monotone_codes_real_files_and_says_what_it_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.fromarray(tiny.picture(64, 48)).save(tmp_path / "a.png")
-    monkeypatch.setattr(monotone, "COARSE", 50)
-    with tiny.installed():
-        code = monotone.main(["--model", tiny.NAME, str(tmp_path)])
-        found = monotone.measure(tmp_path / "a.png", range(0, 101, 50), tiny.NAME)
-    assert [p.quality for p in found] == [0, 50, 100]
-    assert code == (1 if monotone.broken(found) else 0)
-    assert f"1 images, {len(monotone.broken(found))} breaks" in capsys.readouterr().out
 
 
 # --- two minutes ------------------------------------------------------------------------------------------------------

@@ -3,11 +3,8 @@
 hpcm eval PATH...                                 rate and distortion against other codecs (`run`)
 hpcm compare IMAGE FILE.hpcm...                   a page to look at (`report`)
 python -m hpcmcodec.evaluation.demo [IMAGE]       three qualities of one photograph, beside JPEG
-python -m hpcmcodec.evaluation.speed [IMAGE]      whole commands, in units of `import torch`
-python -m hpcmcodec.evaluation.bench              speed and memory by size and phase, beside other codecs
-python -m hpcmcodec.evaluation.previews PATH...   what the scales of a file are worth
-python -m hpcmcodec.evaluation.monotone PATH...   whether a larger quality is always a better file
-python -m hpcmcodec.evaluation.robustness PATH...  pictures that are no photographs, against AVIF and a flat picture
+
+Scripts that measure the project itself, and need a checkout, are in `tools/`.
 """
 
 import importlib.util

@@ -4,7 +4,7 @@
 
 Without an image it takes `coffee` from scikit-image's wheel. PSNR is over all pixels and RGB channels. The times are
 of `encode` and `decode` in this process, after one tiny image has loaded the model; whole commands are timed by
-`hpcmcodec.evaluation.speed`.
+`python -m tools speed`.
 """
 
 import argparse

@@ -27,7 +27,17 @@ from hpcmcodec.evaluation.evaluate import Photo
 from hpcmcodec.evaluation.metrics import METRICS, BDRate, Curve, bd_rate
 from hpcmcodec.evaluation.store import Record
 
-__all__ = ["Comparison", "Series", "compare", "from_records", "read_series", "to_csv", "to_json", "to_markdown"]
+__all__ = [
+    "Comparison",
+    "Series",
+    "compare",
+    "from_records",
+    "read_series",
+    "table",
+    "to_csv",
+    "to_json",
+    "to_markdown",
+]
 
 _KEYS = {"psnr": ("psnr-rgb", "psnr"), "ms-ssim": ("ms-ssim-rgb", "ms-ssim"), "ssimulacra2": ("ssimulacra2",)}
 
@@ -257,7 +267,7 @@ def to_markdown(
 ) -> str:
     """The tables: settings and speed, BD-rates of the averaged curves and image by image, rate and distortion."""
     lines = [f"{_images(n_images)[0].upper()}{_images(n_images)[1:]}. Files hold the picture alone.", ""]
-    lines += _table(
+    lines += table(
         ["codec", "settings", "encode, MP/s", "decode, MP/s", "peak MB, encode", "decode"],
         [
             [
@@ -286,7 +296,7 @@ def to_markdown(
         ]
         if rows and columns:
             title = f"BD-rate, {METRICS[metric].label.replace(' (dB)', '')}, averaged curves"
-            lines += ["", *_table([title, *(f"against {anchor.name}" for anchor in columns)], rows)]
+            lines += ["", *table([title, *(f"against {anchor.name}" for anchor in columns)], rows)]
         lines += _per_image(series, anchors, metric)
     lines += ["", *_averages(series, metrics)]
     return "\n".join(lines) + "\n"
@@ -314,7 +324,7 @@ def _per_image(series: Mapping[str, Series], anchors: Mapping[str, Series], metr
     if not rows:
         return []
     title = f"{test.name}, BD-rate of each image, {METRICS[metric].label.replace(' (dB)', '')}"
-    return ["", *_table([title, "mean", "best", "worst", "images"], rows)]
+    return ["", *table([title, "mean", "best", "worst", "images"], rows)]
 
 
 def _averages(series: Mapping[str, Series], metrics: Sequence[str]) -> list[str]:
@@ -323,10 +333,11 @@ def _averages(series: Mapping[str, Series], metrics: Sequence[str]) -> list[str]
         for i, (quality, bpp) in enumerate(zip(each.qualities, each.bpp, strict=True)):
             scores = [f"{each.curve(m).score[i]:.{METRICS[m].decimals}f}" for m in metrics]
             rows.append([each.name, f"{quality:g}", f"{bpp:.3f}", *scores])
-    return _table(["codec", "quality", "bpp", *(METRICS[metric].label for metric in metrics)], rows)
+    return table(["codec", "quality", "bpp", *(METRICS[metric].label for metric in metrics)], rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 

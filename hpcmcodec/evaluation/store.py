@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -81,6 +81,10 @@ class Store:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Every record, each key's in the order in which it was first measured."""
+        return iter(self._records.values())
 
     def get(self, key: Key, metric_versions: dict[str, str]) -> Record | None:
         """The record of a key that has these metrics, computed by these versions."""

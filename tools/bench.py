@@ -1,6 +1,6 @@
 """Speed and memory on a fixed set of sizes, by phase, beside other codecs.
 
-    python -m hpcmcodec.evaluation.bench [--sizes 0.4,2,12] [--rounds 3] [--threads N] [-o bench.json]
+    python -m tools bench [--sizes 0.4,2,12] [--rounds 3] [--threads N] [-o bench.json]
 
 The pictures are the photographs of scikit-image's wheel, mirrored to fill 768x512, 1728x1152 and 4224x2816 pixels.
 Every codec runs in processes of its own (`process`), at a quality that gives files of a similar size; each round runs
@@ -16,20 +16,17 @@ should be running.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -37,9 +34,9 @@ from PIL import Image
 from hpcmcodec import weights
 from hpcmcodec.evaluation import compressai_models, process, sample_photo
 from hpcmcodec.evaluation.codecs import CODECS
-from hpcmcodec.evaluation.speed import cpu_name
 from hpcmcodec.model.context import walk
 from hpcmcodec.numerics import NUMPY, ExactOps
+from tools import facts
 
 SIZES: Mapping[str, tuple[int, int]] = {"0.4": (768, 512), "2": (1728, 1152), "12": (4224, 2816)}
 """Megapixels -> width and height: multiples of 64, which CompressAI's models need."""
@@ -93,51 +90,37 @@ class Run(NamedTuple):
 Results = dict[str, dict[str, dict[str, Run]]]  # size -> codec -> "encode" or "decode"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print Markdown tables; the exit code is 1 where a codec fails."""
-    parser = argparse.ArgumentParser(prog="python -m hpcmcodec.evaluation.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", default=",".join(SIZES), help=f"megapixels, of {', '.join(SIZES)} (default: all)")
-    parser.add_argument("--codecs", help="default: all that are installed")
-    parser.add_argument("--rounds", type=int, default=3, help="counted runs of each (default: 3)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each codec (default: all cores)")
-    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the figures")
-    options = parser.parse_args(arguments)
-    sizes = options.sizes.split(",")
+@click.command("bench")
+@click.option("--sizes", default=",".join(SIZES), show_default=True, help="Megapixels.")
+@click.option("--codecs", help="Default: all that are installed.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Counted runs of each.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of each codec.  [default: all cores]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="JSON", help="Also write the figures.")
+def command(sizes: str, codecs: str | None, rounds: int, threads: int | None, output: Path | None) -> None:
+    """Speed and memory by size of the picture and by phase, beside other codecs, as Markdown tables."""
     known = [*QUALITIES, *compressai_models.MODELS]
-    wanted = options.codecs.split(",") if options.codecs else known
-    for name, found, allowed in (("--sizes", sizes, list(SIZES)), ("--codecs", wanted, known)):
+    chosen_sizes, wanted = sizes.split(","), codecs.split(",") if codecs else known
+    for name, found, allowed in (("--sizes", chosen_sizes, list(SIZES)), ("--codecs", wanted, known)):
         if not set(found) <= set(allowed):
-            parser.error(f"{name} is of {', '.join(allowed)}, not {','.join(found)}")
-    if options.rounds < 1 or options.threads < 1:
-        parser.error("--rounds and --threads must be at least 1")
-    codecs = [codec for codec in wanted if not _left_out(codec)]
-    try:
-        rate = gemm_rate(options.threads)
-        results = measure(sizes, codecs, options.rounds, options.threads)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        detail = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-        print(f"error: {error}\n{detail}".rstrip(), file=sys.stderr)
-        return 1
+            raise click.UsageError(f"{name} is of {', '.join(allowed)}, not {','.join(found)}")
+    threads = threads or os.cpu_count() or 1
+    rate = gemm_rate(threads)
+    runs = measure(chosen_sizes, [codec for codec in wanted if not _left_out(codec)], rounds, threads)
     macs = macs_per_pixel(weights.load())
-    packages = ("numpy", "onnxruntime", "pillow", "compressai")
-    machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(
-        f"{package} {version(package)}" for package in packages
-    )
-    print(f"{machine}; {options.threads} threads, median of {options.rounds}\n")
-    print(markdown(results, macs, rate))
-    if options.output:
+    about = facts.about(f"python -m tools bench --sizes {sizes} --rounds {rounds} --threads {threads}")
+    click.echo(f"{about['machine']}; {threads} threads, median of {rounds}\n")
+    click.echo(markdown(runs, macs, rate))
+    if output:
         content = {
-            "machine": machine,
-            "threads": options.threads,
+            "threads": threads,
             "gemm_flops": rate,
             "macs_per_pixel": macs,
             "results": {
-                size: {codec: {kind: run._asdict() for kind, run in runs.items()} for codec, runs in each.items()}
-                for size, each in results.items()
+                size: {codec: {kind: run._asdict() for kind, run in both.items()} for codec, both in each.items()}
+                for size, each in runs.items()
             },
         }
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return 0
+        facts.write(output, about | content)
 
 
 def bench_photo(width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -303,7 +286,3 @@ def _megapixels(size: str) -> float:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

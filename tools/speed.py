@@ -1,6 +1,6 @@
 """Times of whole commands, with `python -c "import torch"` on the same machine as the unit.
 
-    python -m hpcmcodec.evaluation.speed [IMAGE] [--rounds 5] [-o times.json]
+    python -m tools speed [IMAGE] [--rounds 5] [-o times.json]
 
 Machines differ by factors, so seconds alone say little. Each round runs every command once, one after the other, so
 that a change in the machine's clock or load meets all of them; one round beforehand, which is not counted, fills the
@@ -8,10 +8,9 @@ file cache and leaves bytecode beside the modules, as installing does. The media
 else should be running.
 """
 
-import argparse
-import json
+from __future__ import annotations
+
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,34 +20,27 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import click
+
 from hpcmcodec.evaluation import sample_photo
+from tools import facts
 
 UNIT = "import torch"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Time the commands and print a Markdown table; the exit code is 1 where one of them fails."""
-    parser = argparse.ArgumentParser(prog="python -m hpcmcodec.evaluation.speed", description=__doc__.split("\n")[0])
-    parser.add_argument("image", nargs="?", type=Path, help="a photograph (default: a motorcycle, 741 x 500)")
-    parser.add_argument("--rounds", type=int, default=5, help="counted runs of each command (default: 5)")
-    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write every single time")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    try:
-        image = (options.image or sample_photo("motorcycle_left")).resolve(strict=True)
-        times = measure(image, options.rounds)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        detail = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
-        print(f"error: {error}\n{detail}".rstrip(), file=sys.stderr)
-        return 1
-    machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    print(f"{image.name}, median of {options.rounds} runs on {machine}\n")
-    print(markdown(times))
-    if options.output:
-        result = {"image": image.name, "machine": machine, "seconds": times}
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0
+@click.command("speed")
+@click.argument("image", required=False, type=click.Path(path_type=Path))
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Counted runs of each.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="JSON", help="Also write every single time.")
+def command(image: Path | None, rounds: int, output: Path | None) -> None:
+    """Times of whole commands, in units of `import torch`; IMAGE: a photograph (default: a motorcycle, 741 x 500)."""
+    image = (image or sample_photo("motorcycle_left")).resolve(strict=True)
+    times = measure(image, rounds)
+    about = facts.about(f"python -m tools speed {image.name} --rounds {rounds}")
+    click.echo(f"{image.name}, median of {rounds} runs on {about['machine']}\n")
+    click.echo(markdown(times))
+    if output:
+        facts.write(output, {**about, "image": image.name, "seconds": times})
 
 
 def measure(image: Path, rounds: int) -> dict[str, list[float]]:
@@ -87,18 +79,3 @@ def markdown(times: Mapping[str, Sequence[float]]) -> str:
         ratio = f"{median / medians[UNIT]:.2f}" if UNIT in medians else "torch is not installed"
         lines.append(f"| `{name}` | {median:.2f} | {ratio} |")
     return "\n".join(lines)
-
-
-def cpu_name() -> str:
-    """The processor's model name, or its architecture where the system does not tell the name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

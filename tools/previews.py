@@ -1,6 +1,6 @@
 """What previews are worth: PSNR of a file decoded up to each scale, and whether every scale adds to it.
 
-    python -m hpcmcodec.evaluation.previews PATH... [--qualities 10,50,90]
+    python -m tools previews PATH... [--qualities 10,50,90] [-o previews.json]
 
 Prints a Markdown table of averages over the images. The exit code is 1 where on some image a scale does not raise the
 PSNR of the one before.
@@ -8,49 +8,49 @@ PSNR of the one before.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import numpy as np
 
 from hpcmcodec import decode, encode
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
-from hpcmcodec.errors import HpcmError
 from hpcmcodec.evaluation.evaluate import find_photos
 from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.evaluation.run import parse_qualities
 from hpcmcodec.image import load
+from tools import facts
 
 SCALES = ("s1", "s2", "s3")  # s3 is the whole file
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure previews and print the table; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m hpcmcodec.evaluation.previews", description=__doc__.split("\n")[0])
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    parser.add_argument("--qualities", default="10,50,90", help="default: 10,50,90")
-    options = parser.parse_args(arguments)
+@click.command("previews")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--qualities", default="10,50,90", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="JSON", help="Also write the figures.")
+def command(paths: tuple[Path, ...], qualities: str, output: Path | None) -> None:
+    """PSNR of a file decoded up to each scale, averages over the images, and whether every scale adds to it."""
     try:
-        qualities = parse_qualities([f"hpcm={options.qualities}"])["hpcm"]
+        steps = parse_qualities([f"hpcm={qualities}"])["hpcm"]
     except ValueError as error:
-        parser.error(str(error))
-    try:
-        results = {
-            photo.name: [_measure(photo.path, quality) for quality in qualities]
-            for photo in find_photos(options.paths, DEFAULT_MAX_PIXELS)
-        }
-    except HpcmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(markdown(results, qualities))
-    return 0 if not falling(results, qualities) else 1
+        raise click.BadParameter(str(error), param_hint="'--qualities'") from error
+    results = {
+        photo.name: [_measure(photo.path, quality) for quality in steps]
+        for photo in find_photos(paths, DEFAULT_MAX_PIXELS)
+    }
+    click.echo(markdown(results, steps))
+    if output:
+        told = f"python -m tools previews {' '.join(f'path/to/{path.name}' for path in paths)} --qualities {qualities}"
+        psnr = {name: [[round(v, 3) for v in scales] for scales in image] for name, image in results.items()}
+        facts.write(output, facts.about(told) | {"qualities": list(steps), "psnr": psnr})
+    if falling(results, steps):
+        click.get_current_context().exit(1)
 
 
-def markdown(results: dict[str, list[tuple[float, ...]]], qualities: Sequence[float]) -> str:
+def markdown(results: Mapping[str, Sequence[Sequence[float]]], qualities: Sequence[float]) -> str:
     """The table; results: image -> for each quality the PSNR of each scale, in dB."""
     lines = ["| quality | s1, dB | s2, dB | whole file, dB |", "|---|---|---|---|"]
     for i, quality in enumerate(qualities):
@@ -63,7 +63,7 @@ def markdown(results: dict[str, list[tuple[float, ...]]], qualities: Sequence[fl
     return "\n".join([*lines, "", rises])
 
 
-def falling(results: dict[str, list[tuple[float, ...]]], qualities: Sequence[float]) -> list[str]:
+def falling(results: Mapping[str, Sequence[Sequence[float]]], qualities: Sequence[float]) -> list[str]:
     """Where some scale adds nothing: "image at quality"."""
     return [
         f"{name} at {quality:g}"
@@ -77,7 +77,3 @@ def _measure(path: Path, quality: float) -> tuple[float, ...]:
     pixels = load(path, max_pixels=DEFAULT_MAX_PIXELS).pixels
     data = encode(pixels, quality)
     return tuple(psnr_db(pixels, np.asarray(decode(data, scale=scale))) for scale in SCALES)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Each operation of the exact path: the numpy reference, the compiled kernel, and what the machine could do at best.
 
-    python -m hpcmcodec.evaluation.kernels [--rounds 7] [-o kernels.json]
+    python -m tools kernels [--rounds 7] [-o kernels.json]
 
 Operations run at lite's width on the grids of a Kodak image (32 x 48 latents) and of 12 megapixels (192 x 256), on one
 thread, in CPU time; the smallest of the rounds counts, so that a neighbour's work does not. The bound is the larger of
@@ -17,24 +17,21 @@ Where torch is installed, Bi-WKV4 for training follows, forward and backward, at
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.evaluation.speed import cpu_name
 from hpcmcodec.numerics import NUMPY, ExactOps
 from hpcmcodec.ops import loader, selftest
 from hpcmcodec.ops.compiled import KernelOps
+from tools import facts
 
 GRIDS = {"Kodak": (32, 48), "12 MP": (192, 256)}
 TRAINING_GRIDS = {"8 x 12 x 12": (8, 144), "8 x 6 x 6": (8, 36), "8 x 3 x 3": (8, 9), "Kodak": (1, 1536)}
@@ -89,40 +86,30 @@ WORK = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; the exit code is 4 where there are no kernels."""
-    parser = argparse.ArgumentParser(prog="python -m hpcmcodec.evaluation.kernels", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7, help="repetitions of each measurement (default: 7)")
-    parser.add_argument("-o", "--output", type=Path, metavar="JSON", help="also write the times")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    try:
-        status = loader.find(background=False)
-    except UnsupportedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+@click.command("kernels")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Repetitions of each.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="JSON", help="Also write the times.")
+def command(rounds: int, output: Path | None) -> None:
+    """Each operation of the exact path: the numpy reference, the compiled kernel, and the machine's bound."""
+    status = loader.find(background=False)
     if status.kernels is None:
-        print(f"error: {status.note() or 'HPCM_OPS=reference leaves nothing to compare'}", file=sys.stderr)
-        return UnsupportedError.exit_code
+        raise UnsupportedError(status.note() or "HPCM_OPS=reference leaves nothing to compare")
     kernels = status.kernels
     threads = loader.threads()
     kernels.set_threads(1)
     tensors = selftest.layers(WIDTH, OUTPUTS, SECOND)
     try:
-        rates = Rates(options.rounds)
-        rows = measure(KernelOps(kernels, tensors, selftest.GRIDS), rates, options.rounds)
+        rates = Rates(rounds)
+        rows = measure(KernelOps(kernels, tensors, selftest.GRIDS), rates, rounds)
         if importlib.util.find_spec("torch"):
-            rows += measure_training(rates, options.rounds)
+            rows += measure_training(rates, rounds)
     finally:
         kernels.set_threads(threads)
-    machine = f"{cpu_name()}, {kernels.variant}, Python {platform.python_version()}, numpy {np.__version__}"
-    print(f"Microseconds of one thread on {machine}\n")
-    print(markdown(rows))
-    if options.output:
-        result = {"machine": machine, "rows": [row._asdict() for row in rows]}
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0
+    about = facts.about(f"python -m tools kernels --rounds {rounds}")
+    click.echo(f"Microseconds of one thread on {about['machine']}, {kernels.variant}, numpy {np.__version__}\n")
+    click.echo(markdown(rows))
+    if output:
+        facts.write(output, about | {"instructions": kernels.variant, "rows": [row._asdict() for row in rows]})
 
 
 class Rates:
@@ -223,7 +210,3 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{r.reference / r.kernel:.1f} | {1e6 * r.bound:.0f} ({r.bound_is}) | {r.kernel / r.bound:.2f} |"
         )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

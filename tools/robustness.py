@@ -5,8 +5,8 @@ mean colour, and the size against AVIF's (speed 6, as `hpcm eval` uses it) at eq
 size, the BD-rate. Two rules: PSNR falls by no more than 0.05 dB from one of these qualities to the next, and at q 90 it
 is no worse than the flat picture's. Text and controls are aimed at 15% more than AVIF's size at most.
 
-    python -m hpcmcodec.evaluation.robustness --make FOLDER   # write held-out pages, panels, patterns and dithers
-    python -m hpcmcodec.evaluation.robustness FOLDER          # measure images: these, or any
+    python -m tools robustness --make FOLDER   # write held-out pages, panels, patterns and dithers
+    python -m tools robustness FOLDER          # measure images: these, or any
 
 The held-out images share neither fonts, layouts nor code with the crops that training makes, although a checkerboard of
 one pixel is the same in both. Their letters are matplotlib's DejaVu fonts.
@@ -14,25 +14,24 @@ one pixel is the same in both. Their letters are matplotlib's DejaVu fonts.
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hpcmcodec import weights
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
-from hpcmcodec.errors import HpcmError, InputError, OutputError, UnsupportedError
+from hpcmcodec.errors import InputError, OutputError, UnsupportedError
 from hpcmcodec.evaluation.codecs import CODECS, Pixels
 from hpcmcodec.evaluation.evaluate import find_photos
 from hpcmcodec.evaluation.metrics import Curve, bd_rate, psnr_db
-from hpcmcodec.evaluation.monotone import Point, measure
 from hpcmcodec.image import load
+from tools.monotone import Point, measure
 
 QUALITIES = range(0, 101, 10)
 AVIF_QUALITIES = (0, 5, *range(10, 100, 10), 95, 100)
@@ -62,34 +61,28 @@ class Verdict(NamedTuple):
     faults: list[str]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make or measure images; returns the exit code, 1 where an image breaks a rule."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hpcmcodec.evaluation.robustness", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    parser.add_argument("--make", action="store_true", help="write the held-out images to the folder PATH instead")
-    parser.add_argument("--seed", type=int, default=20, help="of the images to make; default: %(default)s")
-    parser.add_argument("--model", default=weights.DEFAULT_MODEL, help="which weights; default: %(default)s")
-    options = parser.parse_args(arguments)
-    if options.make and len(options.paths) != 1:
-        parser.error("--make takes one folder")
-    try:
-        if options.make:
-            make(options.paths[0], options.seed)
-            return 0
-        if missing := CODECS["avif"].missing():
-            raise UnsupportedError(f"AVIF, which is compared with, is missing: pip install {' '.join(missing)}")
-        faults = 0
-        for photo in find_photos(options.paths, DEFAULT_MAX_PIXELS):
-            verdict = judge(photo.path, options.model)
-            faults += len(verdict.faults)
-            print("\n".join(lines(photo.name, verdict)), flush=True)
-    except HpcmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{faults} faults")
-    return 1 if faults else 0
+@click.command("robustness")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--make", "wanted", is_flag=True, help="Write the held-out images to the folder PATH instead.")
+@click.option("--seed", type=int, default=20, show_default=True, help="Of the images to make.")
+@click.option("--model", default=weights.DEFAULT_MODEL, show_default=True, help="Which weights.")
+def command(paths: tuple[Path, ...], wanted: bool, seed: int, model: str) -> None:
+    """Make or measure images; the exit code is 1 where an image breaks a rule."""
+    if wanted:
+        if len(paths) != 1:
+            raise click.UsageError("--make takes one folder")
+        make(paths[0], seed)
+        return
+    if missing := CODECS["avif"].missing():
+        raise UnsupportedError(f"AVIF, which is compared with, is missing: pip install {' '.join(missing)}")
+    faults = 0
+    for photo in find_photos(paths, DEFAULT_MAX_PIXELS):
+        verdict = judge(photo.path, model)
+        faults += len(verdict.faults)
+        click.echo("\n".join(lines(photo.name, verdict)))
+    click.echo(f"{faults} faults")
+    if faults:
+        click.get_current_context().exit(1)
 
 
 def make(folder: Path, seed: int) -> None:
@@ -98,7 +91,7 @@ def make(folder: Path, seed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, pixels in held_out(seed):
             Image.fromarray(pixels).save(folder / f"{name}.png")
-            print(folder / f"{name}.png")
+            click.echo(folder / f"{name}.png")
     except OSError as error:
         raise OutputError(f"{folder}: {error.strerror or error}") from error
 
@@ -308,6 +301,3 @@ def _scene(rng: np.random.Generator) -> Pixels:
         out = out * (1 - cover) + cover * rng.uniform(10, 245, 3) * (1.1 - 0.5 * distance[..., None].clip(0, 1))
     return np.rint(out + rng.normal(0, 2, out.shape)).clip(0, 255).astype(np.uint8)
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,26 +3,24 @@
 Two rules for real files: from one quality to the next of a coarse grid (0, 5, ..., 100), bits per pixel and PSNR both
 rise; from one to the next of a fine grid (0, 1, ..., 100), neither falls by more than 0.2% and 0.02 dB.
 
-    python -m hpcmcodec.evaluation.monotone FOLDER            # the coarse grid: 21 files an image
-    python -m hpcmcodec.evaluation.monotone --fine FOLDER     # both grids: 101 files an image
+    python -m tools monotone FOLDER            # the coarse grid: 21 files an image
+    python -m tools monotone --fine FOLDER     # both grids: 101 files an image
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 
 from hpcmcodec import weights
 from hpcmcodec.codec import decode, encode
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
-from hpcmcodec.errors import HpcmError
 from hpcmcodec.evaluation.evaluate import find_photos
 from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.image import load
@@ -39,28 +37,23 @@ class Point(NamedTuple):
     psnr: float
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check all images and print what breaks a rule; returns the exit code, 1 where something does."""
-    parser = argparse.ArgumentParser(prog="python -m hpcmcodec.evaluation.monotone", description=__doc__.split("\n")[0])
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    parser.add_argument("--fine", action="store_true", help="steps of 1 as well")
-    parser.add_argument("--model", default=weights.DEFAULT_MODEL, help="which weights; default: %(default)s")
-    options = parser.parse_args(arguments)
-    step = FINE if options.fine else COARSE
+@click.command("monotone")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--fine", is_flag=True, help="Steps of 1 as well.")
+@click.option("--model", default=weights.DEFAULT_MODEL, show_default=True, help="Which weights.")
+def command(paths: tuple[Path, ...], fine: bool, model: str) -> None:
+    """Check all images and print what breaks a rule; the exit code is 1 where something does."""
     wrong, curves = 0, []
-    try:
-        for photo in find_photos(options.paths, DEFAULT_MAX_PIXELS):
-            curve = measure(photo.path, range(0, 101, step), options.model)
-            found = broken(curve)
-            wrong += len(found)
-            curves.append(curve)
-            print(f"{photo.name}: {'; '.join(found) or 'monotone'}", flush=True)
-    except HpcmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for photo in find_photos(paths, DEFAULT_MAX_PIXELS):
+        curve = measure(photo.path, range(0, 101, FINE if fine else COARSE), model)
+        found = broken(curve)
+        wrong += len(found)
+        curves.append(curve)
+        click.echo(f"{photo.name}: {'; '.join(found) or 'monotone'}")
     low, high = (sum(c[i].bpp for c in curves) / len(curves) for i in (0, -1))
-    print(f"{len(curves)} images, {wrong} breaks; mean bits per pixel {low:.4f} at q 0 to {high:.4f} at q 100")
-    return 1 if wrong else 0
+    click.echo(f"{len(curves)} images, {wrong} breaks; mean bits per pixel {low:.4f} at q 0 to {high:.4f} at q 100")
+    if wrong:
+        click.get_current_context().exit(1)
 
 
 def measure(path: Path, qualities: Sequence[int], model: str) -> list[Point]:
@@ -89,7 +82,3 @@ def broken(curve: Sequence[Point]) -> list[str]:
 
 def _fall(a: Point, b: Point, unit: str, before: float, after: float) -> str:
     return f"q {a.quality} to {b.quality}: {before:.4f} to {after:.4f} {unit}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

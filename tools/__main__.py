@@ -1,0 +1,60 @@
+"""`python -m tools COMMAND`: the measurements behind the project's figures, and the page that shows them.
+
+speed       whole commands, in units of `import torch`
+bench       speed and memory by size of the picture and by phase, beside other codecs
+kernels     each operation: the numpy reference, the compiled kernel, and the machine's bound
+previews    what the scales of a file are worth
+monotone    whether a larger quality is always a better file
+robustness  pictures that are no photographs, against AVIF and a flat picture
+collect     a folder that `hpcm eval` has written -> a small result file
+published   a result file against published tables of other codecs
+results     docs/RESULTS.md and its plots, from the result files
+"""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import click
+
+from hpcmcodec.errors import HpcmError
+from tools import bench, collect, kernels, monotone, previews, results, robustness, speed
+
+
+class _Group(click.Group):
+    """Whatever goes wrong inside a command ends in one line, with what a failed process said below it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HpcmError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", None) or ""
+            said = said.decode(errors="replace") if isinstance(said, bytes) else said
+            click.echo(f"error: {error}\n{said}".rstrip(), err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Group)
+def main() -> None:
+    """Measure the codec, and make the page of results. Run it from a checkout."""
+
+
+for command in (
+    speed.command,
+    bench.command,
+    kernels.command,
+    previews.command,
+    monotone.command,
+    robustness.command,
+    collect.collect,
+    collect.published,
+    results.command,
+):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main(prog_name="python -m tools")
