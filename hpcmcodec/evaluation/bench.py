@@ -17,6 +17,7 @@ should be running.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -119,7 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}\n{detail}".rstrip(), file=sys.stderr)
         return 1
     macs = macs_per_pixel(weights.load())
-    packages = ("numpy", "onnxruntime", "pillow", "compressai")
+    packages = ["numpy", "onnxruntime", "pillow"]
+    if importlib.util.find_spec("compressai"):
+        packages.append("compressai")
     machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(
         f"{package} {version(package)}" for package in packages
     )
