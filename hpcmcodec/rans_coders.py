@@ -121,8 +121,8 @@ def _choose(wanted: str, ops: str) -> Choice:
 
 
 class CompressAI:
-    """CompressAI's extension. It checks nothing: wrong arguments make it corrupt memory, damaged streams make it read
-    beyond their end. Checks of the callers and zeros behind each stream keep it within bounds.
+    """CompressAI's extension. It checks nothing: wrong arguments and streams of fewer than 4 symbols make it corrupt
+    memory, damaged streams make it read beyond their end. What `rans` does before each call keeps it within bounds.
 
     Raises UnsupportedError where it cannot be loaded.
     """

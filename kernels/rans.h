@@ -166,7 +166,7 @@ inline int64_t decode(int64_t n, const int32_t* indexes, const Tables& tables, c
         const uint32_t place = reader.state & ((1u << TOTAL_BITS) - 1);
         const int32_t entry = entry_of(row, (int32_t)place);
         const uint32_t start = row.start(entry), frequency = row.frequency(entry);
-        if (place - start >= frequency) break;
+        if (place < start || place - start >= frequency || frequency > 1u << TOTAL_BITS) break;
         reader.advance(frequency * (reader.state >> TOTAL_BITS) + (place - start));
         int64_t value = entry;
         if (entry == row.escape) {
