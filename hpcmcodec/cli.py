@@ -378,11 +378,14 @@ def doctor(build: bool) -> None:
     Files and pictures are the same with all. HPCM_OPS chooses: auto, reference, cpp, cuda; and HPCM_CODER: auto,
     compressai, native.
     """
+    from itertools import chain
+
+    from hpcmcodec import rans_check
     from hpcmcodec.ops import doctor as examination
 
     if build:
         examination.build_now()
-    for name, fact in examination.report():
+    for name, fact in chain(examination.report(), rans_check.report()):
         _write_stdout(f" * {name:<10} : {_printable(fact)}\n".encode())
 
 

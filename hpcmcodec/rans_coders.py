@@ -22,7 +22,7 @@ from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,7 @@ from numpy.typing import NDArray
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.ops import loader
 from hpcmcodec.ops.compiled import HostMemory, Kernels
-
-if TYPE_CHECKING:
-    from hpcmcodec.rans import Tables
+from hpcmcodec.rans_tables import Tables
 
 __all__ = ["CHOICES", "Choice", "Coder", "CompressAI", "Native", "Reader", "Writer", "choice", "choose"]
 

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcmcodec import cli, codec, rans_coders
+from hpcmcodec import cli, codec, rans_check, rans_coders
 from hpcmcodec.errors import IntegrityError, UnsupportedError
-from hpcmcodec.ops import build, loader, selftest
+from hpcmcodec.ops import build, loader
 from hpcmcodec.rans import MAX_SYMBOL, Decoder, Encoder, Tables
 from hpcmcodec.rans_coders import Coder, CompressAI, Native
 from tests import coders, test_rans, tiny
@@ -515,14 +515,14 @@ def test_doctor_finds_a_coder_that_does_something_else(
 def test_the_comparison_finds_a_coder_that_writes_or_reads_something_else(
     wrong: str, natives: list[Native], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert selftest.coder_differences(natives) == []
+    assert rans_check.differences(natives) == []
     for other in natives:
         spoilt = SimpleNamespace(name="spoilt", writer=other.writer, reader=other.reader)
         if wrong == "write":
             spoilt.writer = lambda tables: SimpleNamespace(put=lambda *_: None, finish=lambda: bytes(12))
         else:
             spoilt.reader = lambda *_: SimpleNamespace(get=lambda indexes: np.zeros(len(indexes), np.int32))
-        assert selftest.coder_differences([natives[0], spoilt]) == ["spoilt"]
+        assert rans_check.differences([natives[0], spoilt]) == ["spoilt"]
 
 
 def test_info_names_the_coder_on_request_alone(fresh: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

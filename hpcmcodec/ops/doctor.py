@@ -1,14 +1,12 @@
-"""What `hpcm doctor` says: which exact operations and which entropy coder are in use, why, and whether they agree."""
+"""What `hpcm doctor` says: which exact operations are in use and why, and whether they give the reference's bits."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 
 import numpy as np
 
-from hpcmcodec import rans_coders
 from hpcmcodec.errors import IntegrityError, UnsupportedError
 from hpcmcodec.ops import build, loader, selftest
 from hpcmcodec.ops.compiled import KernelOps
@@ -33,13 +31,8 @@ def build_now() -> None:
 def report() -> Iterator[tuple[str, str]]:
     """(name, fact), one a line; several facts may share a name.
 
-    Raises UnsupportedError where HPCM_OPS or HPCM_CODER cannot be met, IntegrityError where bits differ.
+    Raises UnsupportedError where HPCM_OPS cannot be met, IntegrityError where the bits are not the reference's.
     """
-    yield from _operations()
-    yield from _coder()
-
-
-def _operations() -> Iterator[tuple[str, str]]:
     compiler, cache = build.find_compiler(), build.cache_folder()
     yield "HPCM_OPS", os.environ.get("HPCM_OPS") or "not set: auto"
     yield "Compiler", f"{compiler.version()}, {compiler.command[0]}" if compiler else "no g++, no c++, no CXX"
@@ -66,23 +59,6 @@ def _operations() -> Iterator[tuple[str, str]]:
         if wrong:
             raise IntegrityError(f"these kernels differ from the reference: {', '.join(wrong)}; set HPCM_OPS=reference")
         yield "Self-test", f"all operations give the bits of the reference (numpy {np.__version__})"
-
-
-def _coder() -> Iterator[tuple[str, str]]:
-    yield "HPCM_CODER", os.environ.get("HPCM_CODER") or "not set: auto"
-    used, reason = rans_coders.choose()
-    yield "Coder", used.name
-    yield "Because", reason
-    kernels = loader.find(background=False, beside_cuda=True).kernels
-    coders: list[rans_coders.Coder] = [rans_coders.Native(None)]
-    if kernels is not None:
-        coders.append(rans_coders.Native(kernels))
-    with contextlib.suppress(UnsupportedError):
-        coders.append(rans_coders.CompressAI())
-    wrong = selftest.coder_differences(coders)
-    if wrong:
-        raise IntegrityError(f"these entropy coders differ from the one in plain Python: {', '.join(wrong)}")
-    yield "Coder test", f"same bytes, same symbols: {', '.join(coder.name for coder in coders)}"
 
 
 def _gpu() -> Iterator[tuple[str, str]]:

@@ -1,12 +1,12 @@
 """Every operation of the exact arithmetic on random codes: what tests, `hpcm doctor` and the benchmark compare.
 
 `layers` makes the tensors of one layer of each kind, `cases` the calls over them. Both sides of a comparison get the
-same calls; results are integers, so they are compared without a tolerance. `coder_differences` compares coders.
+same calls; results are integers, so they are compared without a tolerance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,8 @@ import numpy as np
 from hpcmcodec.model.entropy import Layer, quantise
 from hpcmcodec.model.schedule import STEPS
 from hpcmcodec.numerics import CODE_MAX, NUMPY, Act, ExactOps
-from hpcmcodec.rans import Tables
-from hpcmcodec.rans_coders import Coder
 
-__all__ = ["GRIDS", "cases", "coder_differences", "differences", "layers"]
+__all__ = ["GRIDS", "cases", "differences", "layers"]
 
 GRIDS = {"x": 7, "y": 7, "exp": 8, "sigmoid": 8, "out": 7, "fine": 11, "squared": 5}
 Case = Callable[[Any], Any]
@@ -131,39 +129,3 @@ def differences(make: Callable[[Mapping[str, np.ndarray]], ExactOps]) -> list[st
             if not all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True)):
                 wrong.append(name)
     return sorted(set(wrong))
-
-
-def coder_differences(coders: Sequence[Coder]) -> list[str]:
-    """Names of the coders that write other bytes than the first one, or read other symbols.
-
-    Symbols of small and large tables are written, escapes of all lengths among them; the first one's stream is read,
-    whole, damaged and cut.
-    """
-    rng = np.random.RandomState(0)
-    sizes = np.array([4, 3, 60, 1500])
-    cdf = np.zeros((len(sizes), sizes.max()), np.int64)
-    for row, size in zip(cdf, sizes, strict=True):
-        row[1 : size - 1] = np.sort(rng.choice(np.arange(1, 1 << 16), size - 2, replace=False))
-        row[size - 1] = 1 << 16
-    tables = Tables(cdf, sizes, -(sizes // 3))
-    indexes = rng.randint(0, len(tables), 3000)
-    low, high = tables.low[indexes], tables.high[indexes]
-    symbols = (low + np.floor(rng.random_sample(indexes.shape) * (high + 1 - low))).astype(np.int32)
-    symbols[::40] = (rng.choice([-1, 1], 75) << rng.randint(0, 21, 75)).astype(np.int32)
-
-    streams: list[bytes] = []
-    found = []
-    for coder in coders:
-        writer = coder.writer(tables)
-        for part in (slice(0, 1000), slice(1000, None)):
-            writer.put(symbols[part], indexes[part])
-        results = [writer.finish()]
-        if not streams:
-            whole = results[0]
-            streams = [whole, whole[:400] + b"\xff" * 40 + whole[440:], whole[:800]]
-        for stream in streams:
-            # A symbol reads less than 64 words of zeros, and for each word of the stream less than 32 (rans.py).
-            reader = coder.reader(stream, tables, 4 * (64 * len(indexes) + 8 * len(stream)))
-            results.append(np.concatenate([reader.get(part) for part in np.split(indexes, [7, 2000])]).tobytes())
-        found.append(results)
-    return [coder.name for coder, results in zip(coders, found, strict=True) if results != found[0]]
