@@ -302,10 +302,13 @@ def decode(settings: _Settings, source: str, target: str | None, scale: str | No
     type=click.Path(),
     help="Also decode INPUT and draw where its bits went.",
 )
+@click.option("--coder", "with_coder", is_flag=True, help="Also say which entropy coder reads INPUT here.")
 @_force
 @_shared_options
 @click.pass_obj
-def info(settings: _Settings, source: str, as_json: bool, map_target: str | None, force: bool) -> None:
+def info(
+    settings: _Settings, source: str, as_json: bool, map_target: str | None, with_coder: bool, force: bool
+) -> None:
     """Print what the header of the .hpcm file INPUT says.
 
     \b
@@ -321,6 +324,8 @@ def info(settings: _Settings, source: str, as_json: bool, map_target: str | None
       streams         bytes of each scale: z, s1, s2, s3
       metadata        bytes of each chunk: ICC, EXIF, XMP
       complete        false where the file has been cut
+      coder           with --coder: "compressai", "native C++" or
+                      "native Python", which read and write the same
     """
     _check_input(source)
     if map_target and Path(map_target).suffix.lower() != ".png":
@@ -348,6 +353,10 @@ def info(settings: _Settings, source: str, as_json: bool, map_target: str | None
         "metadata": metadata,
         "complete": len(data) == header.file_bytes,
     }
+    if with_coder:
+        from hpcmcodec import rans_coders
+
+        facts["coder"] = rans_coders.choose().coder.name
     if map_output:
         from hpcmcodec import codec
         from hpcmcodec.evaluation import heat
@@ -364,15 +373,19 @@ def info(settings: _Settings, source: str, as_json: bool, map_target: str | None
 @click.option("--build", is_flag=True, help="First compile the kernels, if that has not been done; needs g++.")
 @_shared_options
 def doctor(build: bool) -> None:
-    """Say what coding computes with: compiled kernels or plain numpy, and why.
+    """Say what coding computes with, and why: compiled kernels or plain numpy, which entropy coder.
 
-    Files and pictures are the same with both. HPCM_OPS chooses: auto, reference, cpp, cuda.
+    Files and pictures are the same with all. HPCM_OPS chooses: auto, reference, cpp, cuda; and HPCM_CODER: auto,
+    compressai, native.
     """
+    from itertools import chain
+
+    from hpcmcodec import rans_check
     from hpcmcodec.ops import doctor as examination
 
     if build:
         examination.build_now()
-    for name, fact in examination.report():
+    for name, fact in chain(examination.report(), rans_check.report()):
         _write_stdout(f" * {name:<10} : {_printable(fact)}\n".encode())
 
 
@@ -392,6 +405,8 @@ def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
         "Streams": ", ".join(f"{scale} {n_bytes}" for scale, n_bytes in facts["streams"].items()) + " bytes",
         "Metadata": ", ".join(f"{name} {n_bytes} bytes" for name, n_bytes in facts["metadata"].items()) or "none",
     }
+    if "coder" in facts:
+        rows["Coder"] = facts["coder"]
     return "\n".join([_printable(label), *(f" * {name:<10} : {value}" for name, value in rows.items())])
 
 

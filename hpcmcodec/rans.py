@@ -1,4 +1,4 @@
-"""Entropy coding of integers with stored tables: CompressAI's rANS coder, kept within bounds whatever it is given.
+"""Entropy coding of integers with stored tables: streams of CompressAI's rANS coder, and the rules that they keep.
 
 A *table* is a cumulative distribution over the consecutive integers low..high and one last entry, the escape, which
 announces a value outside that range. Each symbol is coded under the table that its index names. Frequencies are
@@ -15,31 +15,23 @@ r = 2 (value - high - 1) above the range and r = 2 (low - value) - 1 below it. T
   those that both sides skip by rule: it is known before anything is decoded. The encoder clamps every later value
   outside its table's range to that range (`Encoder.clamp`), before anything else is computed from the value.
 
-The extension itself checks nothing: wrong lengths, indexes or tables make it corrupt memory, and damaged streams make
-it read beyond their end. It is kept within bounds by what `Tables`, `Encoder` and `Decoder` check before each call and
-by the zeros that `Decoder` puts behind a stream.
+Which coder does it, CompressAI's or this project's, `rans_coders` decides; the rules are kept here, so that a stream is
+accepted or refused alike. CompressAI's checks nothing. It is kept within bounds by what `Tables`, `Encoder` and
+`Decoder` check before each call and by zeros behind the stream, whose number `Decoder` knows. Whatever the coder,
+decoding takes the bits behind a damaged stream for zeros.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import threading
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcmcodec.errors import IntegrityError, UnsupportedError
+from hpcmcodec import rans_coders
+from hpcmcodec.errors import IntegrityError
+from hpcmcodec.rans_tables import MAX_SYMBOL, Tables
 
 __all__ = ["MAX_SYMBOL", "Decoder", "Encoder", "Tables", "bits", "escape_budget"]
 
-MAX_SYMBOL = 2**20
-"""Largest absolute value of a symbol: beyond what the model's numbers reach, well below the coder's own 2^27."""
-
-_TOTAL = 1 << 16
 _MIN_SYMBOLS = 4
 _WORD_BYTES = 4
 _MIN_STATE, _STATE_LIMIT = 1 << 31, 1 << 63
@@ -58,80 +50,6 @@ _ENCODE_PIECE = 65536
 _WORDS_PER_ESCAPE = 41
 _WORDS_PER_WORD = 18
 
-_INSTALL = "pip install --no-deps compressai==1.2.8"
-_extension_lock = threading.Lock()
-_extension: ModuleType | None = None
-
-
-class Tables:
-    """Frequency tables, checked once, in the form that the coder takes.
-
-    Args:
-        cdf: (n_tables, max_size) integers; row i holds `sizes[i]` cumulative frequencies, rising strictly from 0 to
-            2^16. What follows them in the row is ignored. Entry j of a row is value `offsets[i] + j`, the last one the
-            escape.
-        sizes: (n_tables,) integers, at least 3: one value and the escape.
-        offsets: (n_tables,) integers, the smallest value that each table codes without its escape.
-
-    Attributes:
-        cdf, sizes, offsets: as given, int32, not writeable.
-        low, high: (n_tables,) int32, the smallest and largest value that each table codes without its escape; both
-            lie within +-`MAX_SYMBOL`.
-
-    Raises:
-        ValueError: shapes, dtypes or contents are not those above, or table 0 does not code the value 0.
-    """
-
-    def __init__(self, cdf: NDArray[np.integer], sizes: NDArray[np.integer], offsets: NDArray[np.integer]) -> None:
-        for name, array, n_dims in (("cdf", cdf, 2), ("sizes", sizes, 1), ("offsets", offsets, 1)):
-            if not np.issubdtype(array.dtype, np.integer) or array.ndim != n_dims:
-                raise ValueError(f"{name} is {array.ndim}-dimensional {array.dtype}, not {n_dims}-dimensional integers")
-        n_tables, max_size = cdf.shape
-        if n_tables == 0 or not len(sizes) == len(offsets) == n_tables:
-            raise ValueError(f"{n_tables} tables, {len(sizes)} sizes, {len(offsets)} offsets")
-        # int64 for the checks, so that no difference or sum of them overflows.
-        wide_cdf, wide_sizes, wide_offsets = (array.astype(np.int64) for array in (cdf, sizes, offsets))
-        if wide_sizes.min() < 3 or wide_sizes.max() > max_size:
-            raise ValueError(f"sizes from {wide_sizes.min()} to {wide_sizes.max()}, not within 3..{max_size}")
-        last = wide_cdf[np.arange(n_tables), wide_sizes - 1]
-        inside = np.arange(1, max_size) < wide_sizes[:, None]
-        # No frequency of zero (the coder would divide by it), hence none of 2^16 either (it keeps 16 bits of it).
-        rising = (wide_cdf[:, 1:] > wide_cdf[:, :-1]) | ~inside
-        wrong = (wide_cdf[:, 0] != 0) | (last != _TOTAL) | ~rising.all(axis=1)
-        if wrong.any():
-            raise ValueError(f"table {int(wrong.argmax())} does not rise strictly from 0 to {_TOTAL}")
-        high = wide_offsets + wide_sizes - 3
-        if wide_offsets.min() < -MAX_SYMBOL or high.max() > MAX_SYMBOL:
-            raise ValueError(f"values from {wide_offsets.min()} to {high.max()}, not within +-{MAX_SYMBOL}")
-        if not wide_offsets[0] <= 0 <= high[0]:
-            raise ValueError(f"table 0 codes {wide_offsets[0]}..{high[0]}: short streams are filled up with its zeros")
-
-        self.cdf = _frozen(wide_cdf)
-        self.sizes = _frozen(wide_sizes)
-        self.offsets = _frozen(wide_offsets)
-        self.low = self.offsets
-        self.high = _frozen(high)
-        self._lists = [row[:size].tolist() for row, size in zip(self.cdf, self.sizes, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def for_coder(self, indexes: NDArray[np.intp]) -> tuple[list[int], list[list[int]], list[int], list[int]]:
-        """The coder's arguments for symbols with these (checked) indexes: indexes, CDFs, sizes and offsets as lists.
-
-        Each call of the coder converts every number of every table that it is given; for all tables that takes longer
-        than coding some thousand symbols. A piece of a stream uses few, so those alone are given, renumbered.
-        """
-        used = np.flatnonzero(np.bincount(indexes, minlength=len(self)))
-        renumbered = np.zeros(len(self), np.intp)
-        renumbered[used] = np.arange(len(used))
-        return (
-            renumbered[indexes].tolist(),
-            [self._lists[table] for table in used],
-            self.sizes[used].tolist(),
-            self.offsets[used].tolist(),
-        )
-
 
 def escape_budget(n_symbols: int) -> int:
     """Escapes that a stream may hold, given how many symbols it could hold (skipped ones included)."""
@@ -146,12 +64,12 @@ class Encoder:
         n_symbols: all symbols that the stream could hold, skipped ones included (N of the module's docstring).
 
     Raises:
-        UnsupportedError: CompressAI's coder is not installed.
+        UnsupportedError: the coder that HPCM_CODER names is not there.
     """
 
     def __init__(self, tables: Tables, n_symbols: int) -> None:
         self._tables = tables
-        self._coder = _load_extension().BufferedRansEncoder()
+        self._writer = rans_coders.choose().coder.writer(tables)
         self._n_symbols = _checked_count(n_symbols)
         self._n_put = 0
         self._finished = False
@@ -203,7 +121,7 @@ class Encoder:
             raise ValueError("more escapes than the stream may hold: clamp the symbols first")
         for start in range(0, len(symbols), _ENCODE_PIECE):
             piece = slice(start, start + _ENCODE_PIECE)
-            self._coder.encode_with_indexes(symbols[piece].tolist(), *self._tables.for_coder(indexes[piece]))
+            self._writer.put(symbols[piece], indexes[piece])
 
     def finish(self) -> bytes:
         """The stream, b"" where nothing was coded. Can be called once; `ValueError` after that."""
@@ -211,10 +129,10 @@ class Encoder:
         self._finished = True
         if self._n_put == 0:
             return b""
-        fill = [0] * (_MIN_SYMBOLS - self._n_put)
-        if fill:
-            self._coder.encode_with_indexes(fill, *self._tables.for_coder(np.array(fill, np.intp)))
-        return bytes(self._coder.flush())
+        n_fill = max(0, _MIN_SYMBOLS - self._n_put)
+        if n_fill:
+            self._writer.put(np.zeros(n_fill, np.int32), np.zeros(n_fill, np.intp))
+        return self._writer.finish()
 
     def _check_open(self) -> None:
         if self._finished:
@@ -231,19 +149,19 @@ class Decoder:
 
     Raises:
         IntegrityError: no encoder writes a stream of this length or first state.
-        UnsupportedError: CompressAI's coder is not installed.
+        UnsupportedError: the coder that HPCM_CODER names is not there.
     """
 
     def __init__(self, data: bytes, tables: Tables, n_symbols: int) -> None:
         self._tables = tables
-        self._coder = _load_extension().RansDecoder()
+        coder = rans_coders.choose().coder
         self._n_left = _checked_count(n_symbols)
         self._budget = escape_budget(n_symbols)
         self._n_escapes = 0
         self._refusal = "" if data else "the stream is empty, but symbols are due"
         if data:
             _check_stream(data, n_symbols)
-            self._coder.set_stream(data.ljust(len(data) + _padding_bytes(n_symbols, len(data) // _WORD_BYTES), b"\0"))
+            self._reader = coder.reader(data, tables, _padding_bytes(n_symbols, len(data) // _WORD_BYTES))
 
     def get(self, indexes: NDArray[np.integer]) -> NDArray[np.int32]:
         """Decode the next symbols.
@@ -270,11 +188,10 @@ class Decoder:
         return symbols
 
     def _get_piece(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
-        # After a refusal the coder may stand anywhere in the padding: it is not asked again.
+        # After a refusal the coder may stand anywhere behind the stream: it is not asked again.
         if self._refusal:
             raise IntegrityError(self._refusal)
-        decoded = self._coder.decode_stream(*self._tables.for_coder(indexes))
-        symbols = np.array(decoded, np.int32)
+        symbols = self._reader.get(indexes)
         escaped = symbols[_is_escape(symbols, indexes, self._tables)]
         self._n_escapes += len(escaped)
         if self._n_escapes > self._budget:
@@ -315,42 +232,6 @@ def bits(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer
     cost: NDArray[np.float64] = 16.0 - np.log2(frequency)
     cost[escaped] += _GROUP_BITS * (1 + n_groups)
     return cost
-
-
-def _load_extension() -> ModuleType:
-    """CompressAI's module `ans`, loaded from its file: importing the package would import torch and torchvision."""
-    global _extension
-    with _extension_lock:
-        if _extension is None:
-            # Under its own name, so that a later import of the package finds the same types and does not fail.
-            _extension = sys.modules.get("compressai.ans") or _load_from_file("compressai.ans")
-        return _extension
-
-
-def _load_from_file(name: str) -> ModuleType:
-    package, _, stem = name.partition(".")
-    try:
-        package_spec = importlib.util.find_spec(package)
-    except ValueError:  # a module of that name without a spec, put there by hand
-        package_spec = None
-    folders = (package_spec and package_spec.submodule_search_locations) or []
-    files = [Path(folder, stem + suffix) for folder in folders for suffix in EXTENSION_SUFFIXES]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        found = f"no {stem} for this Python in {folders[0]}" if folders else "it is not installed"
-        raise UnsupportedError(f"CompressAI's entropy coder is missing ({found}): {_INSTALL}")
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UnsupportedError(f"CompressAI's entropy coder cannot be loaded from {file}: {_INSTALL}")
-    try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        raise UnsupportedError(f"CompressAI's entropy coder cannot be loaded ({error}): {_INSTALL}") from error
-    # CPython enters extension modules by itself. Left there, a later import of the package would find the module
-    # imported already, and not make it an attribute of the package.
-    sys.modules.pop(name, None)
-    return module
 
 
 def _checked_count(n_symbols: int) -> int:
@@ -409,9 +290,3 @@ def _padding_bytes(n_symbols: int, n_words: int) -> int:
     # The last call of the coder can take the escapes beyond the budget by as many symbols as it decodes.
     n_escapes = min(n_symbols, escape_budget(n_symbols) + _DECODE_PIECE)
     return _WORD_BYTES * (n_symbols + _WORDS_PER_ESCAPE * n_escapes + _WORDS_PER_WORD * n_words)
-
-
-def _frozen(array: NDArray[np.int64]) -> NDArray[np.int32]:
-    result = array.astype(np.int32)
-    result.setflags(write=False)
-    return result

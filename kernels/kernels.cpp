@@ -3,8 +3,8 @@
 //
 //     g++ -std=c++17 -O3 -shared -fPIC -pthread -ffp-contract=off kernels.cpp      (hpcmcodec/ops/build.py)
 //
-// Arrays are contiguous, channels last. Nothing is checked here: compiled.py does that. Whatever the instruction set and
-// the number of threads, results have the same bits, those of the numpy reference.
+// Arrays are contiguous, channels last. Nothing is checked here, but for the entropy coder: compiled.py does that.
+// Whatever the instruction set and the number of threads, results have the same bits, those of the numpy reference.
 //
 // HPCM_PORTABLE leaves out what is written for x86-64, so that the rest can be tested there.
 //
@@ -153,6 +153,8 @@ namespace plain {
 }  // namespace plain
 
 #endif
+
+#include "rans.h"
 
 struct Variant {
     const char* name;
@@ -497,6 +499,22 @@ HPCM_API int hpcm_float_biwkv4(int real, int64_t batch, int64_t tokens, int chan
     p.failed = &failed;
     run_sequences(real, batch, ELEMENTS / 16, p);
     return failed;
+}
+
+// Codes n symbols, the last one first, into `words` from its end; `room`: how many words are free at its start. Returns
+// how many symbols could not be coded. rans.h has the details.
+HPCM_API int64_t hpcm_rans_encode(int64_t n, const int32_t* symbols, const int32_t* indexes, int64_t n_tables,
+                                  int64_t width, const int32_t* cdf, const int32_t* sizes, const int32_t* offsets,
+                                  uint64_t* state, uint8_t* words, int64_t* room) {
+    return rans::encode(n, symbols, indexes, {n_tables, width, cdf, sizes, offsets}, state, words, room);
+}
+
+// Decodes n symbols from a stream of n_words words of 4 bytes; `position`: the next word. Returns how many were decoded.
+HPCM_API int64_t hpcm_rans_decode(int64_t n, const int32_t* indexes, int64_t n_tables, int64_t width,
+                                  const int32_t* cdf, const int32_t* sizes, const int32_t* offsets,
+                                  const uint8_t* stream, int64_t n_words, uint64_t* state, int64_t* position,
+                                  int32_t* symbols) {
+    return rans::decode(n, indexes, {n_tables, width, cdf, sizes, offsets}, stream, n_words, state, position, symbols);
 }
 
 // The gradients by k, v (of the type `real`), decay and boost (float64), from the one by y (of y's type).

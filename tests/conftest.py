@@ -1,14 +1,18 @@
-"""What all tests share: photographs, the Kodak images where there are any, and hypothesis without deadlines."""
+"""What all tests share: photographs, Kodak images where there are any, entropy coders, hypothesis without deadlines."""
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.evaluation import sample_photo
 from hpcmcodec.ops import build
+from hpcmcodec.rans_coders import Coder
+from tests import coders
 
 # A deadline would be a timed assertion: it fails on a busy machine. In CI the same examples are drawn every time.
 settings.register_profile("hpcmcodec", deadline=None, derandomize="CI" in os.environ)
@@ -38,6 +42,28 @@ def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("kernels") / "kernels.so"
     build.run_compiler(compiler, folder, source, target, build.TIMEOUT_SECONDS)
     return target
+
+
+@pytest.fixture(scope="session")
+def all_coders(request: pytest.FixtureRequest) -> dict[str, Coder]:
+    """The coders that are there, by name: plain Python always, C++ with a compiler, CompressAI's where installed."""
+    found = {}
+    for name in coders.NAMES:
+        library = request.getfixturevalue("kernel_library") if name == "native C++" and build.find_compiler() else ""
+        try:
+            found[name] = coders.named(name, str(library))
+        except (UnsupportedError, OSError):
+            continue
+    return found
+
+
+@pytest.fixture(params=coders.NAMES, scope="module")
+def coder(request: pytest.FixtureRequest, all_coders: dict[str, Coder]) -> Iterator[Coder]:
+    """Each coder in turn, in use for all streams; once a module, as hypothesis wants it."""
+    if request.param not in all_coders:
+        pytest.skip(coders.missing(request.param))
+    with coders.used(all_coders[request.param]):
+        yield all_coders[request.param]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hpcmcodec import rans_coders
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
@@ -45,9 +46,13 @@ class Coded(NamedTuple):
 
 
 class LatentCoder:
-    """Codes tiles with one model: exact ops, the tables of z (`entropy.z_tables_of`) and of y (one a scale level)."""
+    """Codes tiles with one model: exact ops, the tables of z (`entropy.z_tables_of`) and of y (one a scale level).
+
+    Raises UnsupportedError, before anything is computed, where the coder that HPCM_CODER names is not there.
+    """
 
     def __init__(self, config: Config, ops: ExactOps, tables: Mapping[str, np.ndarray]) -> None:
+        rans_coders.choose()
         self.config, self.ops = config, ops
         self.z_tables = Tables(tables["z.cdf"], tables["z.sizes"], tables["z.offsets"])
         self.y_tables = Tables(tables["y.cdf"], tables["y.sizes"], tables["y.offsets"])

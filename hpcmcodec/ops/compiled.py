@@ -53,6 +53,11 @@ _FLOAT_SIGNATURES: dict[str, tuple[Any, ...]] = {
     "hpcm_float_biwkv4": (_int, _long, _long, _int, *[_pointer] * 5),
     "hpcm_float_biwkv4_gradients": (_int, _long, _long, _int, *[_pointer] * 10),
 }
+# For rans_coders.py. They check what they are given, and return a number of symbols.
+_RANS_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "hpcm_rans_encode": (_long, _pointer, _pointer, _long, _long, *[_pointer] * 6),
+    "hpcm_rans_decode": (_long, _pointer, _long, _long, *[_pointer] * 4, _long, *[_pointer] * 3),
+}
 
 
 class HostMemory:
@@ -87,10 +92,11 @@ class Kernels:
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
             setattr(self, name.removeprefix("hpcm_"), function)
-        for name, arguments in _FLOAT_SIGNATURES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, _int
-            setattr(self, name.removeprefix("hpcm_"), function)
+        for signatures, result in ((_FLOAT_SIGNATURES, _int), (_RANS_SIGNATURES, _long)):
+            for name, arguments in signatures.items():
+                function = getattr(library, name)
+                function.argtypes, function.restype = arguments, result
+                setattr(self, name.removeprefix("hpcm_"), function)
         library.hpcm_wkv_scratch.argtypes, library.hpcm_wkv_scratch.restype = (_long, _long, _int, _int), _long
         library.hpcm_threads.argtypes, library.hpcm_threads.restype = (_int,), None
         library.hpcm_choose.argtypes = (ctypes.c_char_p,)
@@ -112,6 +118,8 @@ class Kernels:
     wkv: Any
     float_biwkv4: Any
     float_biwkv4_gradients: Any
+    rans_encode: Any
+    rans_decode: Any
 
     @property
     def variant(self) -> str:

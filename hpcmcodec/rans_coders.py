@@ -1,0 +1,386 @@
+"""The coders behind `rans`: CompressAI's, and this project's own of the same streams, in C++ and in plain Python.
+
+`HPCM_CODER` chooses:
+
+    auto         (default) CompressAI's wherever it can be loaded, for both directions; elsewhere this project's
+    compressai   CompressAI's; UnsupportedError where it cannot be loaded
+    native       this project's: in C++ where HPCM_OPS finds compiled kernels (`ops.loader`), else in plain Python
+
+All write the same bytes and read the same symbols from any bytes, damaged ones included. What is a valid stream, and
+what is refused, is not their business but that of `rans`, which also describes the format.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+import threading
+from bisect import bisect_right
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.ops import loader
+from hpcmcodec.ops.compiled import HostMemory, Kernels
+from hpcmcodec.rans_tables import Tables
+
+__all__ = ["CHOICES", "Choice", "Coder", "CompressAI", "Native", "Reader", "Writer", "choice", "choose"]
+
+CHOICES = ("auto", "compressai", "native")
+
+_LEAST_STATE = 1 << 31
+_TOTAL_BITS = 16
+_GROUP_BITS, _LAST_GROUP = 4, 15
+_WORD_BYTES, _STATE_BYTES = 4, 8
+# A symbol, the number of an escape's groups, and 7 groups, which is where CompressAI's encoder ends: a word for each.
+_MOST_WORDS = 9
+
+_INSTALL = "pip install --no-deps compressai==1.2.8"
+_extension_lock = threading.Lock()
+_extension: ModuleType | None = None
+
+
+class Writer(Protocol):
+    """Writes one stream."""
+
+    def put(self, symbols: NDArray[np.int32], indexes: NDArray[np.intp]) -> None:
+        """Code symbols (N,), each under the table that its index (N,) names; both are checked by the caller."""
+
+    def finish(self) -> bytes:
+        """The stream. Called once."""
+
+
+class Reader(Protocol):
+    """Reads one stream."""
+
+    def get(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
+        """The next symbols (N,), for their tables (N,), which are checked by the caller."""
+
+
+class Coder(Protocol):
+    """Makes writers and readers. `name`: what `hpcm doctor` and `hpcm info` call it."""
+
+    name: str
+
+    def writer(self, tables: Tables) -> Writer:
+        """For one stream over these tables."""
+
+    def reader(self, data: bytes, tables: Tables, n_padding: int) -> Reader:
+        """For a stream of whole words, at least two. Decoding reads at most `n_padding` bytes behind it: zeros."""
+
+
+class Choice(NamedTuple):
+    """A coder, and why it is this one."""
+
+    coder: Coder
+    reason: str
+
+
+def choice() -> str:
+    """The value of HPCM_CODER. Raises UnsupportedError for an unknown one."""
+    value = os.environ.get("HPCM_CODER") or "auto"
+    if value not in CHOICES:
+        raise UnsupportedError(f"HPCM_CODER is {value!r}; it can be {', '.join(CHOICES)}")
+    return value
+
+
+def choose() -> Choice:
+    """The coder that HPCM_CODER and HPCM_OPS ask for; it stays the same while they do.
+
+    Raises UnsupportedError where a forced choice is not there, or a variable has an unknown value.
+    """
+    return _choose(choice(), loader.choice())
+
+
+@lru_cache(maxsize=16)
+def _choose(wanted: str, ops: str) -> Choice:
+    why_not = "HPCM_CODER=native"
+    if wanted != "native":
+        try:
+            return Choice(CompressAI(), f"HPCM_CODER={wanted}: CompressAI's is installed")
+        except UnsupportedError as error:
+            if wanted == "compressai":
+                raise
+            why_not = str(error)
+    # Kernels for a GPU code no streams.
+    kernels = loader.find(beside_cuda=True).kernels
+    return Choice(Native(kernels), why_not if kernels else f"{why_not}; no compiled kernels (HPCM_OPS={ops})")
+
+
+# --- CompressAI's ----------------------------------------------------------------------------------------------------
+
+
+class CompressAI:
+    """CompressAI's extension. It checks nothing: wrong arguments and streams of fewer than 4 symbols make it corrupt
+    memory, damaged streams make it read beyond their end. What `rans` does before each call keeps it within bounds.
+
+    Raises UnsupportedError where it cannot be loaded.
+    """
+
+    name = "compressai"
+
+    def __init__(self) -> None:
+        self._extension: Any = load_extension()
+
+    def writer(self, tables: Tables) -> Writer:
+        return _CompressAIWriter(self._extension.BufferedRansEncoder(), tables)
+
+    def reader(self, data: bytes, tables: Tables, n_padding: int) -> Reader:
+        coder = self._extension.RansDecoder()
+        coder.set_stream(data.ljust(len(data) + n_padding, b"\0"))
+        return _CompressAIReader(coder, tables)
+
+
+class _CompressAIWriter:
+    def __init__(self, coder: Any, tables: Tables) -> None:
+        self._coder, self._tables = coder, tables
+
+    def put(self, symbols: NDArray[np.int32], indexes: NDArray[np.intp]) -> None:
+        self._coder.encode_with_indexes(symbols.tolist(), *_as_lists(self._tables, indexes))
+
+    def finish(self) -> bytes:
+        return bytes(self._coder.flush())
+
+
+class _CompressAIReader:
+    def __init__(self, coder: Any, tables: Tables) -> None:
+        self._coder, self._tables = coder, tables
+
+    def get(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
+        return np.array(self._coder.decode_stream(*_as_lists(self._tables, indexes)), np.int32)
+
+
+def _as_lists(tables: Tables, indexes: NDArray[np.intp]) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+    """The extension's arguments for symbols with these indexes: indexes, CDFs, sizes and offsets as lists.
+
+    Each call converts every number of every table that it is given; for all tables that takes longer than coding some
+    thousand symbols. A piece of a stream uses few, so those alone are given, renumbered.
+    """
+    used = np.flatnonzero(np.bincount(indexes, minlength=len(tables)))
+    renumbered = np.zeros(len(tables), np.intp)
+    renumbered[used] = np.arange(len(used))
+    return (
+        renumbered[indexes].tolist(),
+        [tables.rows[table] for table in used],
+        tables.sizes[used].tolist(),
+        tables.offsets[used].tolist(),
+    )
+
+
+def load_extension() -> ModuleType:
+    """CompressAI's module `ans`, loaded from its file: importing the package would import torch and torchvision.
+
+    Raises UnsupportedError where it cannot be loaded.
+    """
+    global _extension
+    with _extension_lock:
+        if _extension is None:
+            # Under its own name, so that a later import of the package finds the same types and does not fail.
+            _extension = sys.modules.get("compressai.ans") or _load_from_file("compressai.ans")
+        return _extension
+
+
+def _load_from_file(name: str) -> ModuleType:
+    package, _, stem = name.partition(".")
+    try:
+        package_spec = importlib.util.find_spec(package)
+    except ValueError:  # a module of that name without a spec, put there by hand
+        package_spec = None
+    folders = (package_spec and package_spec.submodule_search_locations) or []
+    files = [Path(folder, stem + suffix) for folder in folders for suffix in EXTENSION_SUFFIXES]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        found = f"no {stem} for this Python in {folders[0]}" if folders else "it is not installed"
+        raise UnsupportedError(f"CompressAI's entropy coder is missing ({found}): {_INSTALL}")
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UnsupportedError(f"CompressAI's entropy coder cannot be loaded from {file}: {_INSTALL}")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise UnsupportedError(f"CompressAI's entropy coder cannot be loaded ({error}): {_INSTALL}") from error
+    # CPython enters extension modules by itself. Left there, a later import of the package would find the module
+    # imported already, and not make it an attribute of the package.
+    sys.modules.pop(name, None)
+    return module
+
+
+# --- this project's --------------------------------------------------------------------------------------------------
+
+
+class Native:
+    """This project's coder: in C++ (kernels/rans.h) with kernels, without them in plain Python.
+
+    Its readers need no padding, and say where they stand: `position`, the words taken, those of zeros behind the stream
+    included, and `state`, the 64-bit state of the coder; where a whole stream has been read they are the stream's
+    number of words and 2^31.
+    """
+
+    def __init__(self, kernels: Kernels | None) -> None:
+        self._kernels = kernels
+        self.name = "native C++" if kernels else "native Python"
+
+    def writer(self, tables: Tables) -> Writer:
+        return _KernelWriter(tables, self._kernels) if self._kernels else _PlainWriter(tables)
+
+    def reader(self, data: bytes, tables: Tables, n_padding: int = 0) -> _KernelReader | _PlainReader:
+        return _KernelReader(data, tables, self._kernels) if self._kernels else _PlainReader(data, tables)
+
+
+class _NativeWriter:
+    """Keeps the symbols: they are coded from the last to the first."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._parts: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
+
+    def put(self, symbols: NDArray[np.int32], indexes: NDArray[np.intp]) -> None:
+        self._parts.append((np.array(symbols, np.int32), np.array(indexes, np.int32)))
+
+    def finish(self) -> bytes:
+        state, written = _LEAST_STATE, []
+        while self._parts:
+            words, state = self._code(*self._parts.pop(), state)
+            written.append(words)
+        return b"".join([state.to_bytes(_STATE_BYTES, "little"), *reversed(written)])
+
+    def _code(self, symbols: NDArray[np.int32], indexes: NDArray[np.int32], state: int) -> tuple[bytes, int]:
+        """The words that these symbols add in front of those of the symbols behind them, and the state before them."""
+        raise NotImplementedError
+
+
+class _KernelWriter(_NativeWriter):
+    def __init__(self, tables: Tables, kernels: Kernels) -> None:
+        super().__init__(tables)
+        self._kernels = kernels
+
+    def _code(self, symbols: NDArray[np.int32], indexes: NDArray[np.int32], state: int) -> tuple[bytes, int]:
+        words = np.empty((_MOST_WORDS * len(symbols), _WORD_BYTES), np.uint8)
+        before, room = ctypes.c_uint64(state), ctypes.c_int64(len(words))
+        left = self._kernels.rans_encode(
+            *(len(symbols), HostMemory.at(symbols), HostMemory.at(indexes), *_addresses(self._tables)),
+            *(ctypes.byref(before), HostMemory.at(words), ctypes.byref(room)),
+        )
+        if left:
+            raise ValueError(f"symbol {symbols[left - 1]} cannot be coded under table {indexes[left - 1]}")
+        return words[room.value :].tobytes(), before.value
+
+
+class _KernelReader:
+    def __init__(self, data: bytes, tables: Tables, kernels: Kernels) -> None:
+        self._stream, self._tables, self._kernels = np.frombuffer(data, np.uint8), tables, kernels
+        self._state = ctypes.c_uint64(int.from_bytes(data[:_STATE_BYTES], "little"))
+        self._position = ctypes.c_int64(_STATE_BYTES // _WORD_BYTES)
+
+    @property
+    def state(self) -> int:
+        return self._state.value
+
+    @property
+    def position(self) -> int:
+        return self._position.value
+
+    def get(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
+        numbers, symbols = np.ascontiguousarray(indexes, np.int32), np.empty(len(indexes), np.int32)
+        decoded = self._kernels.rans_decode(
+            *(len(numbers), HostMemory.at(numbers), *_addresses(self._tables)),
+            *(HostMemory.at(self._stream), len(self._stream) // _WORD_BYTES),
+            *(ctypes.byref(self._state), ctypes.byref(self._position), HostMemory.at(symbols)),
+        )
+        if decoded != len(numbers):
+            raise ValueError(f"table {numbers[decoded]} has no entry for the state {self.state}")
+        return symbols
+
+
+def _addresses(tables: Tables) -> tuple[int, int, int, int, int]:
+    """The arguments of `struct Tables` of rans.h."""
+    at = HostMemory.at
+    return *tables.cdf.shape, at(tables.cdf), at(tables.sizes), at(tables.offsets)
+
+
+class _PlainWriter(_NativeWriter):
+    def _code(self, symbols: NDArray[np.int32], indexes: NDArray[np.int32], state: int) -> tuple[bytes, int]:
+        tables = self._tables
+        escape, values = tables.sizes[indexes] - 2, symbols - tables.offsets[indexes]
+        inside = (values >= 0) & (values < escape)
+        entries = np.where(inside, values, escape)
+        starts = tables.cdf[indexes, entries]
+        frequencies = tables.cdf[indexes, entries + 1] - starts
+        rests = np.where(inside, -1, np.where(values < 0, -2 * values - 1, 2 * (values - escape)))
+        words = []
+        for start, frequency, rest in zip(
+            starts[::-1].tolist(), frequencies[::-1].tolist(), rests[::-1].tolist(), strict=True
+        ):
+            if rest >= 0:
+                groups = range(0, rest.bit_length(), _GROUP_BITS)
+                for group in (*[rest >> shift & _LAST_GROUP for shift in reversed(groups)], len(groups)):
+                    if state >> (63 - _GROUP_BITS):
+                        words.append(state & 0xFFFFFFFF)
+                        state >>= 32
+                    state = state << _GROUP_BITS | group
+            if state >= frequency << (63 - _TOTAL_BITS):
+                words.append(state & 0xFFFFFFFF)
+                state >>= 32
+            quotient, remainder = divmod(state, frequency)
+            state = (quotient << _TOTAL_BITS) + remainder + start
+        return np.array(words[::-1], "<u4").tobytes(), state
+
+
+class _PlainReader:
+    def __init__(self, data: bytes, tables: Tables) -> None:
+        self._tables, self._words = tables, np.frombuffer(data, "<u4").tolist()
+        self.state = int.from_bytes(data[:_STATE_BYTES], "little")
+        self.position = _STATE_BYTES // _WORD_BYTES
+
+    def get(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
+        rows, values, state = self._tables.rows, [], self.state
+        for table in indexes.tolist():
+            row = rows[table]
+            place = state & 0xFFFF
+            entry = bisect_right(row, place) - 1
+            start = row[entry]
+            state = (row[entry + 1] - start) * (state >> _TOTAL_BITS) + place - start
+            if state < _LEAST_STATE:
+                state = state << 32 | self._word()
+            if entry == len(row) - 2:
+                self.state = state
+                entry = self._escaped(entry)
+                state = self.state
+            values.append(entry)
+        self.state = state
+        return np.array(values, np.int32) + self._tables.offsets[indexes]
+
+    def _escaped(self, escape: int) -> int:
+        """The value, from the table's first one, that an escape's groups say."""
+        n_groups = group = self._group()
+        while group == _LAST_GROUP:  # a run that ends with the stream: behind it zeros come into the state
+            group = self._group()
+            n_groups += group
+        rest = 0
+        for number in range(n_groups):
+            # No encoder writes more than eight groups. CompressAI's decoder shifts an int by more than its bits there:
+            # processors take that modulo 32.
+            rest |= self._group() << _GROUP_BITS * number % 32
+        rest = (rest & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)  # as a signed int
+        return -(rest >> 1) - 1 if rest & 1 else (rest >> 1) + escape
+
+    def _group(self) -> int:
+        group = self.state & _LAST_GROUP
+        self.state >>= _GROUP_BITS
+        if self.state < _LEAST_STATE:
+            self.state = self.state << 32 | self._word()
+        return group
+
+    def _word(self) -> int:
+        position = self.position
+        self.position += 1
+        return self._words[position] if position < len(self._words) else 0

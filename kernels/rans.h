@@ -1,0 +1,184 @@
+// The entropy coder: writes and reads the streams of CompressAI's coder, which hpcmcodec/rans.py describes.
+//
+// kernels.cpp includes this once, for all instruction sets: each symbol needs the state that the one before it left.
+// Symbols are coded from the last to the first and decoded from the first to the last. The caller keeps state and
+// position between calls, so a stream can be treated in any number of parts, and what was left over is known.
+//
+// Unlike the kernels, these functions trust nothing: whatever indexes, tables and streams hold, no access leaves the
+// arrays, and all loops end. Behind a stream decoding finds zeros.
+
+#include <stdint.h>
+
+namespace rans {
+
+const uint64_t LEAST_STATE = 1ull << 31;
+enum { TOTAL_BITS = 16, GROUP_BITS = 4, LAST_GROUP = 15, MAX_REST_BITS = 28 };
+
+// Row i of cdf (n, width) has sizes[i] cumulative frequencies, from 0 to 2^16; its last entry is the escape.
+struct Tables {
+    int64_t n, width;
+    const int32_t *cdf, *sizes, *offsets;
+};
+
+struct Row {
+    const int32_t* cdf;
+    int32_t escape, offset;  // the number of the last entry, and the value of the first
+
+    uint32_t start(int32_t entry) const { return (uint32_t)cdf[entry]; }
+    uint32_t frequency(int32_t entry) const { return (uint32_t)cdf[entry + 1] - (uint32_t)cdf[entry]; }
+};
+
+// False where the index names no table.
+inline bool row_of(const Tables& tables, int32_t index, Row* row) {
+    if (index < 0 || index >= tables.n) return false;
+    const int32_t size = tables.sizes[index];
+    if (size < 3 || size > tables.width) return false;
+    row->cdf = tables.cdf + index * tables.width;
+    row->escape = size - 2;
+    row->offset = tables.offsets[index];
+    return true;
+}
+
+inline uint32_t get_word(const uint8_t* at) {
+    return at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
+inline void put_word(uint8_t* at, uint32_t word) {
+    for (int i = 0; i < 4; ++i) at[i] = (uint8_t)(word >> 8 * i);
+}
+
+struct Writer {
+    uint8_t* words;
+    int64_t room;  // words that are free, before those that have been written
+    uint64_t state;
+
+    // Codes an entry that starts at `start` and is `frequency` of 2^bits wide. False where there is no room.
+    bool put(uint32_t start, uint64_t frequency, int bits) {
+        if (state >= frequency << (63 - bits)) {
+            if (room < 1) return false;
+            put_word(words + 4 * --room, (uint32_t)state);
+            state >>= 32;
+        }
+        state = (state / frequency << bits) + state % frequency + start;
+        return true;
+    }
+};
+
+inline bool put_symbol(Writer* writer, const Row& row, int32_t symbol) {
+    const int64_t value = (int64_t)symbol - row.offset;
+    int32_t entry = row.escape;
+    if (value >= 0 && value < row.escape) {
+        entry = (int32_t)value;
+    } else {
+        const uint64_t rest = (uint64_t)(value < 0 ? -2 * value - 1 : 2 * (value - row.escape));
+        if (rest >> MAX_REST_BITS) return false;  // CompressAI's encoder does not end there
+        int groups = 0;
+        while (rest >> GROUP_BITS * groups) ++groups;
+        for (int i = groups - 1; i >= 0; --i)
+            if (!writer->put(rest >> GROUP_BITS * i & LAST_GROUP, 1, GROUP_BITS)) return false;
+        if (!writer->put((uint32_t)groups, 1, GROUP_BITS)) return false;
+    }
+    const uint32_t frequency = row.frequency(entry);
+    if (frequency - 1 >= 1u << TOTAL_BITS) return false;
+    return writer->put(row.start(entry), frequency, TOTAL_BITS);
+}
+
+// Returns how many symbols are left, counted from the first: 0, or more where an index names no table, a frequency is
+// none, a value is too far outside its table, or there is no room; state and room are then those before that symbol.
+inline int64_t encode(int64_t n, const int32_t* symbols, const int32_t* indexes, const Tables& tables, uint64_t* state,
+                      uint8_t* words, int64_t* room) {
+    Writer writer = {words, *room, *state};
+    for (int64_t i = n; i > 0; --i) {
+        Row row;
+        if (!row_of(tables, indexes[i - 1], &row) || !put_symbol(&writer, row, symbols[i - 1])) return i;
+        *state = writer.state;
+        *room = writer.room;
+    }
+    return 0;
+}
+
+struct Reader {
+    const uint8_t* stream;
+    int64_t n_words, position;
+    uint64_t state;
+
+    void advance(uint64_t to) {
+        state = to;
+        if (state < LEAST_STATE) {
+            state = state << 32 | (position >= 0 && position < n_words ? get_word(stream + 4 * position) : 0);
+            ++position;
+        }
+    }
+
+    uint32_t group() {
+        const uint32_t value = state & LAST_GROUP;
+        advance(state >> GROUP_BITS);
+        return value;
+    }
+
+    // Runs of LAST_GROUP end with the stream: behind it zeros come into the state.
+    uint32_t rest() {
+        int64_t groups = 0;
+        uint32_t value, all = 0;
+        do groups += value = group();
+        while (value == LAST_GROUP);
+        // No encoder writes more groups than eight. CompressAI's decoder shifts an int by more than its bits there:
+        // processors take that modulo 32.
+        for (int64_t i = 0; i < groups; ++i) all |= group() << (GROUP_BITS * i & 31);
+        return all;
+    }
+};
+
+// The entry with cdf[entry] <= place < cdf[entry + 1]: in steps that double, away from the value 0, which is likely, then
+// by halves. In a table that does not rise it is any entry.
+inline int32_t entry_of(const Row& row, int32_t place) {
+    const int32_t end = row.escape + 1;
+    int32_t low = row.offset >= 0 ? 0 : row.offset < -row.escape ? row.escape : -row.offset, high = low + 1;
+    if (row.cdf[low] <= place) {
+        for (int32_t step = 1; high < end && row.cdf[high] <= place; step *= 2) {
+            low = high;
+            high = end - high < step ? end : high + step;
+        }
+    } else {
+        high = low;
+        low = low > 0 ? low - 1 : 0;
+        for (int32_t step = 1; low > 0 && row.cdf[low] > place; step *= 2) {
+            high = low;
+            low = low < step ? 0 : low - step;
+        }
+    }
+    while (high - low > 1) {
+        const int32_t middle = low + (high - low) / 2;
+        (row.cdf[middle] <= place ? low : high) = middle;
+    }
+    return low;
+}
+
+// Returns how many symbols were decoded: n, or fewer where an index names no table or a table has no such entry.
+// `position` counts words, those behind the stream too.
+inline int64_t decode(int64_t n, const int32_t* indexes, const Tables& tables, const uint8_t* stream, int64_t n_words,
+                      uint64_t* state, int64_t* position, int32_t* symbols) {
+    Reader reader = {stream, n_words, *position, *state};
+    int64_t i = 0;
+    for (; i < n; ++i) {
+        Row row;
+        if (!row_of(tables, indexes[i], &row)) break;
+        const uint32_t place = reader.state & ((1u << TOTAL_BITS) - 1);
+        const int32_t entry = entry_of(row, (int32_t)place);
+        const uint32_t start = row.start(entry), frequency = row.frequency(entry);
+        if (place < start || place - start >= frequency || frequency > 1u << TOTAL_BITS) break;
+        reader.advance(frequency * (reader.state >> TOTAL_BITS) + (place - start));
+        int64_t value = entry;
+        if (entry == row.escape) {
+            const uint32_t rest = reader.rest();
+            const int32_t half = (int32_t)rest >> 1;
+            value = rest & 1 ? -(int64_t)half - 1 : (int64_t)half + row.escape;
+        }
+        symbols[i] = (int32_t)(value + row.offset);
+    }
+    *state = reader.state;
+    *position = reader.position;
+    return i;
+}
+
+}  // namespace rans
