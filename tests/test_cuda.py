@@ -154,7 +154,7 @@ def trained_with(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
 @pytest.fixture
 def cpp(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> Iterator[None]:
     """Training on the processor runs in this checkout's C++ kernels."""
-    monkeypatch.setattr(build, "prebuilt_path", lambda folder, source: kernel_library)
+    monkeypatch.setattr(build, "prebuilt", lambda folder, source: kernel_library)
     torch_ops._found.cache_clear()
     yield
     torch_ops._found.cache_clear()

@@ -278,7 +278,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> dict[str, 
     made = {}
     for choice in ("reference", "cpp"):
         monkeypatch.setenv("HPCM_OPS", choice)
-        monkeypatch.setattr(build, "prebuilt_path", lambda folder, source: kernel_library)
+        monkeypatch.setattr(build, "prebuilt", lambda folder, source: kernel_library)
         made[choice] = codec.LightEngine(tiny.load())
     assert isinstance(made["cpp"].coder.ops, KernelOps)
     assert not isinstance(made["reference"].coder.ops, KernelOps)
