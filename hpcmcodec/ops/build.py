@@ -6,9 +6,8 @@
 A library is one g++ call of a few seconds over one source file, so there is no build system behind this. What is built
 is named by the hash of the sources and flags; the library repeats the hash (`hpcm_source`), so a stale one is never
 used. Libraries carry in their name the hash of their own bytes, cached ones also the compiler that built them: a file
-that was damaged afterwards is not loaded. Who alters one, as stripping it of symbols does, runs this after that, not
-before. They are written beside their place and renamed, under a lock that the system takes
-back when its holder dies.
+that was damaged afterwards, or stripped, is not loaded. They are written beside their place and renamed, under a lock
+that the system takes back when its holder dies.
 """
 
 from __future__ import annotations
