@@ -474,7 +474,7 @@ def test_doctor_finds_kernels_that_compute_something_else(place: Place, capsys: 
     place.monkeypatch.setattr(kernels, "add", wrong)
     code, _, err = run_doctor(capsys)
     assert code == 5
-    assert "differ from the reference: add, place;" in err  # place adds
+    assert "differ from the reference: add, add of one row, hyper-latent, place, segment;" in err  # all that add
 
 
 def test_info_loads_no_kernels_and_no_numpy() -> None:

@@ -118,7 +118,7 @@ def cases(
         "gate": lambda o: o.gate(on(o, r), on(o, x)),
         "blend": lambda o: o.blend(on(o, r), on(o, row), on(o, x)),
         "add": lambda o: o.add(on(o, x), on(o, y)),
-        "add, one row": lambda o: o.add(on(o, x), on(o, row)),
+        "add of one row": lambda o: o.add(on(o, x), on(o, row)),
         "pool": lambda o: o.pool(on(o, x), "fine"),
         "recall": lambda o: [
             o.recall(on(o, query[0]), [on(o, a) for a in keys[:n]], [on(o, a) for a in values[:n]], 0.1)
