@@ -33,7 +33,7 @@ import click
 
 from hpcmcodec import __version__
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
-from hpcmcodec.errors import HpcmError, InputError, OutputError, UnsupportedError
+from hpcmcodec.errors import HpcmError, InputError, InstallationError, OutputError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -586,9 +586,11 @@ def _label(source: str) -> str:
 
 @contextlib.contextmanager
 def _about(source: str) -> Iterator[None]:
-    """Errors from inside carry the name of the input."""
+    """Errors from inside carry the name of the input, unless they are about this installation."""
     try:
         yield
+    except InstallationError:
+        raise
     except HpcmError as error:
         if str(error).startswith(f"{source}: "):
             raise

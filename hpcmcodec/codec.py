@@ -283,7 +283,7 @@ class LightEngine:
         self._sessions: dict[str, Any] = {}
 
     def _session(self, graph: str) -> Any:
-        import onnxruntime
+        from hpcmcodec.ort import onnxruntime
 
         with self.lock:
             if graph not in self._sessions:
@@ -292,9 +292,8 @@ class LightEngine:
                 options.log_severity_level = 3
                 # Spinning threads would go on taking the cores from the numpy code that follows.
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-                path = self.weights.path.with_name(f"{self.weights.path.stem}.{graph}.onnx")
                 self._sessions[graph] = onnxruntime.InferenceSession(
-                    str(path), options, providers=["CPUExecutionProvider"]
+                    str(self.weights.graph(graph)), options, providers=["CPUExecutionProvider"]
                 )
             return self._sessions[graph]
 

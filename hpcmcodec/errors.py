@@ -2,15 +2,16 @@
 
 Each class answers one question of the caller and carries the exit code of the command line for it:
 
-    ================== ========= ====================================================================
-    class              exit code meaning
-    ================== ========= ====================================================================
-    `HpcmError`        1         base of the family
-    `InputError`       3         the input is not a readable image, or not a valid ``.hpcm`` file
-    `UnsupportedError` 4         the input is valid, but this version or installation cannot treat it
-    `IntegrityError`   5         a checksum does not hold: the data were damaged
-    `OutputError`      6         the output exists already or cannot be written
-    ================== ========= ====================================================================
+    =================== ========= ===================================================================
+    class               exit code meaning
+    =================== ========= ===================================================================
+    `HpcmError`         1         base of the family
+    `InputError`        3         the input is not a readable image, or not a valid ``.hpcm`` file
+    `UnsupportedError`  4         the input is valid, but this version or installation cannot treat it
+    `IntegrityError`    5         a checksum does not hold: the data were damaged
+    `InstallationError` 5         the same of a file of this installation, not of the caller's data
+    `OutputError`       6         the output exists already or cannot be written
+    =================== ========= ===================================================================
 
 A mistake in a call (a quality of 200, an array of the wrong shape) is a plain `ValueError` or `TypeError`.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = ["HpcmError", "InputError", "IntegrityError", "OutputError", "UnsupportedError"]
+__all__ = ["HpcmError", "InputError", "InstallationError", "IntegrityError", "OutputError", "UnsupportedError"]
 
 
 class HpcmError(Exception):
@@ -44,6 +45,10 @@ class IntegrityError(HpcmError):
     """A checksum or an invariant of the entropy coder does not hold: the data are damaged, or the latents differ."""
 
     exit_code: ClassVar[int] = 5
+
+
+class InstallationError(IntegrityError):
+    """A file of this installation is damaged or missing; the message says which, and how to mend it."""
 
 
 class OutputError(HpcmError):

@@ -34,14 +34,16 @@ def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernels compiled from the checkout's sources; built here where `make kernels` has not done it."""
     folder = build.source_folder()
     source, compiler = build.source_hash(folder), build.find_compiler()
-    prebuilt = build.prebuilt_path(folder, source)
-    if prebuilt.exists():
+    prebuilt = build.prebuilt(folder, source)
+    if prebuilt:
         return prebuilt
     if compiler is None:
         pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    build.run_compiler(compiler, folder, source, target, build.TIMEOUT_SECONDS)
-    return target
+
+    def make(target: Path) -> None:
+        build.run_compiler(compiler, folder, source, target, build.TIMEOUT_SECONDS)
+
+    return build.publish(tmp_path_factory.mktemp("kernels"), "kernels", ".so", make, 0)
 
 
 @pytest.fixture(scope="session")

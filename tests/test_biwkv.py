@@ -170,7 +170,7 @@ def test_float32_values_and_gradients_are_finite_at_the_clamps(tokens: int, kind
 def operator(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> Iterator[torch._ops.OpOverload]:
     """hpcm::biwkv4 over the kernels of this checkout."""
     monkeypatch.setenv("HPCM_OPS", "cpp")
-    monkeypatch.setattr(build, "prebuilt_path", lambda folder, source: kernel_library)
+    monkeypatch.setattr(build, "prebuilt", lambda folder, source: kernel_library)
     torch_ops._found.cache_clear()
     yield torch.ops.hpcm.biwkv4.default
     torch_ops._found.cache_clear()

@@ -15,7 +15,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
-import onnxruntime
 import pytest
 import tiny
 import torch
@@ -28,6 +27,7 @@ from hpcmcodec.errors import HpcmError, InputError, IntegrityError, UnsupportedE
 from hpcmcodec.model.coder import Coded, LatentCoder
 from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.schedule import SCALES
+from hpcmcodec.ort import onnxruntime
 
 GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
 ODD_SIZES = [(1, 1), (7, 5), (127, 129), (768, 512), (2000, 3), (3, 2000), (4097, 300)]

@@ -124,7 +124,7 @@ def test_depthwise_kernels_of_five_taps_give_the_bits_of_the_reference(on_the_pr
 def test_the_self_test_finds_a_kernel_that_computes_something_else(on_the_processor, monkeypatch) -> None:
     assert cuda.check(on_the_processor) == []
     monkeypatch.setattr(on_the_processor, "add", lambda n, a, b, out: on_the_processor.lrelu(n, a, out))
-    assert cuda.check(on_the_processor) == ["add", "place"]  # which adds
+    assert cuda.check(on_the_processor) == ["add", "add of one row", "hyper-latent", "place", "segment"]  # all that add
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -154,7 +154,7 @@ def trained_with(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
 @pytest.fixture
 def cpp(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> Iterator[None]:
     """Training on the processor runs in this checkout's C++ kernels."""
-    monkeypatch.setattr(build, "prebuilt_path", lambda folder, source: kernel_library)
+    monkeypatch.setattr(build, "prebuilt", lambda folder, source: kernel_library)
     torch_ops._found.cache_clear()
     yield
     torch_ops._found.cache_clear()

@@ -1,12 +1,15 @@
 """The compiled kernels give the bits of the numpy reference: each operation, each copy, any number of threads."""
 
 import ctypes
+import inspect
 import multiprocessing
+import re
 import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +139,60 @@ def test_shapes_that_do_not_fit_are_refused(machine: Kernels) -> None:
             call()
 
 
+# --- the self-test ---------------------------------------------------------------------------------------------------
+
+OPERATIONS = [
+    name
+    for name, method in inspect.getmembers(ExactOps, inspect.isfunction)
+    if not name.startswith("_") and re.search(r"\b(Act|Array)\b", str(method.__annotations__["return"]))
+]
+
+
+def one_code_off(result: Any) -> Any:
+    """`result` with its last integer changed by one."""
+    if isinstance(result, Act):
+        return Act(one_code_off(result.x), result.grid)
+    if isinstance(result, (tuple, list)):
+        return type(result)([*result[:-1], one_code_off(result[-1])])
+    changed = result.copy()
+    changed[(-1,) * changed.ndim] += 1
+    return changed
+
+
+class CallsOnly:
+    """Operations that note which of them are called from outside."""
+
+    def __init__(self, ops: ExactOps) -> None:
+        self.ops, self.called = ops, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.called.add(name)
+        return getattr(self.ops, name)
+
+
+@pytest.fixture(scope="module")
+def called() -> dict[str, set[str]]:
+    """The operations that each case of the self-test calls."""
+    ops, found = ExactOps(NUMPY, selftest.layers(8, 6, 4), selftest.GRIDS), {}
+    for name, case in selftest.cases(1, 3, 4, 8, 6, 4).items():
+        noting = CallsOnly(ops)
+        case(noting)
+        found[name] = noting.called
+    return found
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_self_test_names_an_operation_of_which_one_code_is_off(machine, called, operation: str) -> None:
+    class Broken(KernelOps):
+        pass
+
+    whole = getattr(KernelOps, operation)
+    setattr(Broken, operation, lambda self, *args, **options: one_code_off(whole(self, *args, **options)))
+    names = {name for name, operations in called.items() if operation in operations}
+    assert names, f"no case of the self-test calls {operation}"
+    assert names <= set(selftest.differences(lambda tensors: Broken(machine, tensors, selftest.GRIDS)))
+
+
 # --- Bi-WKV4 ---------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +278,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> dict[str, 
     made = {}
     for choice in ("reference", "cpp"):
         monkeypatch.setenv("HPCM_OPS", choice)
-        monkeypatch.setattr(build, "prebuilt_path", lambda folder, source: kernel_library)
+        monkeypatch.setattr(build, "prebuilt", lambda folder, source: kernel_library)
         made[choice] = codec.LightEngine(tiny.load())
     assert isinstance(made["cpp"].coder.ops, KernelOps)
     assert not isinstance(made["reference"].coder.ops, KernelOps)

@@ -1,5 +1,6 @@
 """Kernels are found, built or done without: whatever happens to compiler and cache, coding works or says why."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -77,6 +78,11 @@ class Place:
         assert compiler is not None
         return build.build_cached(self.sources, self.source, compiler, self.cache, **{"wait": PATIENCE} | options)
 
+    def prebuild(self) -> Path:
+        compiler = build.find_compiler()
+        assert compiler is not None
+        return build.prebuild(self.sources, self.source, compiler)
+
     def process(self) -> subprocess.Popen[str]:
         """What a build in the background is."""
         command = [sys.executable, "-I", str(self.package / "hpcmcodec" / "ops" / "build.py"), "cache"]
@@ -117,8 +123,7 @@ def test_a_prebuilt_library_comes_first_then_the_cache_then_the_reference(place:
     assert finds_reference(background=False).reasons
     cached = place.build()
     assert loader.find()[1:3] == ("cache", cached)
-    prebuilt = build.prebuilt_path(place.sources, place.source)
-    shutil.copy(place.library, prebuilt)
+    prebuilt = place.prebuild()
     assert loader.find()[1:3] == ("prebuilt", prebuilt)
     codes_a_picture()
 
@@ -133,10 +138,11 @@ def test_the_choice_is_made_when_an_engine_is_made(place: Place) -> None:
 
 def test_a_library_of_other_sources_is_not_used(place: Place) -> None:
     place.build()
+    stale = place.prebuild()
     (place.sources / "core.h").write_text("// changed\n" + (place.sources / "core.h").read_text())
     finds_reference(background=False)
-    stale = build.prebuilt_path(place.sources, build.source_hash(place.sources))
-    shutil.copy(place.library, stale)  # under the new name, but it says itself what it was built from
+    # Under the new name, but it says itself what it was built from.
+    stale.rename(stale.with_name(stale.name.replace(place.source, build.source_hash(place.sources))))
     assert any("other sources" in r for r in finds_reference(background=False).reasons)
 
 
@@ -252,8 +258,11 @@ def test_a_damaged_library_in_the_cache_is_not_loaded_and_is_replaced(place: Pla
     assert loader.find().origin == "cache"
 
 
-def test_a_prebuilt_file_that_is_no_library_is_passed_over(place: Place) -> None:
-    build.prebuilt_path(place.sources, place.source).write_bytes(b"rubbish")
+def test_a_prebuilt_library_that_cannot_be_loaded_is_passed_over(place: Place) -> None:
+    digest = hashlib.sha256(b"of another libc").hexdigest()[:16]
+    path = place.prebuild()
+    path.unlink()
+    path.with_name(f"{path.stem.rpartition('-')[0]}-{digest}.so").write_bytes(b"of another libc")
     assert any("cannot be loaded" in r for r in finds_reference(background=False).reasons)
     place.build()
     assert loader.find().origin == "cache"
@@ -407,11 +416,10 @@ def test_file_systems_without_locks_still_publish_whole_libraries(place: Place) 
 
 
 def test_prebuilding_replaces_what_older_sources_left(place: Place) -> None:
-    compiler = build.find_compiler()
-    assert compiler
-    old = build.prebuilt_path(place.sources, "0" * 16)
-    old.write_bytes(b"")
-    path = build.prebuild(place.sources, place.source, compiler)
+    path = place.prebuild()
+    old = path.with_name(path.name.replace(place.source, "0" * 16))
+    path.rename(old)
+    path = place.prebuild()
     assert sorted(place.sources.glob("*.so")) == [path]
     assert loader.find().origin == "prebuilt"
 
@@ -466,7 +474,7 @@ def test_doctor_finds_kernels_that_compute_something_else(place: Place, capsys: 
     place.monkeypatch.setattr(kernels, "add", wrong)
     code, _, err = run_doctor(capsys)
     assert code == 5
-    assert "differ from the reference: add, place;" in err  # place adds
+    assert "differ from the reference: add, add of one row, hyper-latent, place, segment;" in err  # all that add
 
 
 def test_info_loads_no_kernels_and_no_numpy() -> None:

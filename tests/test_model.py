@@ -473,11 +473,10 @@ def test_loaded_model_derives_what_its_integers_stand_for() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
 def test_export_writes_weights_and_graphs_that_code_as_the_model_does(tmp_path: Path) -> None:
     model_id = tiny.write_model(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        f"{tiny.NAME}.{suffix}" for suffix in ("safetensors", "analysis.onnx", "synthesis.onnx", "gradient.onnx")
-    }
+    files = {f"{tiny.NAME}.{suffix}" for suffix in ("safetensors", "analysis.onnx", "synthesis.onnx", "gradient.onnx")}
+    assert {p.name for p in tmp_path.iterdir()} == files | {"SHA256SUMS"}
     w = weights.load_file(tmp_path / f"{tiny.NAME}.safetensors")
-    assert (w.name, w.model_id, w.config) == (tiny.NAME, model_id, TINY)
+    assert (w.name, w.model_id, w.config, set(w.sums)) == (tiny.NAME, model_id, TINY, files)
     dtypes = {name.split(".")[0]: t.dtype for name, t in w.tensors.items() if not name.endswith("log_scale")}
     assert dtypes["g_a"] == dtypes["g_s"] == dtypes["h_a"] == np.float16
     light, other = LightEngine(w), TorchEngine(w, "cpu")

@@ -30,7 +30,7 @@ from torch import nn
 from hpcmcodec import codec, weights
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.model import transforms
-from hpcmcodec.model.config import TINY
+from hpcmcodec.model.config import TINY, Config
 from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.entropy import grids_at
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits, from_weights
@@ -830,13 +830,16 @@ def test_export_replaces_nothing_where_its_files_differ_from_the_model(
     photographs = [(tiny.picture(128, 128, s), 4000 * s) for s in range(3)]
     export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert len(before) == 4
+    assert len(before) == 5
     wrong = {}
     save = safetensors.numpy.save_file
     for name in ("entropy.s3.head.0.bias", "g_a.out.bias", "g_s.head.bias"):
 
-        def damaged(tensors: dict[str, np.ndarray], *args: Any, name: str = name, **kwargs: Any) -> None:
-            save(tensors | {name: tensors[name] + tensors[name].dtype.type(20)}, *args, **kwargs)
+        def damaged(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str], name: str = name) -> None:
+            changed = tensors | {name: tensors[name] + tensors[name].dtype.type(20)}
+            config, grids = Config.from_json(metadata["config"]), json.loads(metadata["grids"])
+            found = weights.compute_model_id(config, grids, changed)  # which loading would miss otherwise
+            save(changed, path, metadata=metadata | {"model_id": found.hex()})
 
         monkeypatch.setattr(safetensors.numpy, "save_file", damaged)
         with pytest.raises(IntegrityError, match="tiny-9 was not written") as caught:

@@ -5,9 +5,9 @@
 
 A library is one g++ call of a few seconds over one source file, so there is no build system behind this. What is built
 is named by the hash of the sources and flags; the library repeats the hash (`hpcm_source`), so a stale one is never
-used. Cached libraries carry in their name the compiler that built them and the hash of their own bytes: a file that was
-damaged afterwards is not loaded. They are written beside their place and renamed, under a lock that the system takes
-back when its holder dies.
+used. Libraries carry in their name the hash of their own bytes, cached ones also the compiler that built them: a file
+that was damaged afterwards, or stripped, is not loaded. They are written beside their place and renamed, under a lock
+that the system takes back when its holder dies.
 """
 
 from __future__ import annotations
@@ -95,9 +95,14 @@ def find_compiler() -> Compiler | None:
     return None
 
 
-def prebuilt_path(folder: Path, source: str) -> Path:
-    """Beside the sources; named by machine and sources, so that neither another machine's nor an older one is taken."""
-    return folder / f"libhpcm-{platform.system().lower()}-{platform.machine()}-{source}.so"
+def prebuilt(folder: Path, source: str) -> Path | None:
+    """The library beside the sources that is for this machine and from these sources; None where there is none."""
+    return next(iter(sorted(folder.glob(f"{prebuilt_stem(source)}-*.so"))), None)
+
+
+def prebuilt_stem(source: str) -> str:
+    """What its name starts with: another machine's, or one of older sources, is not taken."""
+    return f"libhpcm-{platform.system().lower()}-{platform.machine()}-{source}"
 
 
 def cache_folder() -> Path | None:
@@ -130,12 +135,19 @@ def _stem(source: str) -> str:
 
 def whole(folder: Path, pattern: str) -> list[Path]:
     """Files of the cache by name, `*` matching anything; those that were damaged since they were made are left out."""
-    found = []
-    for path in sorted(folder.glob(pattern)):
-        with contextlib.suppress(OSError):
-            if hashlib.sha256(path.read_bytes()).hexdigest()[:16] == path.stem.rpartition("-")[2]:
-                found.append(path)
-    return found
+    return [path for path in sorted(folder.glob(pattern)) if is_whole(path)]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file has the hash that its name ends with; one that cannot be read has not."""
+    try:
+        return _digest(path) == path.stem.rpartition("-")[2]
+    except OSError:
+        return False
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def cached(folder: Path, source: str, compiler: Compiler | None) -> list[Path]:
@@ -274,8 +286,7 @@ def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], w
                 except BuildError as error:
                     failed.write_text(str(error), encoding="utf-8")
                     raise
-                digest = hashlib.sha256(built.read_bytes()).hexdigest()[:16]
-                target = cache / f"{stem}-{digest}{suffix}"
+                target = cache / f"{stem}-{_digest(built)}{suffix}"
                 built.replace(target)
             for damaged in set(cache.glob(f"{stem}-*{suffix}")) - {target}:
                 damaged.unlink(missing_ok=True)
@@ -286,16 +297,16 @@ def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], w
 
 
 def prebuild(folder: Path, source: str, compiler: Compiler, timeout: float = TIMEOUT_SECONDS) -> Path:
-    """Build beside the sources. Raises BuildError."""
+    """Build beside the sources, in place of what is there. Raises BuildError."""
     from tempfile import TemporaryDirectory
 
-    target = prebuilt_path(folder, source)
     try:
         with TemporaryDirectory(prefix=_PARTIAL, dir=folder) as made:
-            built = Path(made, target.name)
+            built = Path(made, "kernels.so")
             run_compiler(compiler, folder, source, built, timeout)
+            target = folder / f"{prebuilt_stem(source)}-{_digest(built)}.so"
             built.replace(target)
-        for old in set(folder.glob(prebuilt_path(folder, "*").name)) - {target}:
+        for old in set(folder.glob(f"{prebuilt_stem('*')}.so")) - {target}:
             old.unlink(missing_ok=True)
     except OSError as error:
         raise BuildError(f"{folder} cannot be written to: {error.strerror or error}") from error
@@ -322,9 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("kernels: no C++ compiler found; the numpy reference will be used", file=sys.stderr)
             return 0 if options.optional else 1
         if options.where == "prebuild":
-            target = prebuilt_path(folder, source)
-            if not target.exists():
-                target = prebuild(folder, source, compiler)
+            there = prebuilt(folder, source)
+            target = there if there and is_whole(there) else prebuild(folder, source, compiler)
         elif cache is None:
             raise BuildError("there is no cache directory: neither XDG_CACHE_HOME nor a home is set")
         else:

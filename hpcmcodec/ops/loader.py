@@ -9,7 +9,8 @@
     cuda        kernels.cu on the GPU, with `--device cuda` (ops/cuda.py), compiled on the spot where that has not been
                 done; UnsupportedError where there is no GPU or no compiler, and on the processor
 
-Nothing waits for a compiler unless `cpp` asks for it. Loading costs 2 ms.
+Nothing waits for a compiler unless `cpp` asks for it. Loading costs 2 ms. A prebuilt library that was damaged is an
+error, since it came with the installation; one in the cache is passed over and made anew.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.errors import InstallationError, UnsupportedError
 from hpcmcodec.numerics import NUMPY, ExactOps
 from hpcmcodec.ops import build
 from hpcmcodec.ops.compiled import KernelOps, Kernels
@@ -93,7 +94,8 @@ def find(*, background: bool = True, beside_cuda: bool = False) -> Status:
 
     beside_cuda: for what runs on the processor in any case: HPCM_OPS=cuda is as good as auto.
 
-    Raises UnsupportedError where a forced choice is not there, or HPCM_OPS is not one.
+    Raises UnsupportedError where a forced choice is not there, or HPCM_OPS is not one; InstallationError where the
+    prebuilt library is damaged.
     """
     wanted = choice()
     if wanted == "cuda":
@@ -108,8 +110,13 @@ def find(*, background: bool = True, beside_cuda: bool = False) -> Status:
         source = build.source_hash(folder)
     except build.BuildError as error:
         return _none(wanted, [str(error)], False)
-    prebuilt = build.prebuilt_path(folder, source)
-    if prebuilt.exists():
+    prebuilt = build.prebuilt(folder, source)
+    if prebuilt:
+        if prebuilt not in _loaded and not build.is_whole(prebuilt):
+            raise InstallationError(
+                f"{prebuilt} is damaged: it does not have the SHA-256 that its name ends with; reinstall hpcmcodec, or "
+                "run `make kernels` in the checkout"
+            )
         kernels = _open(prebuilt, source, reasons)
         if kernels:
             return Status(kernels, "prebuilt", prebuilt, (), False)

@@ -17,9 +17,10 @@ from hpcmcodec.numerics import CODE_MAX, NUMPY, Act, ExactOps
 
 __all__ = ["GRIDS", "cases", "differences", "layers"]
 
-GRIDS = {"x": 7, "y": 7, "exp": 8, "sigmoid": 8, "out": 7, "fine": 11, "squared": 5}
+GRIDS = {"x": 7, "y": 7, "exp": 8, "sigmoid": 8, "out": 7, "fine": 11, "squared": 5, "h_s.z": 7}
 Case = Callable[[Any], Any]
-STEP = STEPS[-1]  # whose groups "place" tells apart
+STEP = STEPS[-1]  # whose groups are told apart
+QUALITIES = (0, 3333, 10000)  # the ends of the table, and between two of its rows
 
 
 def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
@@ -41,6 +42,7 @@ def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) 
         "scale": Layer("scale", (), width),
         "place": Layer("place", (len(STEP.groups),), width),
         "wkv": Layer("wkv", (), width),
+        "quality": Layer("quality", (), width),
     }
     derived: dict[str, np.ndarray] = {
         "norm.gamma": vector(width, 0.5, 2),
@@ -49,6 +51,7 @@ def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) 
         "place.table": matrix(len(STEP.groups), width) * 40,
         "wkv.decay": vector(width, -1, 20),  # beyond the clamp at both ends
         "wkv.boost": vector(width, -20, 20),
+        "quality.table": matrix(8, width) * 4,
     }
     for name, layer in kinds.items():
         if layer.kind in ("linear", "head"):
@@ -87,7 +90,15 @@ def cases(
     x, y, r, k = act(channels, "x", 1), act(channels, "x", 2), act(channels, "sigmoid", 3), act(channels, "exp", 4)
     other, pooled = act(second, "y", 5), act(second, "y", 6, (1, 1))
     row = act(channels, "x", 7, (1, 1))
-    y_hat = np.random.RandomState(seed + 8).randint(-(2**17), 2**17, (batch, height, width, channels), np.int32)
+    wide = act(2 * len(STEP.groups), "x", 9)
+    query, keys, values = ([Act(v.astype(dtype), "x") for v in vs] for vs in memory(channels, seed + 10, extreme))
+
+    def latents(samples: int, limit: int, n: int) -> np.ndarray:
+        return np.random.RandomState(seed + 8).randint(-limit, limit, (samples, height, width, n), np.int32)
+
+    y_hat, few, many = (latents(batch, 2**17, n) for n in (channels, 2, 2 * len(STEP.groups)))
+    z = latents(len(QUALITIES), 20, channels)  # beyond the clamp, too
+    z[0, 0, 0, 0], z[1, 0, 0, 0] = -(2**31), 2**31 - 1
 
     def on(ops: Any, a: Act) -> Act:
         return Act(ops.xp.array(a.x), a.grid)
@@ -107,15 +118,47 @@ def cases(
         "gate": lambda o: o.gate(on(o, r), on(o, x)),
         "blend": lambda o: o.blend(on(o, r), on(o, row), on(o, x)),
         "add": lambda o: o.add(on(o, x), on(o, y)),
+        "add of one row": lambda o: o.add(on(o, x), on(o, row)),
         "pool": lambda o: o.pool(on(o, x), "fine"),
+        "recall": lambda o: [
+            o.recall(on(o, query[0]), [on(o, a) for a in keys[:n]], [on(o, a) for a in values[:n]], 0.1)
+            for n in (1, 2, len(keys))
+        ],
+        "hyper-latent": lambda o: o.hyper_latent(o.xp.array(z), "quality", "h_s.z", QUALITIES),
         "latent code": lambda o: o.latent_code(o.xp.array(y_hat)),
+        "empty latent": lambda o: o.empty_latent(y_hat.shape),
+        "segment": lambda o: o.segment(o.add, on(o, x), on(o, y)),
+        "folded": lambda o: o.folded(on(o, wide), STEP),
+        "gather": lambda o: o.gather([on(o, x).x, on(o, other).x], STEP),
+        "scatter": lambda o: o.scatter(
+            [(g, rows) for g, (rows,) in o.gather([o.xp.array(y_hat)], STEP)], STEP, y_hat.shape
+        ),
+        "unfold": lambda o: o.unfold(o.xp.array(few), STEP, o.xp.array(many.copy())),  # in place
     }
+
+
+def memory(channels: int, seed: int, extreme: bool) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """One query, four keys and four values (samples, 1, 1, channels), each sample for a branch of `recall`.
+
+    Similarities: any; of the first two, as far apart as can be; all alike, where the two oldest count; the second and
+    the last alike and best; none, by keys of zeros and by a query of zeros.
+    """
+    query, *others = (codes((6, 1, 1, channels), seed + i, extreme=extreme) for i in range(9))
+    keys, values = others[:4], others[4:]
+    for i, key in enumerate(keys):
+        key[1], key[2] = (-1) ** i * query[1], keys[0][2]
+        key[3], key[4] = (1 if i in (1, 3) else -1) * query[3], 0
+    query[5] = 0
+    return [query], keys, values
 
 
 def integers(xp: Any, result: Any) -> list[np.ndarray]:
     """What a case gave, as int64 arrays: the sign of zero is not part of the promise."""
-    parts = [result.x] if isinstance(result, Act) else list(result) if isinstance(result, tuple) else [result]
-    return [np.asarray(xp.numpy(p)).astype(np.int64) for p in parts]
+    if isinstance(result, Act):
+        return integers(xp, result.x)
+    if isinstance(result, (tuple, list)):
+        return [array for part in result for array in integers(xp, part)]
+    return [np.asarray(result if isinstance(result, int) else xp.numpy(result)).astype(np.int64)]
 
 
 def differences(make: Callable[[Mapping[str, np.ndarray]], ExactOps]) -> list[str]:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcmcodec import weights
+from hpcmcodec import checksums, weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.model.coder import LatentCoder
@@ -95,7 +95,7 @@ def export(
     photographs: Iterable[tuple[np.ndarray, int]],
     lineage: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Write `out/name.safetensors` and its three graphs; returns the model id.
+    """Write `out/name.safetensors`, its three graphs, and their digests into the list there; returns the model id.
 
     photographs: (pixels (16 h, 16 w, 3) uint8, quality in hundredths) to fit grids and tables to, and to check
     the files on.
@@ -137,8 +137,11 @@ def export(
         for graph, module, example, axes in _graphs(shipped):
             write_graph(module, example, axes, path, path.with_name(f"{name}.{graph}.onnx"), graph)
         check(trained, weights.load_file(path), photographs[:: -(-len(photographs) // CHECKED) or 1])
-        for written in sorted(Path(folder).iterdir()):
-            written.replace(out / written.name)
+        written = sorted(Path(folder).iterdir())
+        for file in written:
+            file.replace(out / file.name)
+        # Last: until then a list that is there refuses what a killed run leaves half replaced.
+        checksums.write(out, [file.name for file in written])
     return model_id
 
 
