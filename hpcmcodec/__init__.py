@@ -6,7 +6,8 @@
     image = hpcmcodec.decode(data)  # a PIL.Image.Image
 
 The names below are imported when they are first used: ``import hpcmcodec`` alone loads neither numpy nor Pillow nor
-onnxruntime (0.3 s together), and coding on a CPU never loads torch. Only `load_model` needs torch.
+onnxruntime (0.3 s together), and coding on a CPU never loads torch. Only `load_model` needs torch: without it, its
+name raises `errors.UnsupportedError`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,17 @@ def __getattr__(name: str) -> object:
     if name == "errors":
         return importlib.import_module("hpcmcodec.errors")
     if name in _MODULES:
-        value: object = getattr(importlib.import_module(_MODULES[name]), name)
+        try:
+            module = importlib.import_module(_MODULES[name])
+        except ModuleNotFoundError as error:
+            if error.name not in ("einops", "torch"):
+                raise
+            from hpcmcodec.errors import UnsupportedError
+
+            raise UnsupportedError(
+                f'{name} needs {error.name}, which is not installed: pip install "hpcmcodec[torch]"'
+            ) from error
+        value: object = getattr(module, name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'hpcmcodec' has no attribute {name!r}")

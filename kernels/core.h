@@ -6,9 +6,9 @@
 //
 // Activations are codes: integers within +-2047, held in int16. Sums of products of codes and weights stay below 2^24
 // (int32 holds them, float32 represents them). `V` is what one thread works on: a double on a GPU, a vector of doubles,
-// one channel each, on a CPU. Nothing here calls a library or has state. There is no include guard: kernels.cpp includes
-// this once for each instruction set, in a namespace of its own, and everything is static, since a copy for a newer
-// instruction set that the linker chose for all would end older processors.
+// one channel each, on a CPU. Nothing here calls a library or has state. Everything is static: a unit for each instruction
+// set includes this (functions.h), and a copy for a newer one that the linker chose for all would end the processes of
+// older processors.
 
 #ifndef __CUDACC_RTC__
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// The kernels' loops for one instruction set. kernels.cpp includes this once for each, inside a namespace of its own
+// The kernels' loops for one instruction set. A unit for each (functions.h) includes this inside a namespace of its own
 // and with the compiler's target set, after defining one of
 //
 //     HPCM_AVX512, HPCM_AVX2, HPCM_SSE2, HPCM_PLAIN
@@ -65,12 +65,13 @@ static inline Ints dot(Ints sum, Ints a, Ints b) {
     return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 }
 typedef int16_t Shorts __attribute__((vector_size(16)));
-static inline Ints zip_low(Ints a, Ints b) {
-    return (Ints)__builtin_shuffle((Shorts)a, (Shorts)b, Shorts{0, 8, 1, 9, 2, 10, 3, 11});
-}
-static inline Ints zip_high(Ints a, Ints b) {
-    return (Ints)__builtin_shuffle((Shorts)a, (Shorts)b, Shorts{4, 12, 5, 13, 6, 14, 7, 15});
-}
+#ifdef __clang__
+#define HPCM_SHUFFLE(a, b, ...) (Ints) __builtin_shufflevector((Shorts)a, (Shorts)b, __VA_ARGS__)
+#else
+#define HPCM_SHUFFLE(a, b, ...) (Ints) __builtin_shuffle((Shorts)a, (Shorts)b, Shorts{__VA_ARGS__})
+#endif
+static inline Ints zip_low(Ints a, Ints b) { return HPCM_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+static inline Ints zip_high(Ints a, Ints b) { return HPCM_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
 static inline void store_zipped(int32_t* p, Ints low, Ints high) {
     store(p, low);
     store(p + LANES, high);
@@ -668,7 +669,8 @@ static void biwkv4_sum(int64_t batch, const Biwkv4& p, double* g_decay, double* 
         hpcm_biwkv4_sum(batch, p.channels, p.tokens, c, p.sums, p.decay, p.boost, g_decay, g_boost);
 }
 
-static const Functions functions = {
+// constexpr: nothing of a copy runs before it is chosen, not even to fill this in.
+static constexpr Functions functions = {
     linear,  depthwise, norm,        lrelu, relu_squared, gate, add, channel_scale, blend, sum_rows, latent_code, wkv,
     DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
 };

@@ -1,7 +1,7 @@
-// The kernels for processors: one copy of cpu.h for each instruction set, chosen when the library is first used; a
+// The kernels for processors: the choice between the copies of cpu.h (functions.h) when the library is first used; a
 // pool of threads; the plain C interface that hpcmcodec/ops/compiled.py calls through ctypes.
 //
-//     g++ -std=c++17 -O3 -shared -fPIC -pthread -ffp-contract=off kernels.cpp      (hpcmcodec/ops/build.py)
+//     g++ -std=c++17 -O2 -shared -fPIC -pthread -ffp-contract=off *.cpp      (hpcmcodec/ops/build.py)
 //
 // Arrays are contiguous, channels last. Nothing is checked here, but for the entropy coder: compiled.py does that.
 // Whatever the instruction set and the number of threads, results have the same bits, those of the numpy reference.
@@ -21,138 +21,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
-#include <immintrin.h>
-#endif
-
-#ifndef HPCM_SOURCE
-#define HPCM_SOURCE "unknown"
-#endif
+#include "functions.h"
 
 #define HPCM_API extern "C" __attribute__((visibility("default")))
 
 namespace {
 
-enum { PANEL = 16, MAX_CHUNKS = 16, ROW_BLOCK = 96 };
-enum Form { CODES = 0, WIDE = 1 };
-
-struct Chunk {
-    const int16_t* a;  // null: `scale` is the same product for every row, scaled already
-    int64_t stride, inputs;
-    const int16_t* weights;
-    const void* scale;  // (O,) float32 where the chunk is the only one, float64 otherwise
-};
-
-struct Linear {
-    int outputs, n_chunks, form;
-    const Chunk* chunks;
-    const void* bias;  // as scale
-    const float *low, *high;
-    void* out;  // int16, WIDE: int32
-};
-
-struct Depthwise {
-    const int16_t *a, *weights;
-    const float *scale, *bias;
-    int16_t* out;
-    int64_t height, width;
-    int channels, k;
-};
-
-struct Norm {
-    const int16_t* a;
-    const float *gamma, *beta;
-    int16_t* out;
-    int channels;
-};
-
-struct Elements {
-    const int16_t *a, *b, *c;
-    const int32_t* wide;
-    const float* table;
-    float factor;
-    int channels;
-    int16_t* out;
-};
-
-struct Wkv {
-    // Codes with a table of exp(k), or float64 weights and values where the table is null.
-    const int16_t *k, *v;
-    const double *table, *weights, *values, *powers, *own;
-    double factor;
-    double* ends;
-    int16_t* codes;
-    double* out;
-    int64_t tokens, blocks, groups;
-    int channels, length;
-};
-
-struct Biwkv4 {
-    const void *k, *v, *g;  // g null: forward
-    const double *decay, *boost;
-    void *y, *gk, *gv;
-    double* sums;  // (batch, 2, channels): gradients by w and u of each sample
-    int64_t tokens;
-    int channels;
-    int* failed;
-};
-
-// What tensors hold: k and v, and y. BFLOAT16 comes with a float32 y.
-enum Real { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2, REALS = 3 };
-
-struct Functions {
-    void (*linear)(int64_t, int64_t, const Linear&);
-    void (*depthwise)(int64_t, int64_t, const Depthwise&);
-    void (*norm)(int64_t, int64_t, const Norm&);
-    void (*lrelu)(int64_t, int64_t, const Elements&);
-    void (*relu_squared)(int64_t, int64_t, const Elements&);
-    void (*gate)(int64_t, int64_t, const Elements&);
-    void (*add)(int64_t, int64_t, const Elements&);
-    void (*channel_scale)(int64_t, int64_t, const Elements&);
-    void (*blend)(int64_t, int64_t, const Elements&);
-    void (*sum_rows)(int64_t, int64_t, const int16_t*, int, int64_t*);
-    void (*latent_code)(int64_t, int64_t, const Elements&);
-    void (*wkv)(int64_t, int64_t, const Wkv&);
-    int doubles;  // channels that go together in what follows
-    void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&);
-    void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);
-};
-
-#if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,bmi,bmi2,prefer-vector-width=512")
-namespace avx512 {
-#define HPCM_AVX512
-#include "cpu.h"
-#undef HPCM_AVX512
-}  // namespace avx512
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,bmi,bmi2")
-namespace avx2 {
-#define HPCM_AVX2
-#include "cpu.h"
-#undef HPCM_AVX2
-}  // namespace avx2
-#pragma GCC pop_options
-
-namespace sse2 {
-#define HPCM_SSE2
-#include "cpu.h"
-#undef HPCM_SSE2
-}  // namespace sse2
-
-#else
-
-namespace plain {
-#define HPCM_PLAIN
-#include "cpu.h"
-#undef HPCM_PLAIN
-}  // namespace plain
-
-#endif
+using namespace hpcm;
 
 #include "rans.h"
 
@@ -163,22 +38,22 @@ struct Variant {
 };
 
 const Variant variants[] = {
-#if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
-    {"avx512", &avx512::functions,
+#ifdef HPCM_X86
+    {"avx512", &avx512_functions,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
                 __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
      }},
-    {"avx2", &avx2::functions,
+    {"avx2", &avx2_functions,
      [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
                 __builtin_cpu_supports("bmi2");
      }},
-    {"sse2", &sse2::functions, [] { return true; }},
+    {"sse2", &sse2_functions, [] { return true; }},
 #else
-    {"plain", &plain::functions, [] { return true; }},
+    {"plain", &plain_functions, [] { return true; }},
 #endif
 };
 enum { VARIANTS = sizeof variants / sizeof *variants };
@@ -307,8 +182,6 @@ void run_sequences(int real, int64_t batch, int64_t elements, const Biwkv4& p) {
 }  // namespace
 
 // --- interface -------------------------------------------------------------------------------------------------------------
-
-HPCM_API const char* hpcm_source() { return HPCM_SOURCE; }
 
 HPCM_API const char* hpcm_variant() {
     use();

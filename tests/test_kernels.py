@@ -386,6 +386,27 @@ def test_only_the_chosen_copy_holds_instructions_of_newer_processors(kernel_libr
     assert not found
 
 
+@pytest.mark.parametrize("unit", ["avx512", "avx2", "sse2", "plain"])
+def test_a_unit_of_one_instruction_set_shares_no_function_with_others(unit: str, tmp_path: Path) -> None:
+    """Nothing that the linker could take for all but the table of its functions, even where nothing is inlined."""
+    compiler = build.find_compiler()
+    if compiler is None or not shutil.which("nm"):
+        pytest.skip("no C++ compiler or no nm")
+    target, portable = tmp_path / "unit.o", ["-DHPCM_PORTABLE"] if unit == "plain" else []
+    source = build.source_folder() / f"{unit}.cpp"
+    build.run(
+        [*compiler.command, *build.FLAGS, "-O0", *portable, "-c", str(source), "-o", str(target)],
+        tmp_path,
+        build.TIMEOUT_SECONDS,
+    )
+    listing = subprocess.run(["nm", "-C", str(target)], check=True, capture_output=True, text=True).stdout
+    symbols = [line[17:].split(" ", 1) for line in listing.splitlines()]
+    defined = {name for kind, name in symbols if (kind.isupper() and kind != "U") or kind in "wvu"}
+    assert defined <= {f"hpcm::{unit}_functions"}
+    needed = {name for kind, name in symbols if kind == "U"} - {"_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
+    assert needed <= {"aligned_alloc", "free", "memcpy", "memset"}
+
+
 def test_the_flags_leave_the_arithmetic_alone() -> None:
     assert "-ffp-contract=off" in build.FLAGS
     assert not {f for f in build.FLAGS if "fast-math" in f or "unsafe" in f or f in ("-Ofast", "-march=native")}

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,15 +74,31 @@ class Place:
             script.chmod(0o755)
         self.monkeypatch.setenv("CXX", str(script))
 
+    def recording_compiler(self) -> Path:
+        """Make $CXX one whose calls are lines of the file returned. Objects are what it was given, dependencies those
+        that a line of the source names in quotes; a library is a copy of one that is there already.
+        """
+        calls, script = self.folder / "calls", self.folder / "compiler-recording"
+        script.write_text(
+            f'#!/bin/sh\necho "$*" >> "{calls}"\n'
+            'while [ "$1" != -o ]; do case $1 in -MF) depfile=$2;; -c) unit=$2;; esac; shift; done\nout=$2\n'
+            f'[ "$unit" ] || exec cp "{self.library}" "$out"\n'
+            'cp "$unit" "$out"\n'
+            'echo "$out: $unit" $(sed -n \'s/^#include "\\(.*\\)"/\\1/p\' "$unit") > "$depfile"\n'
+        )
+        script.chmod(0o755)
+        self.monkeypatch.setenv("CXX", str(script))
+        return calls
+
+    def prebuild(self, source: str | None = None) -> Path:
+        compiler = build.find_compiler()
+        assert compiler is not None
+        return build.prebuild(self.sources, source or self.source, compiler)
+
     def build(self, **options: float) -> Path:
         compiler = build.find_compiler()
         assert compiler is not None
         return build.build_cached(self.sources, self.source, compiler, self.cache, **{"wait": PATIENCE} | options)
-
-    def prebuild(self) -> Path:
-        compiler = build.find_compiler()
-        assert compiler is not None
-        return build.prebuild(self.sources, self.source, compiler)
 
     def process(self) -> subprocess.Popen[str]:
         """What a build in the background is."""
@@ -429,6 +446,128 @@ def test_make_kernels_needs_a_compiler_and_make_demo_does_not(place: Place, opti
     place.compiler("none")
     assert build.main(["prebuild", *options]) == code
     assert "no C++ compiler" in capsys.readouterr().err
+
+
+# --- ninja -----------------------------------------------------------------------------------------------------------
+
+
+needs_ninja = pytest.mark.skipif(build.find_ninja() is None, reason="no ninja")
+OBJECTS = {str(Path(unit).with_suffix(".o")) for unit in build.UNITS}
+
+
+def made(calls: Path) -> set[str]:
+    """What the recorded calls wrote; they are forgotten."""
+    lines = calls.read_text().splitlines() if calls.exists() else []
+    calls.unlink(missing_ok=True)
+    return {line.rsplit("-o ", 1)[1] for line in lines}
+
+
+@needs_ninja
+def test_beside_the_sources_ninja_compiles_only_what_changed(place: Place) -> None:
+    calls = place.recording_compiler()
+    place.prebuild()
+    assert made(calls) == OBJECTS | {"library"}
+    place.prebuild()
+    assert made(calls) == set()
+    avx2, cpu = place.sources / "avx2.cpp", place.sources / "cpu.h"
+    older = avx2.stat().st_mtime - 1000
+    avx2.write_text(avx2.read_text() + "// changed\n")
+    os.utime(avx2, (older, older))  # as a checkout of an older state leaves it, in some tools
+    place.prebuild()
+    assert made(calls) == {"avx2.o", "library"}
+    cpu.write_text(cpu.read_text() + "// changed\n")
+    place.prebuild()
+    assert made(calls) == {"avx512.o", "avx2.o", "sse2.o", "plain.o", "library"}
+
+
+@needs_ninja
+def test_another_name_of_the_sources_compiles_nothing_but_the_unit_that_holds_it(place: Place) -> None:
+    calls = place.recording_compiler()
+    place.prebuild()
+    made(calls)
+    with pytest.raises(build.BuildError, match="built something else"):  # the stand-in's library has its own name
+        place.prebuild("0123456789abcdef")
+    assert made(calls) == {"source.o", "library"}
+
+
+@needs_ninja
+def test_another_compiler_starts_from_nothing(place: Place) -> None:
+    calls = place.recording_compiler()
+    place.prebuild()
+    made(calls)
+    script = place.folder / "compiler-recording"
+    script.write_text(script.read_text() + "# a new version\n")
+    place.prebuild()
+    assert made(calls) == OBJECTS | {"library"}
+    kept = {path.name for path in (place.sources / build.OBJECTS).iterdir()}
+    assert kept == {"lock", build.find_compiler().key}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("state", ["missing", "does not work", "cannot be run"])
+def test_without_ninja_one_call_of_the_compiler_gets_all_sources(place: Place, state: str) -> None:
+    calls, ninja = place.recording_compiler(), place.folder / "ninja"
+    if state != "missing":
+        ninja.write_text("#!/bin/sh\nexit 1\n")
+        ninja.chmod(0o755 if state == "does not work" else 0o644)
+    place.monkeypatch.setattr(build, "find_ninja", lambda: None if state == "missing" else str(ninja))
+    place.build()
+    (call,) = calls.read_text().splitlines()
+    for unit in build.UNITS:
+        assert str(place.sources / unit) in call
+    for flag in (*build.FLAGS, "-shared"):
+        assert flag in call.split()
+    assert loader.find().origin == "cache"
+
+
+def test_ninja_is_that_of_the_package_before_the_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in ("package", "path"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ninja").write_text("#!/bin/sh\n")
+        (tmp_path / folder / "ninja").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setitem(sys.modules, "ninja", SimpleNamespace(BIN_DIR=str(tmp_path / "package")))
+    assert build.find_ninja() == str(tmp_path / "package" / "ninja")
+    monkeypatch.setitem(sys.modules, "ninja", None)
+    assert build.find_ninja() == str(tmp_path / "path" / "ninja")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.find_ninja() is None
+
+
+def test_names_that_mean_something_to_ninja_or_the_shell_are_only_names(place: Place) -> None:
+    odd = place.folder / "a $b 'c: d"
+    odd.mkdir()
+    shutil.move(place.folder / "compiler-copy", odd / "g++")
+    compiler = build.Compiler((str(odd / "g++"),), "0")
+    assert build.build_cached(place.sources, place.source, compiler, place.cache).exists()
+
+
+# --- other systems ---------------------------------------------------------------------------------------------------
+
+
+def test_where_the_system_has_no_locks_nothing_is_built_and_the_reference_is_used(place: Place) -> None:
+    place.monkeypatch.setattr(build, "fcntl", None)
+    place.monkeypatch.setattr(build.platform, "system", lambda: "Windows")
+    status = finds_reference()
+    assert not status.building
+    note = status.note() or ""
+    assert "kernels are not built on Windows" in note
+    assert "doctor --build" not in note
+    codes_a_picture()
+    for attempt in (doctor.build_now, place.prebuild):
+        with pytest.raises((UnsupportedError, build.BuildError), match="not built on Windows"):
+            attempt()
+
+
+def test_without_process_groups_a_hanging_compiler_is_ended_all_the_same(place: Place) -> None:
+    place.monkeypatch.delattr(os, "killpg")
+    place.monkeypatch.setattr(build, "find_ninja", lambda: None)
+    script = place.folder / "hangs"
+    script.write_text("#!/bin/sh\nexec sleep 600\n")
+    script.chmod(0o755)
+    place.monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(build.BuildError, match=r"did not end within 0\.\d"):
+        place.build(timeout=0.5)
+    assert not place.leftovers()
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

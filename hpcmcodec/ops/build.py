@@ -1,13 +1,16 @@
-"""Builds the compiled kernels: a compiler call, a cache of its results, and a lock, in the standard library alone.
+"""Builds the compiled kernels: ninja or one compiler call, a cache of the results, and a lock.
 
     python hpcmcodec/ops/build.py prebuild     beside the sources (`make kernels`); the wheel takes it along
     python hpcmcodec/ops/build.py cache        into the cache, as `hpcm` does in the background
 
-A library is one g++ call of a few seconds over one source file, so there is no build system behind this. What is built
-is named by the hash of the sources and flags; the library repeats the hash (`hpcm_source`), so a stale one is never
-used. Libraries carry in their name the hash of their own bytes, cached ones also the compiler that built them: a file
-that was damaged afterwards, or stripped, is not loaded. They are written beside their place and renamed, under a lock
-that the system takes back when its holder dies.
+ninja compiles an object for each source, several at once, and beside the sources it keeps them, so that a change costs
+what depends on it. Where the package `ninja` and a command of that name are missing, one call of the compiler gets all
+sources: the standard library is all that this needs. Both ways have the same flags.
+
+What is built is named by the hash of the sources and flags; the library repeats the hash (`hpcm_source`), so a stale
+one is never used. Libraries carry in their name the hash of their own bytes, cached ones also the compiler that built
+them: a file that was damaged afterwards, or stripped, is not loaded. They are written beside their place and renamed,
+under a lock that the system takes back when its holder dies.
 """
 
 from __future__ import annotations
@@ -29,17 +32,27 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = ("core.h", "cpu.h", "rans.h", "kernels.cpp")
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+HEADERS = ("core.h", "cpu.h", "functions.h", "rans.h")
+UNITS = ("avx512.cpp", "avx2.cpp", "sse2.cpp", "plain.cpp", "kernels.cpp", "source.cpp")
+SOURCES = HEADERS + UNITS
 # Contraction off: a fused multiply-add rounds once where the reference rounds twice. The next two change no result:
 # they say that nobody reads errno or the processor's exception flags, without which loops with comparisons or
-# conversions are not vectorised. No instruction set is named: kernels.cpp has a copy for each and chooses when it runs.
+# conversions are not vectorised. No instruction set is named: each of their units sets its own (functions.h), and
+# kernels.cpp chooses when it runs.
 FLAGS = (
-    *("-std=c++17", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"),
+    *("-std=c++17", "-O2", "-ftree-vectorize", "-fvect-cost-model"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
-    *("-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi"),
+    *("-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi"),
 )
 TIMEOUT_SECONDS = 300.0
 RETRY_SECONDS = 24 * 3600.0  # after a failure, a background build is not tried again for so long
+PATIENCE_SECONDS = 2.0  # for a process that was told to end
+OBJECTS = ".build"  # beside the sources: what ninja keeps
 _PARTIAL = ".build-"
 
 
@@ -69,6 +82,11 @@ def source_folder() -> Path:
     package = Path(__file__).resolve().parent.parent
     installed = package / "data" / "kernels"
     return installed if installed.is_dir() else package.parent / "kernels"
+
+
+def impossible() -> str | None:
+    """Why nothing is built on this system, whatever compiler it has; None where it can be."""
+    return None if fcntl else f"kernels are not built on {platform.system()}"
 
 
 def source_hash(folder: Path, names: Sequence[str] = SOURCES, flags: Sequence[str] = FLAGS) -> str:
@@ -105,6 +123,15 @@ def prebuilt_stem(source: str) -> str:
     return f"libhpcm-{platform.system().lower()}-{platform.machine()}-{source}"
 
 
+def find_ninja() -> str | None:
+    """The ninja of this Python's package, else the command of that name; None where there is neither."""
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        BIN_DIR = ""
+    return (BIN_DIR and shutil.which("ninja", path=BIN_DIR)) or shutil.which("ninja")
+
+
 def cache_folder() -> Path | None:
     """$XDG_CACHE_HOME/hpcmcodec/kernels, ~/.cache without it; None where there is no home."""
     named = os.environ.get("XDG_CACHE_HOME")
@@ -118,11 +145,13 @@ def cache_folder() -> Path | None:
 
 def untrusted(folder: Path) -> str | None:
     """Why libraries of this folder must not be loaded: somebody else could have put them there."""
+    if not hasattr(os, "geteuid"):  # Windows: modes say nothing there, and nothing is built
+        return None
     try:
         facts = folder.stat()
     except OSError:
         return None
-    if hasattr(os, "geteuid") and facts.st_uid not in (os.geteuid(), 0):
+    if facts.st_uid not in (os.geteuid(), 0):
         return f"{folder} belongs to another user"
     if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"{folder} can be written to by others"
@@ -182,9 +211,7 @@ def run(command: Sequence[str], folder: Path, timeout: float) -> str:
     try:
         output, _ = process.communicate(timeout=timeout)
     except BaseException as error:  # an interruption, too, must not leave a compiler behind
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        _end(process)
         if isinstance(error, subprocess.TimeoutExpired):
             raise BuildError(f"{command[0]} did not end within {timeout:g} s") from error
         raise
@@ -194,25 +221,99 @@ def run(command: Sequence[str], folder: Path, timeout: float) -> str:
     return text
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session, and all that it started."""
+    if hasattr(os, "killpg"):
+        # ninja gives each compiler a group of its own, which nothing but ninja can end: it hands a SIGTERM on.
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE_SECONDS)
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.communicate()
+
+
 def complaint(output: str) -> str:
     """The first line of a compiler's output that names an error."""
     lines = output.splitlines()
     return next((line for line in lines if "error" in line), lines[0] if lines else "no message")
 
 
-def run_compiler(compiler: Compiler, folder: Path, source: str, target: Path, timeout: float) -> None:
-    """Compile to `target` and load the result once. Raises BuildError."""
-    command = [*compiler.command, *FLAGS, f'-DHPCM_SOURCE="{source}"', str(folder / SOURCES[-1]), "-o", str(target)]
-    run(command, target.parent, timeout)
+def run_compiler(
+    compiler: Compiler, folder: Path, source: str, target: Path, timeout: float, objects: Path | None = None
+) -> None:
+    """Compile to `target` and load the result once. Raises BuildError.
+
+    objects: where ninja finds what it made of earlier sources, and keeps what it makes; one process at a time. None: in
+    a folder beside `target`.
+    """
+    deadline = time.monotonic() + timeout
+    ninja = find_ninja()
+    if ninja is None or not _run_ninja(ninja, compiler, folder, source, target, timeout, objects):
+        # What ninja could not do is done again like this, for the compiler's own complaint.
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise BuildError(f"{ninja} did not end within {timeout:g} s")
+        sources = [str(folder / unit) for unit in UNITS]
+        command = [*compiler.command, *FLAGS, "-shared", f'-DHPCM_SOURCE="{source}"', *sources, "-o", str(target)]
+        run(command, target.parent, left)
     try:
         library = ctypes.CDLL(str(target))
         said_source = source_of(library)
     except (OSError, AttributeError) as error:
         raise BuildError(f"what {compiler.command[0]} built cannot be loaded: {error}") from error
     # Mapped, the file would have to stay as it is: a process dies of reading a mapped page that is no more.
-    _ctypes.dlclose(library._handle)
+    if hasattr(_ctypes, "dlclose"):
+        _ctypes.dlclose(library._handle)
     if said_source != source:
         raise BuildError(f"{compiler.command[0]} built something else")
+
+
+def _run_ninja(
+    ninja: str, compiler: Compiler, folder: Path, source: str, target: Path, timeout: float, objects: Path | None
+) -> bool:
+    """Whether ninja made `target`."""
+    objects = objects or target.parent / "objects"
+    objects.mkdir(exist_ok=True)
+    # ninja goes by times. A copy is new where the bytes are, also where an older source took the place of a newer one;
+    # and it works on names without folders, which need no quoting.
+    for name in SOURCES:
+        _write_changed(objects / name, (folder / name).read_bytes())
+    _write_changed(objects / "build.ninja", ninja_file(compiler, source).encode())
+    try:
+        run([ninja, "-C", str(objects)], target.parent, timeout)
+    except BuildError:
+        return False
+    shutil.copyfile(objects / "library", target)
+    return True
+
+
+def _write_changed(path: Path, data: bytes) -> None:
+    if not path.exists() or path.read_bytes() != data:
+        path.write_bytes(data)
+
+
+def ninja_file(compiler: Compiler, source: str) -> str:
+    """The build as ninja reads it: an object for each unit, what it includes recorded by the compiler, one library."""
+
+    def quoted(arguments: Sequence[str]) -> str:
+        return shlex.join(arguments).replace("$", "$$")
+
+    objects = {unit: Path(unit).with_suffix(".o").name for unit in UNITS}
+    compile_, name = quoted([*compiler.command, *FLAGS]), quoted([f'-DHPCM_SOURCE="{source}"'])
+    rules = (
+        f"rule object\n  command = {compile_} $name -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n"
+        f"rule library\n  command = {compile_} -shared $in -o $out\n"
+    )
+    # The name goes to source.cpp alone: nothing else needs to be compiled again when it changes.
+    edges = [
+        f"build {target}: object {unit}\n" + (f"  name = {name}\n" if unit == "source.cpp" else "")
+        for unit, target in objects.items()
+    ]
+    return rules + "".join(edges) + f"build library: library {' '.join(objects.values())}\n"
 
 
 def source_of(library: ctypes.CDLL) -> str:
@@ -224,10 +325,9 @@ def source_of(library: ctypes.CDLL) -> str:
 @contextlib.contextmanager
 def _locked(path: Path, timeout: float) -> Iterator[None]:
     """Holds the lock on `path`; BuildError where somebody else has it for longer than `timeout`."""
-    try:
-        import fcntl
-    except ImportError as error:
-        raise BuildError(f"kernels are not built on {platform.system()}") from error
+    why_not = impossible()
+    if why_not:
+        raise BuildError(why_not)
     deadline = time.monotonic() + timeout
     # The system's lock, not the file's existence: it ends with the process that holds it, however that ends.
     with path.open("a") as file:
@@ -297,15 +397,21 @@ def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], w
 
 
 def prebuild(folder: Path, source: str, compiler: Compiler, timeout: float = TIMEOUT_SECONDS) -> Path:
-    """Build beside the sources, in place of what is there. Raises BuildError."""
+    """Build beside the sources, in place of what is there; objects are kept for the next time. Raises BuildError."""
     from tempfile import TemporaryDirectory
 
+    kept = folder / OBJECTS
     try:
-        with TemporaryDirectory(prefix=_PARTIAL, dir=folder) as made:
-            built = Path(made, "kernels.so")
-            run_compiler(compiler, folder, source, built, timeout)
-            target = folder / f"{prebuilt_stem(source)}-{_digest(built)}.so"
-            built.replace(target)
+        kept.mkdir(exist_ok=True)
+        with _locked(kept / "lock", timeout):
+            # What killed builds left, and other compilers' objects.
+            for old in set(kept.iterdir()) - {kept / "lock", kept / compiler.key}:
+                shutil.rmtree(old, ignore_errors=True)
+            with TemporaryDirectory(prefix=_PARTIAL, dir=kept) as made:
+                built = Path(made, "kernels.so")
+                run_compiler(compiler, folder, source, built, timeout, kept / compiler.key)
+                target = folder / f"{prebuilt_stem(source)}-{_digest(built)}.so"
+                built.replace(target)
         for old in set(folder.glob(f"{prebuilt_stem('*')}.so")) - {target}:
             old.unlink(missing_ok=True)
     except OSError as error:

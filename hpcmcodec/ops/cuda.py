@@ -391,6 +391,9 @@ def image_for(capability: int, reasons: list[str], *, wait: bool) -> tuple[bytes
         raise build.BuildError(f"{distrust}, so nothing is loaded from there")
     for path in build.whole(store, f"{stem}-*.image"):
         return path.read_bytes(), f"cached in {path}"
+    why_not = build.impossible()
+    if why_not:
+        raise build.BuildError(why_not)
     if not wait:
         _compile_in_background(capability)
         raise build.BuildError("they are being compiled in the background")

@@ -65,7 +65,9 @@ def _gpu() -> Iterator[tuple[str, str]]:
     try:
         import torch
     except ModuleNotFoundError as error:
-        raise UnsupportedError("HPCM_OPS=cuda needs torch, which is not installed: pip install torch") from error
+        raise UnsupportedError(
+            'HPCM_OPS=cuda needs torch, which is not installed: pip install "hpcmcodec[torch]"'
+        ) from error
     from hpcmcodec.ops import cuda
 
     index = torch.cuda.current_device() if torch.cuda.is_available() else 0

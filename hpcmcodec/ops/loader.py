@@ -64,8 +64,11 @@ class Status(NamedTuple):
         if self.building:
             return f"kernels are being compiled in the background; until then coding takes {SLOWDOWN}"
         why = self.reasons[-1] if self.reasons else "none were found"
+        note = f"no compiled kernels ({why}): coding takes {SLOWDOWN}"
+        if build.impossible():
+            return note
         first = "install g++ (Debian: apt install g++), then " if NO_COMPILER in self.reasons else ""
-        return f"no compiled kernels ({why}): coding takes {SLOWDOWN}; {first}run `hpcm doctor --build`"
+        return f"{note}; {first}run `hpcm doctor --build`"
 
 
 def choice() -> str:
@@ -134,8 +137,9 @@ def find(*, background: bool = True, beside_cuda: bool = False) -> Status:
         if kernels:
             return Status(kernels, "cache", path, tuple(reasons), False)
     reasons.append(f"no whole library of these sources in the cache {cache}")
-    if compiler is None:
-        return _none(wanted, [*reasons, NO_COMPILER], False)
+    why_not = build.impossible()
+    if why_not or compiler is None:
+        return _none(wanted, [*reasons, why_not or NO_COMPILER], False)
     if wanted == "cpp":
         try:
             path = build.build_cached(folder, source, compiler, cache, wait=build.TIMEOUT_SECONDS)

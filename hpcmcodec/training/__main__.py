@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from hpcmcodec.errors import HpcmError
+from hpcmcodec.errors import HpcmError, UnsupportedError
 from hpcmcodec.training import config
 
 EXISTING = click.Path(exists=True, path_type=Path)
@@ -184,3 +184,9 @@ if __name__ == "__main__":
     except HpcmError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "hpcmcodec").startswith("hpcmcodec"):
+            raise
+        install = 'pip install "hpcmcodec[train]"'
+        click.echo(f"error: this needs {error.name}, which is not installed: {install}", err=True)
+        sys.exit(UnsupportedError.exit_code)

@@ -216,7 +216,7 @@ def _toml(text: str) -> dict[str, Any]:
         try:
             import tomli as tomllib
         except ImportError as error:
-            raise InputError("recipes in TOML need tomli on Python 3.10: pip install tomli") from error
+            raise InputError('recipes in TOML need tomli on Python 3.10: pip install "hpcmcodec[train]"') from error
     return tomllib.loads(text)
 
 

@@ -125,15 +125,21 @@ class Polite:
         self.cores, self.last = os.cpu_count() or 1, self._read()
 
     @staticmethod
-    def _read() -> tuple[int, int, int]:
-        with Path("/proc/stat").open() as f:
-            cpu = [int(v) for v in f.readline().split()[1:9]]  # user nice system idle iowait irq softirq steal
-        with Path("/proc/self/stat").open() as f:
-            own = [int(v) for v in f.read().rsplit(")", 1)[1].split()[11:13]]
+    def _read() -> tuple[int, int, int] | None:
+        """Ticks of all processors, those of them at work, and this process's; None where there is no /proc."""
+        try:
+            with Path("/proc/stat").open() as f:
+                cpu = [int(v) for v in f.readline().split()[1:9]]  # user nice system idle iowait irq softirq steal
+            with Path("/proc/self/stat").open() as f:
+                own = [int(v) for v in f.read().rsplit(")", 1)[1].split()[11:13]]
+        except OSError:
+            return None
         return sum(cpu), cpu[0] + cpu[1] + cpu[2] + cpu[5] + cpu[6], sum(own)
 
     def adapt(self) -> None:
         now = self._read()
+        if now is None or self.last is None:  # torch's own choice stays
+            return
         total, busy, own = (a - b for a, b in zip(now, self.last, strict=True))
         if total < 100 * self.cores:  # under a second: too short to tell
             return

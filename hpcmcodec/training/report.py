@@ -54,7 +54,7 @@ def plot(folder: Path, *, theme: str, image_format: str) -> bytes:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("plots need matplotlib: pip install matplotlib") from error
+        raise InputError('plots need matplotlib: pip install "hpcmcodec[train]"') from error
     colours = THEMES[theme]
     ink = dict.fromkeys(
         ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color"),

@@ -89,7 +89,7 @@ def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
     try:
         from pytorch_msssim import ms_ssim as compute
     except ImportError as error:
-        raise InputError("training for MS-SSIM needs pytorch-msssim: pip install pytorch-msssim") from error
+        raise InputError('training for MS-SSIM needs pytorch-msssim: pip install "hpcmcodec[train]"') from error
     out: Tensor = compute(x_hat, x, data_range=1.0, size_average=False)
     return out
 

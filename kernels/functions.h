@@ -1,0 +1,113 @@
+// What a copy of the loops for one instruction set offers, `Functions`, and the arguments that they take.
+//
+// A copy is a translation unit: avx512.cpp, avx2.cpp, sse2.cpp, plain.cpp. Each sets the compiler's target by a pragma,
+// so that all units are compiled with the same flags, one by one or in one call. Nothing in such a unit may have a name
+// that other units can see, except its `Functions`: where two units hold one inline function the linker keeps either
+// copy, and a copy of newer instructions would end the processes of older processors. So these units take no header of
+// the C++ library, and their loops are in an unnamed namespace.
+
+#ifndef HPCM_FUNCTIONS_H
+#define HPCM_FUNCTIONS_H
+
+#include <stdint.h>
+
+#if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
+#define HPCM_X86
+#endif
+
+namespace hpcm {
+
+enum { PANEL = 16, MAX_CHUNKS = 16, ROW_BLOCK = 96 };
+enum Form { CODES = 0, WIDE = 1 };
+
+struct Chunk {
+    const int16_t* a;  // null: `scale` is the same product for every row, scaled already
+    int64_t stride, inputs;
+    const int16_t* weights;
+    const void* scale;  // (O,) float32 where the chunk is the only one, float64 otherwise
+};
+
+struct Linear {
+    int outputs, n_chunks, form;
+    const Chunk* chunks;
+    const void* bias;  // as scale
+    const float *low, *high;
+    void* out;  // int16, WIDE: int32
+};
+
+struct Depthwise {
+    const int16_t *a, *weights;
+    const float *scale, *bias;
+    int16_t* out;
+    int64_t height, width;
+    int channels, k;
+};
+
+struct Norm {
+    const int16_t* a;
+    const float *gamma, *beta;
+    int16_t* out;
+    int channels;
+};
+
+struct Elements {
+    const int16_t *a, *b, *c;
+    const int32_t* wide;
+    const float* table;
+    float factor;
+    int channels;
+    int16_t* out;
+};
+
+struct Wkv {
+    // Codes with a table of exp(k), or float64 weights and values where the table is null.
+    const int16_t *k, *v;
+    const double *table, *weights, *values, *powers, *own;
+    double factor;
+    double* ends;
+    int16_t* codes;
+    double* out;
+    int64_t tokens, blocks, groups;
+    int channels, length;
+};
+
+struct Biwkv4 {
+    const void *k, *v, *g;  // g null: forward
+    const double *decay, *boost;
+    void *y, *gk, *gv;
+    double* sums;  // (batch, 2, channels): gradients by w and u of each sample
+    int64_t tokens;
+    int channels;
+    int* failed;
+};
+
+// What tensors hold: k and v, and y. BFLOAT16 comes with a float32 y.
+enum Real { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2, REALS = 3 };
+
+struct Functions {
+    void (*linear)(int64_t, int64_t, const Linear&);
+    void (*depthwise)(int64_t, int64_t, const Depthwise&);
+    void (*norm)(int64_t, int64_t, const Norm&);
+    void (*lrelu)(int64_t, int64_t, const Elements&);
+    void (*relu_squared)(int64_t, int64_t, const Elements&);
+    void (*gate)(int64_t, int64_t, const Elements&);
+    void (*add)(int64_t, int64_t, const Elements&);
+    void (*channel_scale)(int64_t, int64_t, const Elements&);
+    void (*blend)(int64_t, int64_t, const Elements&);
+    void (*sum_rows)(int64_t, int64_t, const int16_t*, int, int64_t*);
+    void (*latent_code)(int64_t, int64_t, const Elements&);
+    void (*wkv)(int64_t, int64_t, const Wkv&);
+    int doubles;  // channels that go together in what follows
+    void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&);
+    void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);
+};
+
+#ifdef HPCM_X86
+extern const Functions avx512_functions, avx2_functions, sse2_functions;
+#else
+extern const Functions plain_functions;
+#endif
+
+}  // namespace hpcm
+
+#endif
