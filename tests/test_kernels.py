@@ -389,10 +389,3 @@ def test_only_the_chosen_copy_holds_instructions_of_newer_processors(kernel_libr
 def test_the_flags_leave_the_arithmetic_alone() -> None:
     assert "-ffp-contract=off" in build.FLAGS
     assert not {f for f in build.FLAGS if "fast-math" in f or "unsafe" in f or f in ("-Ofast", "-march=native")}
-
-
-def test_threads_follow_the_affinity_and_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    for setting, expected in (("", 6), ("2", 2), ("64", 6), ("none", 6), ("0", 6)):
-        monkeypatch.setenv("OMP_NUM_THREADS", setting)
-        assert loader.threads() == expected
