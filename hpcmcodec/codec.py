@@ -24,6 +24,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
@@ -41,9 +42,7 @@ from hpcmcodec.strips import Z_STRIDE, Progress, analyse_strips, gradient_strips
 from hpcmcodec.strips import tiles as tile_grid
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from hpcmcodec.image import ImageSource
+    from hpcmcodec.image import DecodedImage, ImageSource
 
 ROUNDS = (0, 1, 2, 3, 4, 6, 8, 10, 13, 16)  # of refinement, by effort: each takes as long and gains less
 # The curvature of the distortion is some 20 bits a squared quantisation step, in nearly all channels that are in use at
@@ -183,8 +182,10 @@ def decode(
     scale: str | None = None,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
     progress: Progress | None = None,
-) -> Image.Image:
+) -> DecodedImage:
     """Decode an `.hpcm` file to a PIL image (RGB, with the metadata that the file carries in `info`).
+
+    Its ``save`` writes the metadata along.
 
     Args:
         data: a path, the bytes, or a binary file object.
@@ -202,7 +203,7 @@ def decode(
     if scale is not None and scale not in SCALES:
         raise ValueError(f"scale is one of {', '.join(SCALES)}, not {scale!r}")
     y_hat, header, metadata, runner = _decode_latents(
-        _read(data), device, engine, scale, max_pixels, _part(progress, 0, 1 - _TRANSFORM_SHARE)
+        _read(data, max_pixels), device, engine, scale, max_pixels, _part(progress, 0, 1 - _TRANSFORM_SHARE)
     )
     pixels = runner.synthesise(y_hat, header.quality, _part(progress, 1 - _TRANSFORM_SHARE, _TRANSFORM_SHARE))
     return to_image(np.ascontiguousarray(pixels[: header.height, : header.width]), metadata)
@@ -419,14 +420,17 @@ def _part(progress: Progress | None, start: float, share: float) -> Progress | N
     return None if progress is None else lambda done: progress(start + share * done)
 
 
-def _read(data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO) -> bytes:
+def _read(data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, max_pixels: int | None) -> bytes:
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     if isinstance(data, (str, os.PathLike)):
         try:
-            return Path(data).read_bytes()
+            with Path(data).open("rb") as file:
+                return container.read(file, max_pixels=max_pixels)
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise
             raise InputError(f"{os.fspath(data)}: {error.strerror or error}") from error
     if hasattr(data, "read"):
-        return bytes(data.read())
+        return container.read(data, max_pixels=max_pixels)
     raise TypeError(f"a file must be a path, bytes or a binary file, not {type(data).__name__}")

@@ -6,13 +6,14 @@ The standard library is all that this needs, and what a system does not have (af
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["count", "loading"]
+__all__ = ["can_start", "count", "loading"]
 
 _PROC = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -37,11 +38,26 @@ def count() -> int:
     """
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     limits += [math.ceil(quota) for quota in _quotas()]
-    try:
+    with contextlib.suppress(ValueError):  # not set, not a number, or one of thousands of digits
         limits.append(int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]))
-    except ValueError:  # not set, not a number, or one of thousands of digits
-        pass
     return min(limit for limit in limits if limit > 0)
+
+
+def can_start(n: int) -> bool:
+    """Whether the system lets this process start `n` threads more, at once."""
+    end, started = threading.Event(), []
+    try:
+        for _ in range(n):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+        return True
+    except RuntimeError:
+        return False
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()  # later ones take over what the C library has set aside for it, 64 MB of addresses
 
 
 def _quotas() -> Iterator[float]:

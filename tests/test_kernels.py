@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hpcmcodec import codec, weights
 from hpcmcodec.numerics import NUMPY, Act, ExactOps, exact_exp
-from hpcmcodec.ops import build, loader, selftest
+from hpcmcodec.ops import build, selftest
 from hpcmcodec.ops.biwkv import biwkv4_exact, decay_powers, own_factor
 from hpcmcodec.ops.compiled import KernelOps, Kernels
 from tests import tiny
