@@ -616,6 +616,7 @@ def test_input_without_read_permission_is_exit_code_3(photo: Path, coded: bytes)
 
     from hpcmcodec.evaluation import report, run  # noqa: F401
 
+    pytest.importorskip("matplotlib")
     assert inside("encode", photo).exit_code == 0
     for name, data in (("secret.hpcm", coded), ("secret.jpg", photo.read_bytes()), ("secret.json", b"{}")):
         Path(name).write_bytes(data)
