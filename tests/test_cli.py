@@ -631,9 +631,9 @@ def test_input_without_read_permission_is_exit_code_3(photo: Path, coded: bytes)
             ("info", "secret.hpcm"),
             ("compare", "secret.jpg", "open.hpcm", "-o", "a"),
             ("compare", "photo.jpg", "secret.hpcm", "-o", "a"),
-            ("eval", "secret.jpg", "-o", "results"),
-            ("eval", "closed", "-o", "results"),
-            ("eval", "photo.jpg", "--anchor", "secret.json", "-o", "results"),
+            ("eval", "secret.jpg", "-o", "results", "--codecs", "jpeg"),
+            ("eval", "closed", "-o", "results", "--codecs", "jpeg"),
+            ("eval", "photo.jpg", "--anchor", "secret.json", "-o", "results", "--codecs", "jpeg"),
         ):
             assert_refused(inside(*args), 3, "Permission denied")
         assert inside("encode", "photo.jpg", "-o", "secret.hpcm", "-f").exit_code == 0  # need not be read
