@@ -6,7 +6,9 @@ What a script can rely on:
   errors and usage mistakes one line each, then notes about conversions and one line of bytes, bits per pixel and
   seconds, both silenced by ``--quiet``.
 - A file appears whole or not at all: it is written beside its place under a hidden name and renamed. Whether it may be
-  written is checked before the work.
+  written is checked before the work. Pipes, devices and open descriptors (/dev/stdout, /dev/fd/3) are written to as
+  they are; a folder is no output, whether it exists or only ends in a separator.
+- An input is read as far as its header or its format makes sense, so that a device without end is refused.
 - The exit codes of `EXIT_CODES`.
 
 Starting up counts: ``hpcm info`` takes about as long as Python and click need to load. So this module imports click and
@@ -21,7 +23,7 @@ import io
 import json
 import math
 import os
-import signal
+import re
 import stat
 import sys
 import time
@@ -31,13 +33,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from hpcmcodec import __version__
+from hpcmcodec import __version__, container, interrupts, threads
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import HpcmError, InputError, InstallationError, OutputError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import FrameType, TracebackType
+    from types import TracebackType
+    from typing import BinaryIO
 
     from rich.progress import Progress
 
@@ -59,6 +62,14 @@ EXIT_CODES = {
 
 # Seconds of work after which a bar appears: shorter work is over before a bar is read.
 _PROGRESS_AFTER_SECONDS = 1.0
+
+# Bytes of addresses that numpy, onnxruntime and the weights take, measured where limits begin to let them load.
+_ADDRESSES = 256 << 20
+# Bytes behind the end of a file after which a pipe is taken to have no end.
+_MAX_TRAILING = 1 << 26
+# What a shell and its scripts call the descriptors that they hand over.
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 class _Settings:
@@ -101,7 +112,7 @@ def _report(error: BaseException, settings: _Settings) -> int:
         traceback.print_exception(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         _say("error: interrupted")
-        return 130
+        return interrupts.EXIT_CODE
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "hpcm"
         _say(f"error: {error.format_message().rstrip('.')}; see '{command} --help'")
@@ -163,7 +174,9 @@ def _finite(ctx: click.Context, parameter: click.Parameter, value: float) -> flo
 
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
-_input = click.argument("source", metavar="INPUT", type=click.Path(allow_dash=True))
+# Whether files can be read is found where they are opened: click would call it wrong usage, exit code 2.
+_input = click.argument("source", metavar="INPUT", type=click.Path(allow_dash=True, readable=False))
+_output_path = click.Path(allow_dash=True, readable=False)
 _force = click.option("-f", "--force", is_flag=True, help="Overwrite the output if it exists.")
 _device = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
@@ -172,7 +185,7 @@ _device = click.option(
 
 def _output(suffix: str) -> Callable[[Function], Function]:
     text = f"The file to write.  [default: INPUT with {suffix} as its suffix; '-' where INPUT is '-']"
-    return click.option("-o", "--output", "target", metavar="OUTPUT", type=click.Path(allow_dash=True), help=text)
+    return click.option("-o", "--output", "target", metavar="OUTPUT", type=_output_path, help=text)
 
 
 # -------------------------------------------------------------------------------------------------------- commands
@@ -236,12 +249,17 @@ def encode(
     started = time.perf_counter()
     _check_input(source)
     output = _Output(source, target, ".hpcm", force)
+    _require_memory()
     from hpcmcodec import codec, image
 
     max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
     with _about(source):
         with _mute_libraries(settings):
-            picture = image.load(_read(source) if source == "-" else source, max_pixels=max_pixels)
+            if source == "-":
+                with _opened(source) as stream:
+                    picture = image.load(stream, max_pixels=max_pixels)
+            else:
+                picture = image.load(source, max_pixels=max_pixels)
         if not settings.quiet:
             for note in picture.notes:
                 _say(f"note: {_label(source)}: {note}")
@@ -274,17 +292,14 @@ def decode(settings: _Settings, source: str, target: str | None, scale: str | No
         raise click.UsageError(f"decode writes PNG, so OUTPUT must end in .png, not {Path(target).suffix}")
     _check_input(source)
     output = _Output(source, target, ".png", force)
+    _require_memory()
     from hpcmcodec import codec, image
 
-    data = _read(source)
+    max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
     with _about(source), _Progress("decoding", settings) as progress:
-        picture = codec.decode(
-            data,
-            device=device,
-            scale=scale,
-            max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS,
-            progress=progress,
-        )
+        with _opened(source) as stream:
+            data = container.read(stream, max_pixels=max_pixels)
+        picture = codec.decode(data, device=device, scale=scale, max_pixels=max_pixels, progress=progress)
     png = io.BytesIO()
     image.write_png(picture, png)
     output.write(png.getbuffer())
@@ -299,7 +314,7 @@ def decode(settings: _Settings, source: str, target: str | None, scale: str | No
     "--bits-map",
     "map_target",
     metavar="OUT.png",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Also decode INPUT and draw where its bits went.",
 )
 @click.option("--coder", "with_coder", is_flag=True, help="Also say which entropy coder reads INPUT here.")
@@ -331,11 +346,17 @@ def info(
     if map_target and Path(map_target).suffix.lower() != ".png":
         raise click.UsageError(f"the map is a PNG, so OUT must end in .png, not {map_target}")
     map_output = _Output(source, map_target, ".png", force) if map_target else None
-    from hpcmcodec import container, weights
+    from hpcmcodec import weights
 
-    data = _read(source)
-    with _about(source):
-        header = container.parse_header(data, max_pixels=settings.max_pixels)
+    max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
+    data = b""
+    with _about(source), _opened(source) as stream:
+        if map_output:
+            data = container.read(stream, max_pixels=max_pixels)
+            header, n_bytes = container.parse_header(data, max_pixels=max_pixels), len(data)
+        else:
+            header, start = container.read_header(stream, max_pixels=settings.max_pixels)
+            n_bytes = _size(stream, len(start), header.file_bytes)
         model = weights.model_name(header.model_id)
     metadata = {chunk.name: chunk.length for chunk in header.chunks}
     facts: dict[str, Any] = {
@@ -345,24 +366,25 @@ def info(
         "width": header.width,
         "height": header.height,
         "quality": header.quality / 100,
-        "bytes": len(data),
-        "bpp": round(8 * len(data) / (header.width * header.height), 6),
+        "bytes": n_bytes,
+        "bpp": round(8 * n_bytes / (header.width * header.height), 6),
         "color": f"ICC ({metadata['ICC']} bytes)" if "ICC" in metadata else "sRGB",
         "tiles": header.tile_rows * header.tile_cols,
         "streams": {scale: header.bytes_of(scale) for scale in container.SCALES},
         "metadata": metadata,
-        "complete": len(data) == header.file_bytes,
+        "complete": n_bytes == header.file_bytes,
     }
     if with_coder:
         from hpcmcodec import rans_coders
 
         facts["coder"] = rans_coders.choose().coder.name
     if map_output:
+        _require_memory()
         from hpcmcodec import codec
         from hpcmcodec.evaluation import heat
 
         with _about(source):
-            spent = codec.bits_map(data, max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS)
+            spent = codec.bits_map(data, max_pixels=max_pixels)
         title = f"{Path(_label(source)).name}: {facts['bpp']:.3f} bits per pixel"
         map_output.write(heat.bits_png(spent, header.width, header.height, _printable(title)))
     text = json.dumps(facts, indent=2) if as_json else _describe(_label(source), facts, header.file_bytes)
@@ -378,6 +400,7 @@ def doctor(build: bool) -> None:
     Files and pictures are the same with all. HPCM_OPS chooses: auto, reference, cpp, cuda; and HPCM_CODER: auto,
     compressai, native.
     """
+    _require_memory()
     from itertools import chain
 
     from hpcmcodec import rans_check
@@ -428,7 +451,7 @@ def _mention_kernels(settings: _Settings, device: str) -> None:
 
 
 @cli.command("eval", epilog=_EPILOG)
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--codecs",
     default="hpcm,jpeg,webp,avif",
@@ -456,7 +479,7 @@ def _mention_kernels(settings: _Settings, device: str) -> None:
     "--output",
     "folder",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, readable=False, path_type=Path),
     default="evaluation",
     show_default=True,
     help="Where results go. A later run goes on from what is there.",
@@ -482,6 +505,7 @@ def evaluate(
     missing.
     """
     _require("evaluation", numpy="numpy", matplotlib="matplotlib")
+    _require_memory()
     from hpcmcodec.evaluation import run
     from hpcmcodec.evaluation.codecs import CODECS
     from hpcmcodec.evaluation.metrics import METRICS
@@ -502,7 +526,7 @@ def evaluate(
             metrics=_names(metrics, METRICS, "--metrics"),
             qualities=wanted,
             anchors=anchors,
-            jobs=jobs or os.cpu_count() or 1,
+            jobs=jobs or threads.count(),
             log=not linear,
             max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS,
             say=lambda line: None if settings.quiet else _say(line),
@@ -512,14 +536,16 @@ def evaluate(
 
 
 @cli.command(epilog=_EPILOG)
-@click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
-@click.argument("files", metavar="FILE.hpcm...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("image", metavar="IMAGE", type=click.Path(readable=False, path_type=Path))
+@click.argument(
+    "files", metavar="FILE.hpcm...", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path)
+)
 @click.option(
     "-o",
     "--output",
     "target",
     metavar="REPORT.html",
-    type=click.Path(allow_dash=True),
+    type=_output_path,
     help="The page to write.  [default: IMAGE with .html as its suffix]",
 )
 @click.option(
@@ -541,6 +567,7 @@ def compare(
     for source in (image, *files):
         _check_input(str(source))
     output = _Output(str(image), target, ".html", force)
+    _require_memory()
     from hpcmcodec.evaluation import report
     from hpcmcodec.evaluation.codecs import CODECS
 
@@ -577,6 +604,20 @@ def _require(purpose: str, **modules: str) -> None:
         raise UnsupportedError(f"{purpose} needs what is not installed: pip install {' '.join(missing)}")
 
 
+def _require_memory() -> None:
+    """Raises `UnsupportedError` where there is no room for numpy and onnxruntime, before they are imported.
+
+    Their libraries write to standard error and end the process by themselves, or raise errors of any kind. Nothing is
+    filled: this is about the addresses that a limit (ulimit -v) leaves.
+    """
+    import mmap
+
+    try:
+        mmap.mmap(-1, _ADDRESSES).close()
+    except (OSError, ValueError) as error:
+        raise UnsupportedError(f"not enough memory: coding takes {_ADDRESSES >> 20} MiB of it at least") from error
+
+
 # ------------------------------------------------------------------------------------------------- input and output
 
 
@@ -611,7 +652,8 @@ def _mute_libraries(settings: _Settings) -> Iterator[None]:
     os.dup2(null, 2)
     os.close(null)
     try:
-        yield
+        with interrupts.undoing(lambda: os.dup2(kept, 2)):
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -629,13 +671,42 @@ def _check_input(source: str) -> None:
         raise InputError(f"{source}: is a directory")
 
 
-def _read(source: str) -> bytes:
-    if source == "-" and sys.stdin is None:
-        raise InputError("standard input is closed")
+@contextlib.contextmanager
+def _opened(source: str) -> Iterator[BinaryIO]:
+    """The input as a stream of bytes; failures to open or read it are `InputError`."""
     try:
-        return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        if source != "-":
+            with Path(source).open("rb") as file:
+                yield file
+        elif sys.stdin is None:
+            raise InputError("standard input is closed")
+        else:
+            yield sys.stdin.buffer
     except OSError as error:
         raise InputError(f"{_label(source)}: {error.strerror or error}") from error
+
+
+def _size(stream: BinaryIO, n_read: int, file_bytes: int) -> int:
+    """Bytes of an input of which `n_read` have been read: a file's size; others are read to their end and forgotten.
+
+    Raises `InputError` where that is far behind `file_bytes`, which the header announces.
+    """
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # no file of the system's behind it
+        facts = os.fstat(stream.fileno())
+        if stat.S_ISREG(facts.st_mode):
+            # Standard input may have been read from already by somebody else.
+            return facts.st_size - (stream.tell() - n_read)
+    while piece := stream.read(1 << 20):
+        n_read += len(piece)
+        if n_read > file_bytes + _MAX_TRAILING:
+            raise InputError(f"the file should have {file_bytes} bytes, but it goes on without end")
+    return n_read
+
+
+def _descriptor(path: str) -> int | None:
+    """The number of the open descriptor that a path of this program's own stands for."""
+    found = _DESCRIPTOR.fullmatch(path)
+    return int(found[1]) if found else _STREAMS.get(path)
 
 
 def _write_stdout(data: bytes | memoryview) -> None:
@@ -664,40 +735,52 @@ class _Output:
 
     def __init__(self, source: str, target: str | None, suffix: str, force: bool) -> None:
         if target is None:
-            target = "-" if source == "-" else str(Path(source).with_suffix(suffix))
+            piped = source == "-" or _descriptor(source) is not None
+            target = "-" if piped else str(Path(source).with_suffix(suffix))
         self.name = target
-        if target == "-":
+        self._descriptor = 1 if target == "-" else _descriptor(target)
+        if self._descriptor == 1:
             if not force and sys.stdout is not None and sys.stdout.isatty():
                 raise click.UsageError("the output is binary and would go to the terminal: name a file with -o")
             return
         try:
+            if self._descriptor is not None:
+                os.write(self._descriptor, b"")  # fails where it is closed, or open for reading alone
+                return
             self._path = Path(target).resolve()
-            mode = self._path.stat().st_mode if self._path.exists() else None
-            same = mode is not None and source != "-" and self._path.samefile(source)
+            mode = Path(target).stat().st_mode if Path(target).exists() else None
+            self._direct = mode is not None and not stat.S_ISREG(mode)
+            folder_there = self._path.parent.is_dir()
+            same = mode is not None and not self._direct and source != "-" and self._path.samefile(source)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
             raise OutputError(f"{target}: {getattr(error, 'strerror', None) or error}") from error
         self._force = force
-        self._direct = mode is not None and not stat.S_ISREG(mode)
         if mode is not None and stat.S_ISDIR(mode):
-            raise OutputError(f"{target}: is a directory")
+            raise OutputError(f"{target or '(no name)'}: is a directory; name the file to write")
+        if re.split(r"[\\/]" if os.altsep else "/", target)[-1] in ("", ".", ".."):
+            raise OutputError(f"{target}: there is no such directory; name the file to write")
         if same:
             raise OutputError(f"{target}: is the input itself")
         if self._direct:
+            self._path = Path(target)  # not what a link in /proc resolves to, which need be no path
             return
         if mode is not None and not force:
             raise self._exists()
-        if not self._path.parent.is_dir():
+        if not folder_there:
             raise OutputError(f"{target}: there is no directory {self._path.parent}")
         if not os.access(self._path.parent, os.W_OK | os.X_OK):
             raise OutputError(f"{target}: the directory cannot be written to")
 
     def write(self, data: bytes | memoryview) -> None:
         """Writes `data`; raises `OutputError`, leaving nothing behind."""
-        if self.name == "-":
+        if self._descriptor == 1:
             _write_stdout(data)
             return
         try:
-            if self._direct:
+            if self._descriptor is not None:
+                with open(self._descriptor, "wb", closefd=False) as file:
+                    file.write(data)
+            elif self._direct:
                 self._path.write_bytes(data)
             else:
                 self._replace(data)
@@ -709,17 +792,18 @@ class _Output:
     def _replace(self, data: bytes | memoryview) -> None:
         # A name of fixed length: one made from the target's could pass the 255 bytes that file systems allow.
         temporary = self._path.with_name(f".hpcm-{os.urandom(8).hex()}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-            if self._path.exists():
-                if not self._force:  # it appeared during the work
-                    raise self._exists()
-                temporary.chmod(stat.S_IMODE(self._path.stat().st_mode))
-            temporary.replace(self._path)
-        except BaseException:  # interruptions too
-            temporary.unlink(missing_ok=True)
-            raise
+        with interrupts.undoing(temporary.unlink):
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+                if self._path.exists():
+                    if not self._force:  # it appeared during the work
+                        raise self._exists()
+                    temporary.chmod(stat.S_IMODE(self._path.stat().st_mode))
+                temporary.replace(self._path)
+            except BaseException:  # interruptions too
+                temporary.unlink(missing_ok=True)
+                raise
 
     def _exists(self) -> OutputError:
         return OutputError(f"{self.name}: exists already; -f overwrites it")
@@ -739,6 +823,7 @@ class _Progress:
         self._wanted = not settings.quiet and sys.stderr is not None and sys.stderr.isatty()
         self._started = time.perf_counter()
         self._bar: Progress | None = None
+        self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Callable[[float], None] | None:
         return self._update if self._wanted else None
@@ -746,8 +831,7 @@ class _Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._undo.close()
 
     def _update(self, fraction: float) -> None:
         if self._bar is None:
@@ -756,17 +840,20 @@ class _Progress:
             from rich.console import Console
             from rich.progress import Progress
 
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.add_task(self._label, total=1.0)
-            self._bar.start()
+            bar = Progress(console=Console(stderr=True), transient=True)
+            bar.add_task(self._label, total=1.0)
+            try:
+                bar.start()
+            except RuntimeError:  # the system starts no more threads
+                self._started = math.inf
+                return
+            self._bar = bar
+            self._undo.callback(bar.stop)
+            self._undo.enter_context(interrupts.undoing(bar.stop))  # the cursor is hidden
         self._bar.update(self._bar.task_ids[0], completed=fraction)
 
 
 # ------------------------------------------------------------------------------------------------------ entry point
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _leave_busy_cores() -> None:
@@ -776,20 +863,22 @@ def _leave_busy_cores() -> None:
     beside a busy process on two cores takes ten times as long as with one thread. It reads the variable when numpy is
     imported, which no command has done yet.
     """
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    cores = threads.count()
+    with contextlib.suppress(OSError, ValueError, IndexError):  # no /proc, as on macOS and Windows
         running = int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].split("/")[0])  # this one included
-        cores = len(os.sched_getaffinity(0))
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores - (running - 1))))
+        cores = max(1, cores - (running - 1))
+    # It ends the process where one of its threads does not start.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(cores if threads.can_start(cores - 1) else 1))
 
 
 def main() -> NoReturn:
     """The ``hpcm`` program: runs `cli` and ends the process.
 
-    SIGTERM ends it as SIGINT does, so that no temporary file stays. The process is left through ``os._exit`` once all
-    is flushed: taking down an interpreter that has loaded numpy and onnxruntime takes 50 to 130 ms.
+    SIGTERM and SIGHUP end it as SIGINT does, so that no temporary file stays. The process is left through ``os._exit``
+    once all is flushed: taking down an interpreter that has loaded numpy and onnxruntime takes 50 to 130 ms.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
     _leave_busy_cores()
+    interrupts.install()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # Pillow's, about oddities in files: each takes two lines
     code: object = HpcmError.exit_code
@@ -798,7 +887,7 @@ def main() -> NoReturn:
     except SystemExit as end:
         code = end.code
     except KeyboardInterrupt:  # outside the commands: while the line was parsed or the last line said
-        code = 130
+        code = interrupts.EXIT_CODE
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # absent, closed, or its reader is gone
             stream.flush()

@@ -15,16 +15,21 @@ with a halo as wide as their receptive field, so that there are no seams and mem
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import re
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 
-from hpcmcodec import container, weights
+from hpcmcodec import container, threads, weights
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import InputError, UnsupportedError
 from hpcmcodec.image import load, to_image
@@ -37,9 +42,7 @@ from hpcmcodec.strips import Z_STRIDE, Progress, analyse_strips, gradient_strips
 from hpcmcodec.strips import tiles as tile_grid
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from hpcmcodec.image import ImageSource
+    from hpcmcodec.image import DecodedImage, ImageSource
 
 ROUNDS = (0, 1, 2, 3, 4, 6, 8, 10, 13, 16)  # of refinement, by effort: each takes as long and gains less
 # The curvature of the distortion is some 20 bits a squared quantisation step, in nearly all channels that are in use at
@@ -52,6 +55,26 @@ REFINED_LIMIT = 2.0
 _TRANSFORM_SHARE = 0.5  # of the time, for the progress shown
 
 
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Where memory ends, whoever finds that (numpy, onnxruntime, the system), it is `UnsupportedError`."""
+    try:
+        yield
+    except Exception as error:
+        if not _for_want_of_memory(error):
+            raise
+        raise UnsupportedError("not enough memory for an image of this size") from error
+
+
+def _for_want_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # onnxruntime has no class of its own for it: these are its allocator's words, and C++'s.
+    theirs = type(error).__module__.startswith("onnxruntime")
+    return isinstance(error, MemoryError) or (theirs and bool(re.search("bad_alloc|allocate memory", str(error))))
+
+
+@_within_memory()
 def encode(
     image: ImageSource,
     quality: float = 50.0,
@@ -78,7 +101,8 @@ def encode(
 
     Raises:
         ValueError: quality, effort, device or engine out of range.
-        InputError, UnsupportedError: the image cannot be read, or is of a kind that is not supported.
+        InputError: the image cannot be read.
+        UnsupportedError: it is of a kind that is not supported, or there is not enough memory.
     """
     if not 0 <= quality <= 100:
         raise ValueError(f"quality is 0 to 100, not {quality}")
@@ -149,6 +173,7 @@ def _weight(height: int, width: int, quality: int) -> np.ndarray:
     return np.pad(inside, ((0, -height % container.LATENT), (0, -width % container.LATENT), (0, 0)))
 
 
+@_within_memory()
 def decode(
     data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
     *,
@@ -157,8 +182,10 @@ def decode(
     scale: str | None = None,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
     progress: Progress | None = None,
-) -> Image.Image:
+) -> DecodedImage:
     """Decode an `.hpcm` file to a PIL image (RGB, with the metadata that the file carries in `info`).
+
+    Its ``save`` writes the metadata along.
 
     Args:
         data: a path, the bytes, or a binary file object.
@@ -169,19 +196,20 @@ def decode(
 
     Raises:
         InputError: not an `.hpcm` file, truncated, or malformed.
-        UnsupportedError: version, model, pixel limit, device.
+        UnsupportedError: version, model, pixel limit, device, not enough memory.
         IntegrityError: damaged, or the decoded latents are not those that were encoded.
         ValueError: scale, device or engine out of range.
     """
     if scale is not None and scale not in SCALES:
         raise ValueError(f"scale is one of {', '.join(SCALES)}, not {scale!r}")
     y_hat, header, metadata, runner = _decode_latents(
-        _read(data), device, engine, scale, max_pixels, _part(progress, 0, 1 - _TRANSFORM_SHARE)
+        _read(data, max_pixels), device, engine, scale, max_pixels, _part(progress, 0, 1 - _TRANSFORM_SHARE)
     )
     pixels = runner.synthesise(y_hat, header.quality, _part(progress, 1 - _TRANSFORM_SHARE, _TRANSFORM_SHARE))
     return to_image(np.ascontiguousarray(pixels[: header.height, : header.width]), metadata)
 
 
+@_within_memory()
 def decode_latents(
     data: bytes, *, device: str = "cpu", engine: str = "auto", max_pixels: int | None = DEFAULT_MAX_PIXELS
 ) -> np.ndarray:
@@ -189,6 +217,7 @@ def decode_latents(
     return _decode_latents(data, device, engine, None, max_pixels, None)[0]
 
 
+@_within_memory()
 def bits_map(
     data: bytes, *, device: str = "cpu", engine: str = "auto", max_pixels: int | None = DEFAULT_MAX_PIXELS
 ) -> dict[str, np.ndarray]:
@@ -285,16 +314,27 @@ class LightEngine:
     def _session(self, graph: str) -> Any:
         from hpcmcodec.ort import onnxruntime
 
-        with self.lock:
+        with threads.loading:
             if graph not in self._sessions:
+                path = str(self.weights.graph(graph))
                 options = onnxruntime.SessionOptions()
-                options.intra_op_num_threads = _cores()
-                options.log_severity_level = 3
+                options.log_severity_level = 4  # what it would write to standard error is raised as well
                 # Spinning threads would go on taking the cores from the numpy code that follows.
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-                self._sessions[graph] = onnxruntime.InferenceSession(
-                    str(self.weights.graph(graph)), options, providers=["CPUExecutionProvider"]
-                )
+
+                def session(n_threads: int) -> Any:
+                    options.intra_op_num_threads = n_threads
+                    return onnxruntime.InferenceSession(
+                        path, options, providers=["CPUExecutionProvider"], enable_fallback=0
+                    )
+
+                try:
+                    self._sessions[graph] = session(threads.count())
+                except RuntimeError as error:
+                    if "pthread_create" not in str(error):
+                        raise
+                    self._sessions[graph] = session(1)  # the system starts no more threads: the caller's alone
+                _sessions_here.add(self._sessions[graph])
             return self._sessions[graph]
 
     def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
@@ -336,7 +376,23 @@ def _make_engine(name: str, kind: str, device: str) -> _Engine:
     return TorchEngine(weights.load(name), device)
 
 
-_engine_lock = threading.Lock()
+_forget_engines = _make_engine.cache_clear
+_sessions_here: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    """In a child after fork: it makes engines of its own.
+
+    The threads of its parent's sessions are not there, and an engine's lock may be held by a thread that is not there
+    either. A session that is destroyed waits for its threads, so these never are, not even as the child ends.
+    """
+    for session in _sessions_here:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    _forget_engines()
+
+
+if hasattr(os, "register_at_fork"):  # not Windows
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _engine(model: str, device: str, engine: str) -> _Engine:
@@ -347,7 +403,7 @@ def _engine(model: str, device: str, engine: str) -> _Engine:
     kind = ("light" if device == "cpu" else "torch") if engine == "auto" else engine
     if kind == "light" and device != "cpu":
         raise ValueError("the light engine runs on the CPU alone")
-    with _engine_lock:
+    with threads.loading:
         return _make_engine(model, kind, device)
 
 
@@ -364,22 +420,17 @@ def _part(progress: Progress | None, start: float, share: float) -> Progress | N
     return None if progress is None else lambda done: progress(start + share * done)
 
 
-def _read(data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO) -> bytes:
+def _read(data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, max_pixels: int | None) -> bytes:
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     if isinstance(data, (str, os.PathLike)):
         try:
-            return Path(data).read_bytes()
+            with Path(data).open("rb") as file:
+                return container.read(file, max_pixels=max_pixels)
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise
             raise InputError(f"{os.fspath(data)}: {error.strerror or error}") from error
     if hasattr(data, "read"):
-        return bytes(data.read())
+        return container.read(data, max_pixels=max_pixels)
     raise TypeError(f"a file must be a path, bytes or a binary file, not {type(data).__name__}")
-
-
-def _cores() -> int:
-    """Threads to use: what OMP_NUM_THREADS says (onnxruntime itself ignores it), else every core allowed."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted):
-        return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

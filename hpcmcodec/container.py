@@ -111,6 +111,8 @@ MUST refuse the file, and one whose integers miss the latents CRC MUST report th
   are set (in flags, in the flags of a chunk), unknown critical chunks.
 - It MUST NOT allocate by a number from the file before the bytes that belong to it are there (a tile has at least 36
   bytes in the header), and SHOULD refuse images of more pixels than a limit that its user can raise (here 100,000,000).
+  It MAY refuse a header of more than 2^26 bytes, which no image of up to 4 * 10^9 pixels has, and a file of more than
+  2^26 bytes and 8 for each pixel of its limit.
   Limits of the format itself: 2^31 - 1 for width and height, 2^32 - 1 bytes for a stream or chunk, 255 chunks.
 - A reader that decodes the whole image MUST refuse a file that is shorter or longer than its sections.
 - Magic, version and their places are the same in all versions. A change that a reader of version 1 would decode to
@@ -151,6 +153,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 
@@ -166,8 +169,12 @@ __all__ = [
     "Reader",
     "Stream",
     "StreamInfo",
+    "max_bytes",
     "pack",
     "parse_header",
+    "read",
+    "read_header",
+    "take",
 ]
 
 MAGIC = b"\x8bHPCM\r\n\n"
@@ -179,6 +186,11 @@ TILE_SIDE = 256
 """Side of a whole tile in latents."""
 DEFAULT_MAX_PIXELS = 100_000_000
 """Images of more pixels are refused unless the caller asks for them: decoding needs memory in proportion."""
+
+_MAX_HEADER = 1 << 26
+_BYTES_PER_PIXEL = 8
+_PIECE = 1 << 20
+_FIRST_PIECE = 1 << 16  # nearly every header is far shorter
 
 _TILE_SIDE_LOG2 = TILE_SIDE.bit_length() - 1
 _MODEL_ID_BYTES = 8
@@ -367,15 +379,10 @@ def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
         UnsupportedError: another version, reserved bits, an unknown critical chunk, more pixels than `max_pixels`.
         IntegrityError: the header's CRC does not hold.
     """
-    _check_magic(data)
-    fields = _Fields(data, len(MAGIC), len(data), "file")
-    version = fields.u8("version")
-    if version != VERSION:
-        raise UnsupportedError(f"format version {version}: this program reads version {VERSION}")
-    rest = fields.varint("header size")
-    header_bytes = fields.position + rest
+    start, header_bytes = _extent(data)
     if header_bytes > len(data):
         raise InputError(f"truncated: the header takes {header_bytes} bytes, {len(data)} are there")
+    rest = header_bytes - start
     if rest < _CRC_BYTES:
         raise InputError(f"malformed header: its size of {rest} leaves no room for its CRC")
     end = header_bytes - _CRC_BYTES
@@ -383,7 +390,7 @@ def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
     if zlib.crc32(memoryview(data)[:end]) != crc:
         raise IntegrityError("the header is damaged: its CRC does not hold")
 
-    fields = _Fields(data, fields.position, end, "header")
+    fields = _Fields(data, start, end, "header")
     model_id = fields.take(_MODEL_ID_BYTES, "model id")
     flags = fields.u8("flags")
     if flags:
@@ -425,7 +432,7 @@ def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
     if fields.position != end:
         raise InputError(f"malformed header: {end - fields.position} bytes between the stream table and the CRC")
     return Header(
-        version=version,
+        version=VERSION,
         model_id=model_id,
         width=width,
         height=height,
@@ -438,6 +445,56 @@ def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
         header_bytes=header_bytes,
         file_bytes=offset,
     )
+
+
+def max_bytes(max_pixels: int | None) -> int | None:
+    """The most bytes that are read for an image of up to `max_pixels`, whatever its format; None: no limit.
+
+    8 bytes a pixel are 16-bit RGBA without compression; 2^26 bytes more are for metadata.
+    """
+    return None if max_pixels is None else _BYTES_PER_PIXEL * max_pixels + (1 << 26)
+
+
+def take(file: BinaryIO, n_bytes: int | None) -> bytes:
+    """The next bytes of a stream, up to `n_bytes` of them (None: all); memory is taken as they come."""
+    pieces = []
+    while n_bytes is None or n_bytes > 0:
+        piece = file.read(_PIECE if n_bytes is None else min(_PIECE, n_bytes))
+        if not piece:
+            break
+        pieces.append(piece)
+        if n_bytes is not None:
+            n_bytes -= len(piece)
+    return b"".join(pieces)
+
+
+def read_header(file: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> tuple[Header, bytes]:
+    """The header at the start of a stream, and the bytes that were read for it: all of it and perhaps some more.
+
+    Raises what `parse_header` raises, and UnsupportedError for a header of more than 2^26 bytes.
+    """
+    data = take(file, _FIRST_PIECE)
+    _, header_bytes = _extent(data)
+    if header_bytes > _MAX_HEADER:
+        raise UnsupportedError(f"the header takes {header_bytes} bytes: this program reads up to {_MAX_HEADER}")
+    data += take(file, header_bytes - len(data))
+    return parse_header(data, max_pixels=max_pixels), data
+
+
+def read(file: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> bytes:
+    """The bytes of a file from a stream that may never end: those that its header announces, and one that follows.
+
+    Raises what `read_header` raises, and UnsupportedError where the header announces more than `max_bytes`.
+    """
+    header, data = read_header(file, max_pixels=max_pixels)
+    limit = max_bytes(max_pixels)
+    if limit is not None and header.file_bytes > limit:
+        raise UnsupportedError(
+            f"the header announces {header.file_bytes} bytes, the limit for {max_pixels} pixels is {limit} "
+            "(--max-pixels raises it)"
+        )
+    wanted = header.file_bytes + 1
+    return data[:wanted] + take(file, wanted - len(data))
 
 
 class Reader:
@@ -495,7 +552,7 @@ class Reader:
         if found < expected:
             raise InputError(f"truncated: the file should have {expected} bytes, {found} are there")
         if found > expected:
-            raise InputError(f"the file should have {expected} bytes, {found - expected} more stand behind its end")
+            raise InputError(f"the file should have {expected} bytes, but more stand behind its end")
         for chunk in self.header.chunks:
             self._section(chunk)
         for stream in self.header.streams:
@@ -559,6 +616,17 @@ class _Fields:
         if value > _MAX_U32:
             raise InputError(f"malformed header: {field} {value} is not below 2^32")
         return value
+
+
+def _extent(data: bytes) -> tuple[int, int]:
+    """Where the fields behind the header's size begin, and where the header ends, which may be beyond `data`."""
+    _check_magic(data)
+    fields = _Fields(data, len(MAGIC), len(data), "file")
+    version = fields.u8("version")
+    if version != VERSION:
+        raise UnsupportedError(f"format version {version}: this program reads version {VERSION}")
+    rest = fields.varint("header size")
+    return fields.position, fields.position + rest
 
 
 def _check_magic(data: bytes) -> None:

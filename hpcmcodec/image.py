@@ -30,12 +30,14 @@ import io
 import os
 import re
 import struct
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
 
+from hpcmcodec.container import max_bytes, take
 from hpcmcodec.errors import HpcmError, InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
         "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Pixels | Picture"
     )
 
-__all__ = ["Picture", "load", "to_image", "write_png"]
+__all__ = ["DecodedImage", "Picture", "load", "to_image", "write_png"]
 
 # The formats that are read: signature, Pillow's name and module. A list of our own instead of Image.open, which
 # 1. warns of or refuses images by a limit that belongs to the whole process, while ours belongs to one call;
@@ -71,6 +73,9 @@ _DEPTH_BYTES = 1 << 16
 
 _EXIF_PREFIX = b"Exif\0\0"
 _ORIENTATION = 0x0112
+_XMP_TAG = 0x02BC
+# A segment of JPEG states its length in 16 bits; XMP has a name of 29 bytes before it, EXIF one of 6 that counts here.
+_MAX_JPEG_METADATA = 65533 - 29
 # IFD0 of a TIFF file describes the layout of its strips too; these are the tags that are about the photograph.
 _DESCRIPTIVE_TAGS = (
     0x010E,  # ImageDescription
@@ -122,8 +127,8 @@ def load(source: ImageSource, *, max_pixels: int | None) -> Picture:
 
     Raises:
         InputError: not a readable image: missing, empty, of no known format, truncated, damaged.
-        UnsupportedError: more than `max_pixels`, alpha that is not opaque, an animation, a pixel type without a
-            meaning in 8-bit RGB.
+        UnsupportedError: more than `max_pixels` or `container.max_bytes` of it, alpha that is not opaque, an
+            animation, a pixel type without a meaning in 8-bit RGB.
         TypeError, ValueError: the source is of another type, or the array of another shape or dtype.
     """
     if isinstance(source, Picture):
@@ -134,63 +139,125 @@ def load(source: ImageSource, *, max_pixels: int | None) -> Picture:
     if isinstance(source, Image.Image):
         return _convert(source, b"", max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _read(io.BytesIO(source), max_pixels)
+        return _read(io.BytesIO(source), max_pixels, seekable=True)
     if isinstance(source, (str, os.PathLike)):
         try:
             with Path(source).open("rb") as file:
-                return _read(file if file.seekable() else io.BytesIO(file.read()), max_pixels)
+                return _read(file, max_pixels, seekable=file.seekable())
         except HpcmError as error:
             raise type(error)(f"{os.fspath(source)}: {error}") from error
         except OSError as error:
             raise InputError(f"{os.fspath(source)}: {error.strerror or error}") from error
     if hasattr(source, "read"):
-        return _read(io.BytesIO(source.read()), max_pixels)
+        return _read(source, max_pixels, seekable=False)
     raise TypeError(
         f"an image must be a path, bytes, a binary file, a PIL image or an array, not {type(source).__name__}"
     )
 
 
-def to_image(pixels: Pixels, metadata: dict[str, bytes]) -> Image.Image:
-    r"""A PIL image, mode RGB, of `pixels` (H, W, 3) uint8, with `metadata` where Pillow's writers look for it.
+class DecodedImage(Image.Image):
+    """A PIL image whose `save` writes the ICC profile, EXIF and XMP of its `info` by itself.
+
+    Pillow's writers take them as options, and of `info` the profile alone, some of them. Copies, crops and conversions
+    are of this class too; the profile describes RGB, so that a copy in another mode is written without it.
+    """
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:  # noqa: A002  Pillow's name
+        """`Image.save`, with options for what is in `info`; those given come first (``exif=b""`` leaves EXIF out).
+
+        What a format cannot hold is left out: EXIF or XMP of more than 64 KB in JPEG with a warning, damaged EXIF
+        where a writer or the next reader would fail on it, everything in formats without metadata.
+        """
+        super().save(fp, format, **(self._options(_format_of(fp, format)) | params))
+
+    def _new(self, im: Any) -> Image.Image:
+        # Through here Pillow makes every image from another one.
+        new = super()._new(im)
+        new.__class__ = type(self)
+        return new
+
+    def _options(self, form: str) -> dict[str, Any]:
+        from PIL.PngImagePlugin import PngInfo
+
+        icc, exif, xmp = (self.info.get(key) for key in ("icc_profile", "exif", "xmp"))
+        options: dict[str, Any] = {"icc_profile": icc if self.mode in ("RGB", "RGBA") else None}
+        if form == "JPEG":
+            exif, xmp = (_that_fits(block, name) for block, name in ((exif, "EXIF"), (xmp, "XMP")))
+        parsed = _parsed_exif(exif) if form not in ("PNG", "WEBP") else None
+        if form == "TIFF":  # tags of a directory, both of them
+            tags = Image.Exif() if parsed is None else parsed
+            if xmp:
+                tags[_XMP_TAG] = xmp
+            return options | ({"exif": tags} if len(tags) else {})
+        if exif and (parsed is not None or form in ("PNG", "WEBP")):
+            options["exif"] = exif
+        if xmp and form == "PNG":
+            options["pnginfo"] = PngInfo()
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)
+        elif xmp:
+            options["xmp"] = xmp
+        return options
+
+
+def _format_of(fp: Any, form: str | None) -> str:
+    """Pillow's name of the format that `Image.save` would choose; empty where it would choose none."""
+    if form:
+        return form.upper()
+    name = fp if isinstance(fp, (str, bytes, os.PathLike)) else getattr(fp, "name", "")
+    suffix = Path(os.fsdecode(name)).suffix.lower() if isinstance(name, (str, bytes, os.PathLike)) else ""
+    return str(Image.registered_extensions().get(suffix, ""))
+
+
+def _that_fits(block: Any, name: str) -> Any:
+    """Metadata for a segment of JPEG; None, with a warning, where they are larger than one."""
+    if block and len(block) > _MAX_JPEG_METADATA:
+        warnings.warn(f"{name} of {len(block)} bytes does not fit into a JPEG and is left out", stacklevel=4)
+        return None
+    return block
+
+
+def _parsed_exif(exif: Any) -> Image.Exif | None:
+    """None where there is none that Pillow can read."""
+    found = Image.Exif()
+    try:
+        found.load(exif or b"")
+        found.tobytes()
+    except Exception:  # noqa: BLE001  damaged blocks raise nearly anything
+        return None
+    return found if len(found) else None
+
+
+def to_image(pixels: Pixels, metadata: dict[str, bytes]) -> DecodedImage:
+    r"""A PIL image, mode RGB, of `pixels` (H, W, 3) uint8, with `metadata` where Pillow's readers put it.
 
     ``info`` gets "icc_profile", "exif" (with the prefix ``Exif\0\0`` that Pillow's JPEG writer wants and its others
-    take off) and "xmp". Of these, Pillow's writers take only the profile by themselves:
-    ``image.save(name, exif=image.info.get("exif", b""), xmp=image.info.get("xmp", b""))`` keeps all.
+    take off) and "xmp", which ``save`` writes.
     """
     image = Image.fromarray(pixels)
+    image.__class__ = DecodedImage
     if "ICC" in metadata:
         image.info["icc_profile"] = metadata["ICC"]
     if "EXIF" in metadata:
         image.info["exif"] = _EXIF_PREFIX + _bare_exif(metadata["EXIF"])
     if "XMP" in metadata:
         image.info["xmp"] = metadata["XMP"]
-    return image
+    return cast("DecodedImage", image)
 
 
-def write_png(image: Image.Image, file: BinaryIO) -> None:
+def write_png(image: DecodedImage, file: BinaryIO) -> None:
     """Writes `image` as PNG, with the ICC profile, EXIF and XMP of its ``info``.
 
     Compression level 1: about the size of Pillow's default for photographs, in a third of the time.
     """
-    from PIL.PngImagePlugin import PngInfo
-
-    options: dict[str, Any] = {}
-    if image.info.get("icc_profile"):
-        options["icc_profile"] = image.info["icc_profile"]
-    if image.info.get("exif"):
-        options["exif"] = image.info["exif"]
-    if image.info.get("xmp"):
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", image.info["xmp"])
-    image.save(file, format="PNG", compress_level=1, **options)
+    image.save(file, format="PNG", compress_level=1)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def _read(file: BinaryIO, max_pixels: int | None) -> Picture:
-    """`load` for a seekable binary file, from its start."""
-    start = file.read(_DEPTH_BYTES)
+def _read(file: BinaryIO, max_pixels: int | None, *, seekable: bool) -> Picture:
+    """`load` for a binary file: from its start where it is seekable, else from where it stands, into memory."""
+    start = take(file, _DEPTH_BYTES)
     if not start:
         raise InputError("not a readable image: the file is empty")
     found = next(((name, module) for signature, name, module in _FORMATS if signature.match(start)), None)
@@ -198,6 +265,14 @@ def _read(file: BinaryIO, max_pixels: int | None) -> Picture:
         known = ", ".join(name for _, name, _ in _FORMATS)
         raise InputError(f"not a readable image: no format that is read here ({known})")
     name, module = found
+    # Read on only now: what is no image may never end. Several of Pillow's readers take the whole file into memory.
+    limit = max_bytes(max_pixels)
+    if not seekable:
+        file = io.BytesIO(start + take(file, None if limit is None else limit + 1 - len(start)))
+    if limit is not None and file.seek(0, os.SEEK_END) > limit:
+        raise UnsupportedError(
+            f"the file has more than {limit} bytes, the limit for {max_pixels} pixels; raise max-pixels to allow it"
+        )
     try:
         importlib.import_module(f"PIL.{module}")
         factory, accept = Image.OPEN[name]

@@ -16,7 +16,6 @@ import ctypes
 import importlib.util
 import os
 import sys
-import threading
 from bisect import bisect_right
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcmcodec import threads
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.ops import loader
 from hpcmcodec.ops.compiled import HostMemory, Kernels
@@ -44,7 +44,6 @@ _WORD_BYTES, _STATE_BYTES = 4, 8
 _MOST_WORDS = 9
 
 _INSTALL = "pip install --no-deps compressai==1.2.8"
-_extension_lock = threading.Lock()
 _extension: ModuleType | None = None
 
 
@@ -181,7 +180,7 @@ def load_extension() -> ModuleType:
     Raises UnsupportedError where it cannot be loaded.
     """
     global _extension
-    with _extension_lock:
+    with threads.loading:
         if _extension is None:
             # Under its own name, so that a later import of the package finds the same types and does not fail.
             _extension = sys.modules.get("compressai.ans") or _load_from_file("compressai.ans")

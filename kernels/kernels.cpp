@@ -14,12 +14,13 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <thread>
 
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "functions.h"
 
@@ -74,14 +75,15 @@ const Functions& use() {
 //
 // The caller works too and takes item after item from a shared counter, so that a thread which the system does not run
 // (a busy neighbour) costs nothing: it is waited for only while it holds an item. Threads are started on first use, are
-// never joined (the process may end while they sleep) and are started anew in a child after fork.
+// never joined (the process may end while they sleep) and are started anew in a child after fork. Where the system starts
+// no more (a limit of processes or of memory), those that run do the work, the caller alone if need be: no call fails.
 
 class Pool {
   public:
     template <class Body>
     void run(int64_t n, const Body& body) {
         auto call = [](const void* b, int64_t i) { (*(const Body*)b)(i); };
-        const int helpers = (int)(n - 1 < threads - 1 ? n - 1 : threads - 1);
+        int helpers = (int)(n - 1 < threads - 1 ? n - 1 : threads - 1);
         std::unique_lock<std::mutex> turn(turns, std::defer_lock);
         if (helpers < 1 || !turn.try_lock()) {  // another thread of the process has the pool: do it here
             for (int64_t i = 0; i < n; ++i) body(i);
@@ -89,10 +91,8 @@ class Pool {
         }
         {
             std::lock_guard<std::mutex> guard(lock);
-            while (started < helpers) {
-                std::thread([this] { work(); }).detach();
-                ++started;
-            }
+            while (started < helpers && start()) ++started;
+            if (helpers > started) helpers = started;
             job = call;
             data = &body;
             items = n;
@@ -109,6 +109,15 @@ class Pool {
     std::atomic<int> threads{1};
 
   private:
+    bool start() {
+        try {
+            std::thread([this] { work(); }).detach();
+            return true;
+        } catch (...) {  // std::system_error, std::bad_alloc: none may pass a C interface
+            return false;
+        }
+    }
+
     void take(void (*call)(const void*, int64_t), const void* body, int64_t n) {
         for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) call(body, i);
     }
@@ -138,30 +147,36 @@ class Pool {
     int started = 0, wanted = 0, active = 0;
 };
 
-std::mutex pool_lock;
-Pool* pool_of_process = nullptr;
-pid_t pool_process = 0;
+std::atomic<Pool*> pool_of_process{nullptr};
 std::atomic<int> wanted_threads{1};
 
-Pool& pool() {
-    std::lock_guard<std::mutex> guard(pool_lock);
-    if (!pool_of_process || pool_process != getpid()) {  // a parent's pool has no threads here, its locks any state
-        pool_of_process = new Pool;
-        pool_process = getpid();
+// A parent's pool has no threads in its child, and its locks any state: it is left behind, for a fresh one.
+const int forks = pthread_atfork(nullptr, nullptr, [] { pool_of_process.store(nullptr); });
+
+// Null where there is no memory for one. No lock guards it: a thread could hold that while another one forks.
+Pool* pool() {
+    Pool* p = pool_of_process.load();
+    if (!p) {
+        Pool* made = new (std::nothrow) Pool;
+        if (pool_of_process.compare_exchange_strong(p, made))
+            p = made;
+        else
+            delete made;  // another thread was quicker; this one has started nothing
     }
-    pool_of_process->threads = wanted_threads.load();
-    return *pool_of_process;
+    if (p) p->threads = wanted_threads.load();
+    return p;
 }
 
 // f(first, last) over 0..n in pieces of `grain`: small enough to share out, large enough to be worth waking a thread.
 template <class F>
 void parallel(int64_t n, int64_t grain, const F& f) {
     if (grain < 1) grain = 1;
-    if (n <= grain || wanted_threads.load() == 1) {
+    Pool* const helpers = n <= grain || wanted_threads.load() == 1 ? nullptr : pool();
+    if (!helpers) {
         if (n > 0) f((int64_t)0, n);
         return;
     }
-    pool().run((n + grain - 1) / grain, [&](int64_t i) {
+    helpers->run((n + grain - 1) / grain, [&](int64_t i) {
         const int64_t first = i * grain, last = first + grain < n ? first + grain : n;
         f(first, last);
     });

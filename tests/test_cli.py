@@ -1,5 +1,6 @@
 """The command line: files and streams, exit codes, one line for each failure, nothing left behind."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,6 +9,8 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -517,13 +520,135 @@ def test_output_that_cannot_be_is_exit_code_6_before_the_work(
     assert_refused(inside(command, photo, "-o", tmp_path / "none" / f"a{suffix}"), 6, "no directory")
     folder = tmp_path / f"folder{suffix}"
     folder.mkdir()
-    assert_refused(inside(command, photo, "-o", folder, "-f"), 6, "is a directory")
+    for name in (folder, f"{folder}/", f"{folder}/."):
+        assert_refused(inside(command, photo, "-o", name, "-f"), 6, "is a directory; name the file to write")
+    for name in (f"{tmp_path}/sub/", f"{tmp_path}/sub/.", f"{tmp_path}/sub{suffix}/"):
+        assert_refused(inside(command, photo, "-o", name, "-f"), 6, "no such directory")
+    assert_refused(inside(command, photo, "-o", ""), 6, "no name")
     assert_refused(inside(command, there, "-o", there, "-f"), 6, "the input itself")
     (tmp_path / f"link{suffix}").symlink_to(there)
     assert_refused(inside(command, there, "-o", tmp_path / f"link{suffix}", "-f"), 6, "the input itself")
     (tmp_path / f"loop{suffix}").symlink_to(tmp_path / f"loop{suffix}")
     assert_refused(inside(command, photo, "-o", tmp_path / f"loop{suffix}"), 6, "loop")
     assert there.read_bytes() == b"precious"
+
+
+def test_map_of_bits_is_not_written_under_the_name_of_a_directory(file: Path, tmp_path: Path) -> None:
+    assert_refused(inside("info", file, "--bits-map", f"{tmp_path}/map.png/"), 6, "no such directory")
+    assert contents(tmp_path) == {"photo.hpcm"}
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_name_of_standard_output_writes_to_it_whatever_it_is(name: str, file: Path, tmp_path: Path) -> None:
+    if not Path(name).exists():
+        pytest.skip(f"no {name} here")
+    expected = hpcm("decode", file, "-o", "-").stdout
+    result = hpcm("decode", file, "-o", name, "--quiet")
+    assert (result.returncode, result.stdout, result.stderr) == (0, expected, b"")
+    with (tmp_path / "redirected").open("wb") as redirected:
+        redirected.write(b"before")
+        redirected.flush()
+        subprocess.run([*MODULE, "decode", str(file), "-o", name, "--quiet"], stdout=redirected, check=True)
+    assert (tmp_path / "redirected").read_bytes() == b"before" + expected
+    assert contents(tmp_path) == {"photo.hpcm", "redirected"}
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
+def test_other_descriptors_are_outputs_too_if_they_can_be_written(file: Path) -> None:
+    expected = hpcm("decode", file, "-o", "-").stdout
+    assert hpcm("decode", file, "-o", "/dev/stderr", "--quiet").stderr == expected
+    ours, theirs = os.pipe()
+    line = [*MODULE, "decode", str(file), "--quiet", "-o", f"/dev/fd/{theirs}"]
+    with subprocess.Popen(line, pass_fds=[theirs]) as process:
+        os.close(theirs)
+        with os.fdopen(ours, "rb") as stream:
+            assert stream.read() == expected
+    assert process.returncode == 0
+    assert_refused(hpcm("decode", file, "-o", "/dev/fd/0"), 6, "/dev/fd/0")
+    assert_refused(hpcm("decode", file, "-o", "/dev/fd/99"), 6, "/dev/fd/99")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_named_pipes_are_inputs_and_outputs(photo: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    os.mkfifo(first)
+    os.mkfifo(second)
+    with (
+        subprocess.Popen([*MODULE, "encode", str(photo), "-o", str(first)], stderr=subprocess.PIPE) as encoding,
+        subprocess.Popen([*MODULE, "decode", str(first), "-o", str(second)], stderr=subprocess.PIPE) as decoding,
+    ):
+        assert pixels(second.read_bytes()).shape == (96, 64, 3)
+    assert (encoding.returncode, decoding.returncode) == (0, 0)
+    assert first.is_fifo()
+    assert second.is_fifo()
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """The process is nobody's, if it is root's, who may read and write everything."""
+    if not hasattr(os, "setresuid"):
+        pytest.skip("needs user ids")
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def public(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The current folder is one that everybody may enter and write to; those of pytest are their owner's."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        monkeypatch.chdir(folder)
+        yield
+        monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("public")
+def test_input_without_read_permission_is_exit_code_3(photo: Path, coded: bytes) -> None:
+    # What nobody could import, whoever that is.
+    import mmap  # noqa: F401
+
+    from hpcmcodec.evaluation import report, run  # noqa: F401
+
+    pytest.importorskip("matplotlib")
+    assert inside("encode", photo).exit_code == 0
+    for name, data in (("secret.hpcm", coded), ("secret.jpg", photo.read_bytes()), ("secret.json", b"{}")):
+        Path(name).write_bytes(data)
+        Path(name).chmod(0)
+    Path("open.hpcm").write_bytes(coded)
+    Path("closed").mkdir(mode=0)
+    Path("photo.jpg").write_bytes(photo.read_bytes())
+    with unprivileged():
+        for args in (
+            ("encode", "secret.jpg", "-o", "a"),
+            ("decode", "secret.hpcm", "-o", "a"),
+            ("info", "secret.hpcm"),
+            ("compare", "secret.jpg", "open.hpcm", "-o", "a"),
+            ("compare", "photo.jpg", "secret.hpcm", "-o", "a"),
+            ("eval", "secret.jpg", "-o", "results", "--codecs", "jpeg"),
+            ("eval", "closed", "-o", "results", "--codecs", "jpeg"),
+            ("eval", "photo.jpg", "--anchor", "secret.json", "-o", "results", "--codecs", "jpeg"),
+        ):
+            assert_refused(inside(*args), 3, "Permission denied")
+        assert inside("encode", "photo.jpg", "-o", "secret.hpcm", "-f").exit_code == 0  # need not be read
+    assert not Path("a").exists()
+
+
+def test_missing_image_is_exit_code_3_in_an_evaluation_too(tmp_path: Path) -> None:
+    assert_refused(inside("eval", tmp_path / "missing.png", "-o", tmp_path / "results"), 3, "missing.png: No such file")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
+@pytest.mark.parametrize("command", ["encode", "decode", "info"])
+def test_input_that_fails_while_it_is_read_is_exit_code_3(command: str, tmp_path: Path) -> None:
+    output = [] if command == "info" else ["-o", tmp_path / "a"]
+    assert_refused(hpcm(command, "/proc/self/mem", *output), 3, "/proc/self/mem")
 
 
 @pytest.mark.usefixtures("no_work")
@@ -660,7 +785,7 @@ pathlib.Path.replace = lambda path, target: os.kill(os.getpid(), {signal})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)])
 @pytest.mark.parametrize("moment", [DURING_THE_WORK, BEFORE_THE_RENAME], ids=["during the work", "before the rename"])
 def test_interrupted_run_leaves_nothing_and_is_exit_code_130(photo: Path, number: int, moment: str) -> None:
     code = moment.format(signal=int(number))
@@ -677,7 +802,7 @@ def test_interrupted_run_leaves_nothing_and_is_exit_code_130(photo: Path, number
 def test_interruption_while_waiting_for_input_is_exit_code_130(tmp_path: Path) -> None:
     code = "import os, threading, signal\n" + (
         "class Waiting:\n"
-        "    def read(self):\n"
+        "    def read(self, n_bytes):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "        threading.Event().wait()\n"
         "import sys; sys.stdin = type('Stdin', (), {'buffer': Waiting()})()\n"

@@ -313,7 +313,7 @@ def test_bytes_inserted_removed_or_replaced_are_refused(position: int, n_removed
 
 
 def test_bytes_behind_the_end_are_refused() -> None:
-    with pytest.raises(InputError, match="1 more"):
+    with pytest.raises(InputError, match="more stand behind its end"):
         verify(EXAMPLE + b"\0")
 
 

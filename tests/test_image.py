@@ -1,6 +1,7 @@
 """Image files in and out: what is converted, what is kept, what is refused."""
 
 import io
+import pickle
 import random
 import struct
 import threading
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from hpcmcodec.errors import HpcmError, InputError, UnsupportedError
-from hpcmcodec.image import Picture, load, to_image, write_png
+from hpcmcodec.image import DecodedImage, Picture, load, to_image, write_png
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PPM": {}}
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6" dc:title="caf\xc3\xa9"/></x:xmpmeta>'
@@ -567,8 +568,7 @@ def test_profile_exif_and_xmp_are_kept_from_every_format(photo: Image.Image, for
     options = {"icc_profile": srgb_profile(), "exif": exif(), "xmp": XMP}
     if form == "PNG":
         file = io.BytesIO()
-        photo.info.update(options)
-        write_png(photo, file)
+        write_png(to_image(np.asarray(photo), {"ICC": srgb_profile(), "EXIF": exif()[6:], "XMP": XMP}), file)
         picture = read(file.getvalue())
     else:
         picture = read(saved(photo, form, **options))
@@ -622,9 +622,70 @@ def test_image_without_metadata_has_none_in_its_info(photo: Image.Image) -> None
     assert image.info == {}
 
 
-def test_metadata_survive_saving_the_image_in_another_format(photo: Image.Image) -> None:
+@pytest.fixture
+def decoded(photo: Image.Image) -> DecodedImage:
+    return to_image(np.asarray(photo), {"ICC": srgb_profile(), "EXIF": exif()[6:], "XMP": XMP})
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif"])
+def test_plain_save_keeps_all_metadata(decoded: DecodedImage, suffix: str, tmp_path: Path) -> None:
     metadata = {"ICC": srgb_profile(), "EXIF": exif()[6:], "XMP": XMP}
-    image = to_image(np.asarray(photo), metadata)
-    for form in ("JPEG", "WEBP", "AVIF"):
-        data = saved(image, form, icc_profile=image.info["icc_profile"], exif=image.info["exif"], xmp=image.info["xmp"])
-        assert read(data).metadata == metadata
+    decoded.save(tmp_path / f"x.{suffix}")
+    assert load(tmp_path / f"x.{suffix}", max_pixels=None).metadata == metadata
+    form = {"jpg": "JPEG"}.get(suffix, suffix.upper())
+    assert read(saved(decoded, form)).metadata == metadata
+
+
+def test_plain_save_as_tiff_keeps_what_its_directories_can_hold(decoded: DecodedImage, tmp_path: Path) -> None:
+    decoded.info["xmp"] = upright = XMP.replace(b'="6"', b'="1"')  # as decoded files have it
+    decoded.save(tmp_path / "x.tif")
+    with Image.open(tmp_path / "x.tif") as image:
+        assert image.info["icc_profile"] == srgb_profile()
+        assert image.getexif()[0x010F] == "Maker of cameras"
+        assert image.getexif().get_ifd(0x8769)[0x9003] == "2024:02:29 12:00:00"
+        assert image.tag_v2[0x02BC] == upright
+        assert np.array_equal(np.asarray(image), np.asarray(decoded))
+
+
+def test_formats_without_metadata_are_saved_all_the_same(decoded: DecodedImage, tmp_path: Path) -> None:
+    for suffix in ("bmp", "gif", "ppm", "jp2", "pdf", "ico"):
+        decoded.save(tmp_path / f"x.{suffix}")
+        assert (tmp_path / f"x.{suffix}").stat().st_size > 0
+
+
+def test_options_given_come_before_what_is_in_info(decoded: DecodedImage) -> None:
+    data = saved(decoded, "PNG", exif=b"", icc_profile=None, pnginfo=None)
+    assert read(data).metadata == {}
+    del decoded.info["exif"]
+    assert set(read(saved(decoded, "PNG")).metadata) == {"ICC", "XMP"}
+
+
+def test_copies_keep_metadata_and_the_profile_where_it_describes_them(decoded: DecodedImage) -> None:
+    whole = {"ICC", "EXIF", "XMP"}
+    for image in (decoded.copy(), decoded.crop((0, 0, 9, 9)), decoded.resize((5, 5)), decoded.convert("RGB")):
+        assert set(read(saved(image, "PNG")).metadata) == whole
+        assert image.info == decoded.info
+    assert set(read(saved(pickle.loads(pickle.dumps(decoded)), "PNG")).metadata) == whole
+    grey = saved(decoded.convert("L"), "PNG")
+    with Image.open(io.BytesIO(grey)) as image:
+        assert "icc_profile" not in image.info
+        assert dict(image.getexif()) == dict(decoded.getexif())
+    assert [band.mode for band in decoded.split()] == ["L", "L", "L"]
+    assert np.array_equal(np.asarray(Image.merge("RGB", decoded.split())), np.asarray(decoded))
+    assert np.array_equal(np.asarray(load(decoded, max_pixels=None).pixels), np.asarray(decoded))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF"])
+def test_damaged_exif_does_not_keep_an_image_from_being_saved(photo: Image.Image, form: str) -> None:
+    for block in (b"garbage", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"):
+        data = saved(to_image(np.asarray(photo), {"EXIF": block}), form)
+        assert read(data).pixels.shape == (40, 60, 3)
+
+
+def test_metadata_that_jpeg_cannot_hold_are_left_out_with_a_warning(photo: Image.Image) -> None:
+    for name in ("EXIF", "XMP"):
+        image = to_image(np.asarray(photo), {name: exif()[6:].ljust(70_000, b" ")})
+        with pytest.warns(UserWarning, match=f"{name} of 7.* bytes does not fit into a JPEG"):
+            data = saved(image, "JPEG")
+        assert read(data).metadata == {}
+        assert set(read(saved(image, "PNG")).metadata) == {name}

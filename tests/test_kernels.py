@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hpcmcodec import codec, weights
 from hpcmcodec.numerics import NUMPY, Act, ExactOps, exact_exp
-from hpcmcodec.ops import build, loader, selftest
+from hpcmcodec.ops import build, selftest
 from hpcmcodec.ops.biwkv import biwkv4_exact, decay_powers, own_factor
 from hpcmcodec.ops.compiled import KernelOps, Kernels
 from tests import tiny
@@ -410,10 +410,3 @@ def test_a_unit_of_one_instruction_set_shares_no_function_with_others(unit: str,
 def test_the_flags_leave_the_arithmetic_alone() -> None:
     assert "-ffp-contract=off" in build.FLAGS
     assert not {f for f in build.FLAGS if "fast-math" in f or "unsafe" in f or f in ("-Ofast", "-march=native")}
-
-
-def test_threads_follow_the_affinity_and_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    for setting, expected in (("", 6), ("2", 2), ("64", 6), ("none", 6), ("0", 6)):
-        monkeypatch.setenv("OMP_NUM_THREADS", setting)
-        assert loader.threads() == expected

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 
+from hpcmcodec import threads
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.numerics import NUMPY, ExactOps
 from hpcmcodec.ops import loader, selftest
@@ -95,7 +96,6 @@ def command(rounds: int, output: Path | None) -> None:
     if status.kernels is None:
         raise UnsupportedError(status.note() or "HPCM_OPS=reference leaves nothing to compare")
     kernels = status.kernels
-    threads = loader.threads()
     kernels.set_threads(1)
     tensors = selftest.layers(WIDTH, OUTPUTS, SECOND)
     try:
@@ -104,7 +104,7 @@ def command(rounds: int, output: Path | None) -> None:
         if importlib.util.find_spec("torch"):
             rows += measure_training(rates, rounds)
     finally:
-        kernels.set_threads(threads)
+        kernels.set_threads(threads.count())
     about = facts.about(f"python -m tools kernels --rounds {rounds}")
     click.echo(f"Microseconds of one thread on {about['machine']}, {kernels.variant}, numpy {np.__version__}\n")
     click.echo(markdown(rows))
@@ -145,7 +145,7 @@ def measure_training(rates: Rates, rounds: int) -> list[Row]:
 
     from hpcmcodec.ops import biwkv, torch_ops
 
-    threads, rows = torch.get_num_threads(), []
+    before, rows = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:
         for grid, (batch, tokens) in TRAINING_GRIDS.items():
@@ -160,7 +160,7 @@ def measure_training(rates: Rates, rounds: int) -> list[Row]:
             theirs, ours = (best(partial(step, f, inputs, g), rounds) for f in (biwkv.biwkv4, torch_ops.biwkv4))
             rows.append(Row("Bi-WKV4, training", grid, theirs, ours, *rates.bound(_TRAINING, batch * tokens)))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     return rows
 
 

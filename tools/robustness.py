@@ -300,4 +300,3 @@ def _scene(rng: np.random.Generator) -> Pixels:
         cover = (1 / (1 + np.exp(12 * (distance - 1))))[..., None]
         out = out * (1 - cover) + cover * rng.uniform(10, 245, 3) * (1.1 - 0.5 * distance[..., None].clip(0, 1))
     return np.rint(out + rng.normal(0, 2, out.shape)).clip(0, 255).astype(np.uint8)
-

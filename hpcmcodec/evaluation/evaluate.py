@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -63,18 +64,31 @@ def find_photos(paths: Sequence[Path], max_pixels: int | None) -> list[Photo]:
     for path in paths:
         files = [path]
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            try:
+                files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            except OSError as error:
+                raise InputError(f"{path}: {error.strerror or error}") from error
             if not files:
                 raise InputError(f"{path}: no images ({', '.join(IMAGE_SUFFIXES)})")
         for file in files:
             try:
-                digest = hashlib.sha256(file.read_bytes()).hexdigest()
+                if not stat.S_ISREG(file.stat().st_mode):
+                    raise InputError(f"{file}: is not a regular file, which can be read again and again")
+                digest = _sha256(file)
             except OSError as error:
                 raise InputError(f"{file}: {error.strerror or error}") from error
             if digest not in photos:
                 height, width, _ = load(file, max_pixels=max_pixels).pixels.shape
                 photos[digest] = Photo(file.resolve(), digest, width, height)
     return list(photos.values())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def evaluate(

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from hpcmcodec import codec
-from hpcmcodec.container import parse_header
+from hpcmcodec import codec, container
 from hpcmcodec.errors import HpcmError, InputError
 from hpcmcodec.evaluation.codecs import CODECS, near
 from hpcmcodec.evaluation.heat import bits_per_pixel, error_map, heat_image, legend_range
@@ -153,9 +152,10 @@ def places(original: Pixels, decoded: Sequence[Pixels]) -> list[tuple[int, int, 
 
 def _decoded(file: Path, original: Pixels, max_pixels: int | None, *, labelled: bool) -> Candidate:
     try:
-        data = file.read_bytes()
+        with file.open("rb") as stream:
+            data = container.read(stream, max_pixels=max_pixels)
         pixels = np.asarray(codec.decode(data, max_pixels=max_pixels))
-        quality = parse_header(data, max_pixels=max_pixels).quality / 100
+        quality = container.parse_header(data, max_pixels=max_pixels).quality / 100
         bits = bits_per_pixel(codec.bits_map(data, max_pixels=max_pixels))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcmcodec.container import take
 from hpcmcodec.errors import InputError
 from hpcmcodec.evaluation.codecs import CODECS
 from hpcmcodec.evaluation.evaluate import Photo
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _KEYS = {"psnr": ("psnr-rgb", "psnr"), "ms-ssim": ("ms-ssim-rgb", "ms-ssim"), "ssimulacra2": ("ssimulacra2",)}
+_MAX_RESULTS = 1 << 24  # bytes of a result file, which has some numbers a quality
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def read_series(path: Path) -> Series:
         InputError: the file is not there, or not of this schema.
     """
     try:
-        content = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = json.loads(take(file, _MAX_RESULTS))  # what is longer, perhaps endless, is cut and no JSON
         results = content["results"]
         bpp = tuple(map(float, results["bpp"]))
         scores = {

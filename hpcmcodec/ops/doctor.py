@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from hpcmcodec import threads
 from hpcmcodec.errors import IntegrityError, UnsupportedError
 from hpcmcodec.ops import build, loader, selftest
 from hpcmcodec.ops.compiled import KernelOps
@@ -44,7 +45,7 @@ def report() -> Iterator[tuple[str, str]]:
     if status.kernels is None:
         yield "In use", "the numpy reference"
     else:
-        yield "In use", f"C++ kernels, threads: {loader.threads()}"
+        yield "In use", f"C++ kernels, threads: {threads.count()}"
         variants = ", ".join(status.kernels.variants)
         yield "Processor", f"instructions: {status.kernels.variant}, possible: {variants}"
         yield "Library", f"{status.path} ({status.origin})"

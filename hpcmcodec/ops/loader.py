@@ -27,19 +27,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcmcodec import threads
 from hpcmcodec.errors import InstallationError, UnsupportedError
 from hpcmcodec.numerics import NUMPY, ExactOps
 from hpcmcodec.ops import build
 from hpcmcodec.ops.compiled import KernelOps, Kernels
 
-__all__ = ["CHOICES", "Status", "choice", "exact_ops", "find", "threads"]
+__all__ = ["CHOICES", "Status", "choice", "exact_ops", "find"]
 
 CHOICES = ("auto", "reference", "cpp", "cuda")
 NOT_HERE = "HPCM_OPS=cuda goes with --device cuda; on the processor it can be auto, reference or cpp"
 NO_COMPILER = "no C++ compiler"
 SLOWDOWN = "about 3 times as long"  # a Kodak image's entropy path, without kernels
 
-_lock = threading.Lock()
 _loaded: dict[Path, Kernels] = {}
 _started_build = False
 
@@ -77,13 +77,6 @@ def choice() -> str:
     if value not in CHOICES:
         raise UnsupportedError(f"HPCM_OPS is {value!r}; it can be {', '.join(CHOICES)}")
     return value
-
-
-def threads() -> int:
-    """Threads for a kernel: the cores that this process may use, fewer where OMP_NUM_THREADS says so."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(limit)) if limit.isdecimal() and int(limit) > 0 else cores
 
 
 def exact_ops(tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> ExactOps:
@@ -163,14 +156,14 @@ def _none(wanted: str, reasons: list[str], building: bool) -> Status:
 
 def _open(path: Path, source: str, reasons: list[str]) -> Kernels | None:
     """The kernels of a library, loaded once a process; None, with a reason, where it does not fit."""
-    with _lock:
+    with threads.loading:
         if path not in _loaded:
             try:
                 library = ctypes.CDLL(str(path))
                 if build.source_of(library) != source:
                     reasons.append(f"{path} was built from other sources")
                     return None
-                _loaded[path] = Kernels(library, threads())
+                _loaded[path] = Kernels(library, threads.count())
             except (OSError, AttributeError) as error:
                 reasons.append(f"{path} cannot be loaded: {error}")
                 return None
@@ -187,7 +180,7 @@ def _writable(folder: Path) -> bool:
 def _build_in_background() -> bool:
     """Start a build that outlives this process and runs only while nothing else wants the processor."""
     global _started_build
-    with _lock:
+    with threads.loading:
         if _started_build:
             return True
         if not sys.executable:

@@ -1,0 +1,100 @@
+"""Threads: how many to use, one answer for onnxruntime, the compiled kernels, numpy's BLAS and the jobs of `hpcm eval`;
+and the lock that they and forks respect.
+
+The standard library is all that this needs, and what a system does not have (affinity, control groups) is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["can_start", "count", "loading"]
+
+_PROC = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+loading = threading.RLock()
+"""Held while something is loaded once for the process: engines, graphs, kernels, the entropy coder.
+
+A fork waits for it, a second or less: so no child starts with half of something loaded, or with this lock held by a
+thread that it does not have.
+"""
+
+if hasattr(os, "register_at_fork"):  # not Windows
+    os.register_at_fork(before=loading.acquire, after_in_parent=loading.release, after_in_child=loading.release)
+
+
+def count() -> int:
+    """The cores that this process may use, fewer where OMP_NUM_THREADS says so; at least 1.
+
+    A process may use the cores of its affinity (all of them where the system knows none), as far as the quota of its
+    control group reaches: 1.5 cores are two threads. Of OMP_NUM_THREADS the first number counts ("4,2" is OpenMP's form
+    for nested teams); what is no positive integer is passed over.
+    """
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    limits += [math.ceil(quota) for quota in _quotas()]
+    with contextlib.suppress(ValueError):  # not set, not a number, or one of thousands of digits
+        limits.append(int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]))
+    return min(limit for limit in limits if limit > 0)
+
+
+def can_start(n: int) -> bool:
+    """Whether the system lets this process start `n` threads more, at once."""
+    end, started = threading.Event(), []
+    try:
+        for _ in range(n):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+        return True
+    except RuntimeError:
+        return False
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()  # later ones take over what the C library has set aside for it, 64 MB of addresses
+
+
+def _quotas() -> Iterator[float]:
+    """The limits in cores that hold for this process's control group: its own and those of the groups around it.
+
+    Version 2 states "QUOTA PERIOD" in cpu.max, QUOTA "max" where there is none; version 1 two files, the quota -1. A
+    process that sees no more of the hierarchy than its own group finds that one at the root.
+    """
+    try:
+        lines = _PROC.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux, or /proc is not mounted
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            mounts = [_CGROUPS, _CGROUPS / "unified"]
+        elif "cpu" in controllers.split(","):
+            mounts = [_CGROUPS / controllers, _CGROUPS / "cpu"]
+        else:
+            continue
+        inner = path.strip("/")
+        for group in [inner, *map(str, Path(inner).parents)] if inner else ["."]:
+            for mount in mounts:
+                quota = _quota(mount / group)
+                if quota is not None:
+                    yield quota
+
+
+def _quota(folder: Path) -> float | None:
+    """The limit of one control group in cores; None where it has none."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()
+            cores = int(quota) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+            continue
+        if cores > 0:
+            return cores
+    return None
