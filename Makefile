@@ -54,10 +54,10 @@ bench: .venv-test/ready kernels-if-compiler
 
 # The standard library is all that this needs. It does nothing where the sources have been built already.
 kernels:
-	$(PYTHON) hpcmcodec/ops/build.py prebuild
+	$(PYTHON) hpcmcodec/native/build.py prebuild
 
 kernels-if-compiler:
-	@$(PYTHON) hpcmcodec/ops/build.py prebuild --optional
+	@$(PYTHON) hpcmcodec/native/build.py prebuild --optional
 
 clean:
 	rm -rf kernels/*.so kernels/.build-* .venv .venv-test .venv-oldest demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -368,7 +368,7 @@ def doctor(build: bool) -> None:
 
     Files and pictures are the same with both. HPCM_OPS chooses: auto, reference, cpp, cuda.
     """
-    from hpcmcodec.ops import doctor as examination
+    from hpcmcodec.native import doctor as examination
 
     if build:
         examination.build_now()
@@ -405,7 +405,7 @@ def _summarise(settings: _Settings, source: str, target: str, n_bytes: int, n_pi
 def _mention_kernels(settings: _Settings, device: str) -> None:
     """Tells a person at a terminal, not a script, that coding could be quicker here."""
     if device == "cpu" and not settings.quiet and sys.stderr is not None and sys.stderr.isatty():
-        from hpcmcodec.ops import loader
+        from hpcmcodec.native import loader
 
         note = loader.find(background=False).note()
         if note:

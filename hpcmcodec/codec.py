@@ -5,7 +5,7 @@
     decode:  container -> for each tile z, eleven steps -> y_hat; ungain, g_s -> pixels
 
 Two engines do this. `light` (CPU): the transforms are onnxruntime graphs, the entropy path runs in numpy, with compiled
-kernels where `ops.loader` finds them; torch is never imported. `torch` (CUDA, and on a CPU when asked for): the same
+kernels where `native.loader` finds them; torch is never imported. `torch` (CUDA, and on a CPU when asked for): the same
 functions over torch tensors. Both decode a file to the same latent integers; pixels may differ by a level, since
 transforms are ordinary floating point.
 
@@ -27,12 +27,12 @@ import numpy as np
 from hpcmcodec import container, weights
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import InputError, UnsupportedError
+from hpcmcodec.exact.operations import MEAN_SHIFT, NUMPY, probe
+from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.image import load, to_image
 from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
 from hpcmcodec.model.config import Config, lmbda
-from hpcmcodec.model.schedule import SCALES
-from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, probe
-from hpcmcodec.ops import loader
+from hpcmcodec.native import loader
 from hpcmcodec.strips import Z_STRIDE, Progress, analyse_strips, gradient_strips, pad, synthesise_strips
 from hpcmcodec.strips import tiles as tile_grid
 

@@ -12,11 +12,11 @@ import torch
 
 from hpcmcodec import weights
 from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.exact.operations import MEAN_SHIFT, ExactOps, TorchNamespace, probe
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.hpcm import from_weights
-from hpcmcodec.numerics import MEAN_SHIFT, ExactOps, TorchNamespace, probe
-from hpcmcodec.ops import cuda, loader
-from hpcmcodec.ops.compiled import KernelOps
+from hpcmcodec.native import cuda, loader
+from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.strips import Progress, analyse_strips, gradient_strips, synthesise_strips
 
 

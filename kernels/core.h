@@ -1,6 +1,6 @@
 // The arithmetic of the kernels: what one channel or one element goes through, for g++ and nvcc alike.
 //
-// Every function does the IEEE operations of hpcmcodec/numerics.py (class ExactOps) and hpcmcodec/ops/biwkv.py in the
+// Every function does the IEEE operations of hpcmcodec/exact/operations.py (class ExactOps) and hpcmcodec/exact/biwkv.py in the
 // same order, one rounding each, so that numpy, C++ and CUDA give the same bits. Compile with contraction off
 // (-ffp-contract=off, -fmad=false) and without fast-math.
 //
@@ -128,7 +128,7 @@ HPCM_FN int16_t hpcm_norm(int16_t x, float n, float sum, float factor, float gam
     return hpcm_code(out);
 }
 
-// --- Bi-WKV4 (ops/biwkv.py) ---------------------------------------------------------------------------------------
+// --- Bi-WKV4 (exact/biwkv.py) ---------------------------------------------------------------------------------------
 //
 // A block of `count` <= L tokens at one channel (or one vector of channels): e = exp(k) and ev = e * v. The block's
 // length L counts for the powers of W, the last block's missing tokens are zeros.
@@ -177,7 +177,7 @@ HPCM_FN void hpcm_wkv_block(int count, int length, const Take& take, const Power
     }
 }
 
-// --- Bi-WKV4 for training, differentiable (ops/torch_ops.py) --------------------------------------------------------
+// --- Bi-WKV4 for training, differentiable (native/torch_ops.py) --------------------------------------------------------
 //
 // Float64 inside, whatever the tensors hold: sums of thousands of terms then need no care, and one set of formulas
 // serves float32, bfloat16 and the float64 of gradcheck. All of T at one channel (or one vector of channels).

@@ -1,7 +1,7 @@
 // The kernels for processors: one copy of cpu.h for each instruction set, chosen when the library is first used; a
-// pool of threads; the plain C interface that hpcmcodec/ops/compiled.py calls through ctypes.
+// pool of threads; the plain C interface that hpcmcodec/native/compiled.py calls through ctypes.
 //
-//     g++ -std=c++17 -O3 -shared -fPIC -pthread -ffp-contract=off kernels.cpp      (hpcmcodec/ops/build.py)
+//     g++ -std=c++17 -O3 -shared -fPIC -pthread -ffp-contract=off kernels.cpp      (hpcmcodec/native/build.py)
 //
 // Arrays are contiguous, channels last. Nothing is checked here: compiled.py does that. Whatever the instruction set and
 // the number of threads, results have the same bits, those of the numpy reference.

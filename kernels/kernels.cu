@@ -1,6 +1,6 @@
 // The kernels for NVIDIA GPUs: core.h's arithmetic, one thread an element (Bi-WKV4: one a block of tokens and channel).
 //
-//     nvcc --std=c++17 --fmad=false -cubin -arch=sm_NN kernels.cu            (hpcmcodec/ops/cuda.py, or NVRTC there)
+//     nvcc --std=c++17 --fmad=false -cubin -arch=sm_NN kernels.cu            (hpcmcodec/native/cuda.py, or NVRTC there)
 //
 // Kernels alone: cuda.py launches them through the driver, so neither compiler sees a line of the host's. Pointers are
 // the device's. There is no atomic and no shared memory, so results do not depend on how threads are scheduled.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from hpcmcodec.evaluation import sample_photo
-from hpcmcodec.ops import build
+from hpcmcodec.native import build
 
 # A deadline would be a timed assertion: it fails on a busy machine. In CI the same examples are drawn every time.
 settings.register_profile("hpcmcodec", deadline=None, derandomize="CI" in os.environ)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.numerics import BLOCK, EXPONENT_MAX, NUMPY, TorchNamespace
-from hpcmcodec.ops import build, torch_ops
-from hpcmcodec.ops.biwkv import biwkv4, biwkv4_exact, decay_powers, own_factor
+from hpcmcodec.exact.biwkv import biwkv4, biwkv4_exact, decay_powers, own_factor
+from hpcmcodec.exact.operations import BLOCK, EXPONENT_MAX, NUMPY, TorchNamespace
+from hpcmcodec.native import build, torch_ops
 
 TORCH = TorchNamespace()
 LENGTHS = (1, 2, 16, 63, 64, 65, 255, 1536)  # below, at and beyond whole blocks of 64; a Kodak image at s3

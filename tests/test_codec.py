@@ -25,9 +25,9 @@ from PIL import Image
 
 from hpcmcodec import codec, container, weights
 from hpcmcodec.errors import HpcmError, InputError, IntegrityError, UnsupportedError
+from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.model.coder import Coded, LatentCoder
 from hpcmcodec.model.config import lmbda
-from hpcmcodec.model.schedule import SCALES
 
 GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
 ODD_SIZES = [(1, 1), (7, 5), (127, 129), (768, 512), (2000, 3), (3, 2000), (4097, 300)]

@@ -17,10 +17,10 @@ import torch
 
 from hpcmcodec import codec
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.numerics import NUMPY, ExactOps, TorchNamespace
-from hpcmcodec.ops import build, cuda, doctor, selftest, torch_ops
-from hpcmcodec.ops.biwkv import biwkv4_exact
-from hpcmcodec.ops.compiled import KernelOps
+from hpcmcodec.exact.biwkv import biwkv4_exact
+from hpcmcodec.exact.operations import NUMPY, ExactOps, TorchNamespace
+from hpcmcodec.native import build, cuda, doctor, selftest, torch_ops
+from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.torch_engine import TorchEngine
 from tests import tiny
 from tests.test_kernels import TOKENS, wkv_inputs
@@ -265,7 +265,7 @@ def test_coding_does_not_wait_for_the_compiler_unless_it_is_told_to(made: Made) 
     with pytest.raises(build.BuildError, match="in the background"):
         cuda.image_for(80, [], wait=False)
     (command,) = started
-    assert command[-3:] == ["-m", "hpcmcodec.ops.cuda", "80"]
+    assert command[-3:] == ["-m", "hpcmcodec.native.cuda", "80"]
     assert cuda.main(command[-1:]) == 0  # what it does
     assert cuda.image_for(80, [], wait=False)[0] == b"image"
 

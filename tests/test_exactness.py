@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 import tiny
 
-from hpcmcodec import codec, numerics, weights
+from hpcmcodec import codec, weights
 from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact import operations as numerics
+from hpcmcodec.exact.operations import NUMPY, Act, ExactOps
 from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.numerics import NUMPY, Act, ExactOps
 
 TESTS = Path(__file__).parent
 # What each program starts with: whether numpy computes as the test says, and the CRC of a float product, which BLAS
@@ -34,7 +35,8 @@ if np.__version__.startswith("1."):
 else:
     from numpy._core._multiarray_umath import __cpu_dispatch__ as dispatch, __cpu_features__ as features
 import tiny
-from hpcmcodec import codec, numerics
+from hpcmcodec import codec
+from hpcmcodec.exact import operations as numerics
 
 oldest = "OPENBLAS_CORETYPE" in os.environ
 if oldest:

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmcodec import codec, weights
-from hpcmcodec.numerics import NUMPY, Act, ExactOps, exact_exp
-from hpcmcodec.ops import build, loader, selftest
-from hpcmcodec.ops.biwkv import biwkv4_exact, decay_powers, own_factor
-from hpcmcodec.ops.compiled import KernelOps, Kernels
+from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
+from hpcmcodec.exact.operations import NUMPY, Act, ExactOps, exact_exp
+from hpcmcodec.native import build, loader, selftest
+from hpcmcodec.native.compiled import KernelOps, Kernels
 from tests import tiny
 
 CHANNELS = {"narrow": (16, 9, 5), "lite": (128, 80, 320), "odd": (141, 33, 301)}  # width, outputs, second input
@@ -182,7 +182,7 @@ def test_biwkv4_is_the_formula(machine: Kernels, tokens: int) -> None:
 
 def test_biwkv4_in_torch_numpy_and_cpp_is_the_same(machine: Kernels) -> None:
     torch = pytest.importorskip("torch")
-    from hpcmcodec.numerics import TorchNamespace
+    from hpcmcodec.exact.operations import TorchNamespace
 
     xp = TorchNamespace()
     e, v, powers, own = wkv_inputs(255, 13, 2, 8)

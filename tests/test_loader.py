@@ -15,9 +15,9 @@ import pytest
 
 from hpcmcodec import cli, codec
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.numerics import ExactOps
-from hpcmcodec.ops import build, doctor, loader
-from hpcmcodec.ops.compiled import KernelOps
+from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.native import build, doctor, loader
+from hpcmcodec.native.compiled import KernelOps
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -474,7 +474,7 @@ def test_info_loads_no_kernels_and_no_numpy() -> None:
         "import sys; from hpcmcodec import cli\n"
         f"try: cli.cli.main(['info', {str(tiny.DATA / 'tiny-7x5.hpcm')!r}])\n"
         "except SystemExit as end: assert not end.code\n"
-        "print([m for m in sys.modules if m == 'numpy' or m.startswith('hpcmcodec.ops')])"
+        "print([m for m in sys.modules if m == 'numpy' or m.startswith('hpcmcodec.native')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -16,17 +16,18 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hpcmcodec import numerics, strips, weights
+from hpcmcodec import strips, weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError, UnsupportedError
+from hpcmcodec.exact import operations as numerics
+from hpcmcodec.exact.operations import MEAN_SHIFT, NUMPY, Act, ExactOps
+from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
 from hpcmcodec.model import entropy
 from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
 from hpcmcodec.model.config import LITE, TINY, Config
 from hpcmcodec.model.context import walk
 from hpcmcodec.model.float_ops import FakeOps, FloatOps
 from hpcmcodec.model.hpcm import HPCM, from_weights, load_model
-from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
-from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, Act, ExactOps
 from hpcmcodec.rans import bits
 from hpcmcodec.torch_engine import TorchEngine
 from hpcmcodec.training.stages import loss_of

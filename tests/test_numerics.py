@@ -26,11 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpcmcodec import weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.model.entropy import declare
-from hpcmcodec.model.memory import MemoryBank
-from hpcmcodec.model.schedule import STEPS, positions
-from hpcmcodec.numerics import (
+from hpcmcodec.exact.operations import (
     CHUNK,
     CODE_MAX,
     LEVELS,
@@ -52,6 +48,10 @@ from hpcmcodec.numerics import (
     rsqrt,
     sigmoid_table,
 )
+from hpcmcodec.exact.schedule import STEPS, positions
+from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.entropy import declare
+from hpcmcodec.model.memory import MemoryBank
 from hpcmcodec.torch_engine import TorchEngine
 
 TORCH = TorchNamespace()
@@ -128,8 +128,8 @@ import hashlib, os, sys
 import numpy as np
 import tiny
 from hpcmcodec import codec
-from hpcmcodec.numerics import NUMPY, exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
-from hpcmcodec.ops.biwkv import decay_powers, own_factor
+from hpcmcodec.exact.operations import NUMPY, exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.biwkv import decay_powers, own_factor
 
 rng = np.random.RandomState(5)
 x = np.arange(-700_000, 700_001) / np.full(1, 1000.0)

@@ -31,12 +31,12 @@ from hpcmcodec import codec, weights
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.evaluation import monotone
 from hpcmcodec.evaluation.monotone import Point
+from hpcmcodec.exact.operations import CODE_MAX
 from hpcmcodec.model import transforms
 from hpcmcodec.model.config import TINY
 from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.entropy import grids_at
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits, from_weights
-from hpcmcodec.numerics import CODE_MAX
 from hpcmcodec.training import config, export, loop, records, report, stages, states, synthetic
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import Rates, Recipe, Run

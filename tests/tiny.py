@@ -24,8 +24,8 @@ import numpy as np
 
 from hpcmcodec import codec, container, weights
 from hpcmcodec.container import LATENT
+from hpcmcodec.exact.operations import NUMPY, ExactOps
 from hpcmcodec.model.entropy import z_tables_of
-from hpcmcodec.numerics import NUMPY, ExactOps
 from hpcmcodec.rans import Decoder
 
 DATA = Path(__file__).parent / "data"

@@ -32,9 +32,9 @@ import numpy as np
 
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.evaluation.speed import cpu_name
-from hpcmcodec.numerics import NUMPY, ExactOps
-from hpcmcodec.ops import loader, selftest
-from hpcmcodec.ops.compiled import KernelOps
+from hpcmcodec.exact.operations import NUMPY, ExactOps
+from hpcmcodec.native import loader, selftest
+from hpcmcodec.native.compiled import KernelOps
 
 GRIDS = {"Kodak": (32, 48), "12 MP": (192, 256)}
 TRAINING_GRIDS = {"8 x 12 x 12": (8, 144), "8 x 6 x 6": (8, 36), "8 x 3 x 3": (8, 9), "Kodak": (1, 1536)}
@@ -156,7 +156,8 @@ def measure_training(rates: Rates, rounds: int) -> list[Row]:
     """Bi-WKV4 forward and backward in float32: torch's own operators and ours."""
     import torch
 
-    from hpcmcodec.ops import biwkv, torch_ops
+    from hpcmcodec.exact import biwkv
+    from hpcmcodec.native import torch_ops
 
     threads, rows = torch.get_num_threads(), []
     torch.set_num_threads(1)

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.operations import MEAN_SHIFT, ExactOps
+from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, symbols_of
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
 from hpcmcodec.model.cost import step_cost, z_cost
 from hpcmcodec.model.entropy import grids_at, skipped_levels, z_tables_of
-from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, symbols_of
-from hpcmcodec.numerics import MEAN_SHIFT, ExactOps
 from hpcmcodec.rans import Decoder, Encoder, Tables, bits
 
 # What a bit is worth to the encoder, in squared quantisation steps. On three held-out photographs 0.05 and 0.07 make

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hpcmcodec.exact.operations import Act
+from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, grid, refine, valid
 from hpcmcodec.model import rwkv
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.memory import MemoryBank
-from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, grid, refine, valid
-from hpcmcodec.numerics import Act
 
 Code = Callable[[Step, Any, Any, Any], Any]
 """code(step, means, levels, mask) -> y_hat, all folded (B, rows, columns, M / groups); mask None or bool (1, ...)."""

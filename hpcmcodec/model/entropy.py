@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from hpcmcodec.exact.operations import CODE_MAX, LEVELS, NUMPY, Act, Array, chunks, quantise_rows
+from hpcmcodec.exact.schedule import Step
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
-from hpcmcodec.model.schedule import Step
-from hpcmcodec.numerics import CODE_MAX, LEVELS, NUMPY, Act, Array, chunks, quantise_rows
 
 LEVELS_PER_OCTAVE = 6
 LEVEL_OF_ONE = 26  # level of scale 1: level 0 is 0.0496, level 63 is 71.8

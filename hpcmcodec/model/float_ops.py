@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hpcmcodec.model.schedule import Step, positions
-from hpcmcodec.numerics import (
+from hpcmcodec.exact.operations import (
     CODE_MAX,
     LEVELS,
     MEAN_MAX,
@@ -30,7 +29,8 @@ from hpcmcodec.numerics import (
     ExactOps,
     TorchNamespace,
 )
-from hpcmcodec.ops.torch_ops import biwkv4
+from hpcmcodec.exact.schedule import Step, positions
+from hpcmcodec.native.torch_ops import biwkv4
 
 
 class _Bounded(torch.autograd.Function):

@@ -21,6 +21,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from hpcmcodec import weights
+from hpcmcodec.exact.operations import EXPONENT_MAX, LEVELS, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
+from hpcmcodec.exact.schedule import SCALES, Step, decimate, grid
 from hpcmcodec.model.coder import LatentCoder, thresholds
 from hpcmcodec.model.config import Config, lmbda
 from hpcmcodec.model.context import hyper_synthesis, walk
@@ -39,9 +41,7 @@ from hpcmcodec.model.entropy import (
 )
 from hpcmcodec.model.float_ops import FakeOps, FloatOps, bounded
 from hpcmcodec.model.rwkv import EXP_GRID, GATE_GRID
-from hpcmcodec.model.schedule import SCALES, Step, decimate, grid
 from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis
-from hpcmcodec.numerics import EXPONENT_MAX, LEVELS, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
 from hpcmcodec.rans import Tables
 
 DEFAULT_GRID = 7

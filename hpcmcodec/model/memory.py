@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hpcmcodec.exact.operations import Act
 from hpcmcodec.model.rwkv import GATE_GRID
-from hpcmcodec.numerics import Act
 
 
 class MemoryBank:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcmcodec.numerics import Act
+from hpcmcodec.exact.operations import Act
 
 GATE_GRID = "sigmoid"  # inputs of sigmoids and of exp: +-8 in steps of 1/256
 EXP_GRID = "exp"

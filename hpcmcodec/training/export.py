@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hpcmcodec import weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.operations import LEVELS, MEAN_SHIFT, NUMPY, ExactOps
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.entropy import (
@@ -40,7 +41,6 @@ from hpcmcodec.model.entropy import (
 )
 from hpcmcodec.model.float_ops import FakeOps
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Z_EDGES, Z_REACH, from_weights
-from hpcmcodec.numerics import LEVELS, MEAN_SHIFT, NUMPY, ExactOps
 from hpcmcodec.training import stages
 from hpcmcodec.training.data import Crops, to_unit
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hpcmcodec.errors import InputError
+from hpcmcodec.exact.operations import CODE_MAX
 from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits
 from hpcmcodec.model.transforms import Block
-from hpcmcodec.numerics import CODE_MAX
 from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.stand_in import StandIn
 

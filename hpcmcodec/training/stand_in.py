@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpcmcodec.exact.operations import LEVELS
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.float_ops import FloatOps, bounded
 from hpcmcodec.model.hpcm import FIRST_LEVEL, HPCM, LEVELS_PER_NEPER, logistic_likelihood, scale_of, ste_round
 from hpcmcodec.model.transforms import SLOPE, Block
-from hpcmcodec.numerics import LEVELS
 
 
 class _Causal(nn.Conv2d):

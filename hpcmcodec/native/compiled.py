@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcmcodec.model.schedule import Step, positions
-from hpcmcodec.numerics import LEVELS, MEAN_MAX, MEAN_SHIFT, NUMPY, Act, ExactOps, _same_grid, chunks
+from hpcmcodec.exact.operations import LEVELS, MEAN_MAX, MEAN_SHIFT, NUMPY, Act, ExactOps, _same_grid, chunks
+from hpcmcodec.exact.schedule import Step, positions
 
 __all__ = ["KernelOps", "Kernels"]
 
@@ -77,7 +77,7 @@ class HostMemory:
 
 
 class Kernels:
-    """The loaded library. `library`: from `ops.loader`; `threads`: how many threads a kernel may use."""
+    """The loaded library. `library`: from `native.loader`; `threads`: how many threads a kernel may use."""
 
     memory: Any = HostMemory()
 

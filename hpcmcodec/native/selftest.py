@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from hpcmcodec.exact.operations import CODE_MAX, NUMPY, Act, ExactOps
+from hpcmcodec.exact.schedule import STEPS
 from hpcmcodec.model.entropy import Layer, quantise
-from hpcmcodec.model.schedule import STEPS
-from hpcmcodec.numerics import CODE_MAX, NUMPY, Act, ExactOps
 
 __all__ = ["GRIDS", "cases", "differences", "layers"]
 

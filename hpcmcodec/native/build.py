@@ -1,7 +1,7 @@
 """Builds the compiled kernels: a compiler call, a cache of its results, and a lock, in the standard library alone.
 
-    python hpcmcodec/ops/build.py prebuild     beside the sources (`make kernels`); the wheel takes it along
-    python hpcmcodec/ops/build.py cache        into the cache, as `hpcm` does in the background
+    python hpcmcodec/native/build.py prebuild     beside the sources (`make kernels`); the wheel takes it along
+    python hpcmcodec/native/build.py cache        into the cache, as `hpcm` does in the background
 
 A library is one g++ call of a few seconds over one source file, so there is no build system behind this. What is built
 is named by the hash of the sources and flags; the library repeats the hash (`hpcm_source`), so a stale one is never

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.model.schedule import Step, fold, positions, unfold
+from hpcmcodec.exact.schedule import Step, fold, positions, unfold
 
 ARITHMETIC = 3  # part of the model id; raised with every change of what these operations compute
 CODE_MAX = 2047  # activations are 12-bit signed codes
@@ -553,8 +553,8 @@ class ExactOps:
         return self._keep(layer, lambda: self.xp.array(self.tensors[f"{layer}.scale"].astype(np.float32)))
 
     def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
-        """Bi-WKV4 over the H * W tokens in raster order (`ops/biwkv.py` has formula and order of operations)."""
-        from hpcmcodec.ops.biwkv import biwkv4_exact
+        """Bi-WKV4 over the H * W tokens in raster order (`exact/biwkv.py` has formula and order of operations)."""
+        from hpcmcodec.exact.biwkv import biwkv4_exact
 
         xp, grid = self.xp, grid or layer
         b, h, w, c = v.x.shape
@@ -567,7 +567,7 @@ class ExactOps:
 
     def _wkv_constants(self, layer: str, tokens: int, e_k: int) -> Any:
         """exp(k) of every code, W^0 .. W^B and exp(u), float64 (4095,), (B + 1, C) and (C,)."""
-        from hpcmcodec.ops.biwkv import decay_powers, own_factor
+        from hpcmcodec.exact.biwkv import decay_powers, own_factor
 
         xp = self.xp
         table = self._keep(("exp", e_k), lambda: xp.array(exp_table(e_k)))

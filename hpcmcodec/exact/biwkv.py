@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.numerics import BLOCK, EXPONENT_MAX, exact_exp
+from hpcmcodec.exact.operations import BLOCK, EXPONENT_MAX, exact_exp
 
 
 def decay_powers(decay: np.ndarray, tokens: int) -> np.ndarray:

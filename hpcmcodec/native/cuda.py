@@ -4,7 +4,7 @@
     2. nvcc, where there is one: `$CUDA_HOME/bin`, PATH, /usr/local/cuda/bin
     3. NVRTC, which torch's CUDA builds bring along
 
-`python -m hpcmcodec.ops.cuda 90` compiles into the cache for devices of capability 9.0.
+`python -m hpcmcodec.native.cuda 90` compiles into the cache for devices of capability 9.0.
 
 The image is machine code for the device; a device that is newer than the compiler gets PTX, which the driver
 translates. torch owns the device, its memory and its streams: kernels run on torch's current stream, on pointers of
@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.numerics import TorchNamespace
-from hpcmcodec.ops import build, selftest
-from hpcmcodec.ops.compiled import MAX_CHUNKS, SIGNATURES, KernelOps, Kernels
+from hpcmcodec.exact.operations import TorchNamespace
+from hpcmcodec.native import build, selftest
+from hpcmcodec.native.compiled import MAX_CHUNKS, SIGNATURES, KernelOps, Kernels
 
 __all__ = ["CudaKernels", "Found", "find"]
 
@@ -412,7 +412,7 @@ def image_for(capability: int, reasons: list[str], *, wait: bool) -> tuple[bytes
 def _compile_in_background(capability: int) -> None:
     with contextlib.suppress(OSError):
         process = subprocess.Popen(
-            [sys.executable, "-m", "hpcmcodec.ops.cuda", str(capability)],
+            [sys.executable, "-m", "hpcmcodec.native.cuda", str(capability)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.ops import cuda, loader
-from hpcmcodec.ops.biwkv import biwkv4 as biwkv4_in_torch
-from hpcmcodec.ops.compiled import Kernels
+from hpcmcodec.exact.biwkv import biwkv4 as biwkv4_in_torch
+from hpcmcodec.native import cuda, loader
+from hpcmcodec.native.compiled import Kernels
 
 __all__ = ["biwkv4", "kernels_for"]
 
@@ -30,7 +30,7 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 
 
 def biwkv4(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
-    """Bi-WKV4 (formula: ops/biwkv.py), differentiable, by kernels where they are there, else by torch's own operators.
+    """Bi-WKV4 (formula: exact/biwkv.py), differentiable, by kernels where they are there, else by torch's own operators.
 
     k, v (B, T, C), floating; decay, boost (C,). Returns (B, T, C), float64 for float64 inputs, else float32. decay and
     boost have gradients within their clamps alone. Keys should stay within +-80, for torch's own operators.
