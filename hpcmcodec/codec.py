@@ -27,7 +27,8 @@ import numpy as np
 from hpcmcodec import container, weights
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import InputError, UnsupportedError
-from hpcmcodec.exact.operations import MEAN_SHIFT, NUMPY, probe
+from hpcmcodec.exact.constants import MEAN_SHIFT
+from hpcmcodec.exact.namespaces import NUMPY, probe
 from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.image import load, to_image
 from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder

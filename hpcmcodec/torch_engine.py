@@ -12,7 +12,9 @@ import torch
 
 from hpcmcodec import weights
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.exact.operations import MEAN_SHIFT, ExactOps, TorchNamespace, probe
+from hpcmcodec.exact.constants import MEAN_SHIFT
+from hpcmcodec.exact.namespaces import TorchNamespace, probe
+from hpcmcodec.exact.operations import ExactOps
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.hpcm import from_weights
 from hpcmcodec.native import cuda, loader

@@ -1,8 +1,8 @@
 // The arithmetic of the kernels: what one channel or one element goes through, for g++ and nvcc alike.
 //
-// Every function does the IEEE operations of hpcmcodec/exact/operations.py (class ExactOps) and hpcmcodec/exact/biwkv.py in the
-// same order, one rounding each, so that numpy, C++ and CUDA give the same bits. Compile with contraction off
-// (-ffp-contract=off, -fmad=false) and without fast-math.
+// Every function does the IEEE operations of hpcmcodec/exact/operations.py (class ExactOps) and
+// hpcmcodec/exact/biwkv.py in the same order, one rounding each, so that numpy, C++ and CUDA give the same bits.
+// Compile with contraction off (-ffp-contract=off, -fmad=false) and without fast-math.
 //
 // Activations are codes: integers within +-2047, held in int16. Sums of products of codes and weights stay below 2^24
 // (int32 holds them, float32 represents them). `V` is what one thread works on: a double on a GPU, a vector of doubles,
@@ -95,7 +95,7 @@ HPCM_FN int16_t hpcm_blend(float sigmoid, int16_t a, int16_t b) {
 // What the context sees of y_hat in sixteenths: eighths, floored after adding one.
 HPCM_FN int16_t hpcm_latent_code(int32_t y_hat) { return (int16_t)hpcm_limit_code((y_hat + 1) >> 1); }
 
-// 1 / sqrt(x) for normal x > 0: first guess from the bits, four Newton steps (numerics.rsqrt).
+// 1 / sqrt(x) for normal x > 0: first guess from the bits, four Newton steps (elementary.rsqrt).
 HPCM_FN double hpcm_rsqrt(double x) {
     union {
         double f;

@@ -18,7 +18,8 @@ import torch
 from hpcmcodec import codec
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.biwkv import biwkv4_exact
-from hpcmcodec.exact.operations import NUMPY, ExactOps, TorchNamespace
+from hpcmcodec.exact.namespaces import NUMPY, TorchNamespace
+from hpcmcodec.exact.operations import ExactOps
 from hpcmcodec.native import build, cuda, doctor, selftest, torch_ops
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.torch_engine import TorchEngine

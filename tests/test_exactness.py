@@ -20,8 +20,9 @@ import tiny
 
 from hpcmcodec import codec, weights
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.exact import operations as numerics
-from hpcmcodec.exact.operations import NUMPY, Act, ExactOps
+from hpcmcodec.exact.constants import CODE_MAX
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import Act, ExactOps
 from hpcmcodec.model.coder import LatentCoder
 
 TESTS = Path(__file__).parent
@@ -36,7 +37,7 @@ else:
     from numpy._core._multiarray_umath import __cpu_dispatch__ as dispatch, __cpu_features__ as features
 import tiny
 from hpcmcodec import codec
-from hpcmcodec.exact import operations as numerics
+from hpcmcodec.exact.namespaces import NumpyNamespace
 
 oldest = "OPENBLAS_CORETYPE" in os.environ
 if oldest:
@@ -63,7 +64,7 @@ def forbidden(*args, **kwargs):
     raise AssertionError("the numpy path was used")
 
 for name in ("matmul", "sum", "rint_", "clamp_", "take", "concat", "maximum", "argsort", "take_along", "cast"):
-    setattr(numerics.NumpyNamespace, name, forbidden)
+    setattr(NumpyNamespace, name, forbidden)
 codec.LightEngine.__init__ = forbidden
 """
 DECODE = """
@@ -228,7 +229,7 @@ class FloatOps(ExactOps):
         super().__init__(*args)
         self.order = order
 
-    def _code_(self, x: Any, limit: int = numerics.CODE_MAX) -> Any:
+    def _code_(self, x: Any, limit: int = CODE_MAX) -> Any:
         return self.xp.clamp_(x, -limit, limit)  # no rounding
 
     def _linear(self, inputs: Any, layer: str, e_out: int) -> Any:

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from hpcmcodec import codec, weights
 from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
-from hpcmcodec.exact.operations import NUMPY, Act, ExactOps, exact_exp
+from hpcmcodec.exact.elementary import exact_exp
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import Act, ExactOps
 from hpcmcodec.native import build, loader, selftest
 from hpcmcodec.native.compiled import KernelOps, Kernels
 from tests import tiny
@@ -182,7 +184,7 @@ def test_biwkv4_is_the_formula(machine: Kernels, tokens: int) -> None:
 
 def test_biwkv4_in_torch_numpy_and_cpp_is_the_same(machine: Kernels) -> None:
     torch = pytest.importorskip("torch")
-    from hpcmcodec.exact.operations import TorchNamespace
+    from hpcmcodec.exact.namespaces import TorchNamespace
 
     xp = TorchNamespace()
     e, v, powers, own = wkv_inputs(255, 13, 2, 8)

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from hpcmcodec import strips, weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError, UnsupportedError
-from hpcmcodec.exact import operations as numerics
-from hpcmcodec.exact.operations import MEAN_SHIFT, NUMPY, Act, ExactOps
+from hpcmcodec.exact import constants
+from hpcmcodec.exact.constants import MEAN_SHIFT
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import Act, ExactOps
 from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
 from hpcmcodec.model import entropy
 from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
@@ -570,7 +572,7 @@ def test_model_id_depends_on_grids_arithmetic_and_decoding_fields(monkeypatch: p
     assert model_id(grids=w.grids | {"s3.cell.in": 9}) != w.model_id
     assert model_id(replace(w.config, memory_temperature=0.2)) != w.model_id
     assert model_id(replace(w.config, name="other", analysis_blocks=(3, 3), hyper_analysis_width=64)) == w.model_id
-    monkeypatch.setattr(numerics, "ARITHMETIC", numerics.ARITHMETIC + 1)
+    monkeypatch.setattr(constants, "ARITHMETIC", constants.ARITHMETIC + 1)
     assert model_id() != w.model_id
 
 
@@ -609,7 +611,7 @@ def test_other_members_of_the_family_code_too(change: dict[str, Any]) -> None:
 def test_stored_tables_are_one_a_level_symmetric_and_one_a_channel_and_band_of_z(name: str) -> None:
     w = weights.load_file(weights.packaged()[name])
     t = w.under("tables")
-    assert len(t["y.sizes"]) == numerics.LEVELS
+    assert len(t["y.sizes"]) == constants.LEVELS
     assert len(t["z.sizes"]) == entropy.Z_BANDS * w.config.hyper
     for cdf, size, low in zip(t["y.cdf"], t["y.sizes"], t["y.offsets"], strict=True):
         counts = np.diff(cdf[:size])
@@ -640,7 +642,7 @@ def test_zeros_are_reconstructed_at_the_mean_and_others_on_their_way_to_it() -> 
     assert not np.array_equal(other.encode(*tiny.latents(8, 8), 5000)[1], y_hat)
 
 
-@given(st.lists(st.tuples(st.floats(-40, 40), st.integers(0, numerics.LEVELS - 1)), min_size=1, max_size=50))
+@given(st.lists(st.tuples(st.floats(-40, 40), st.integers(0, constants.LEVELS - 1)), min_size=1, max_size=50))
 @example([(-7.5, 19)])  # where a table gives -8 a count more than 8: both are priced as 8
 def test_encoder_takes_the_nearest_symbol_or_the_one_below_by_error_and_bits(drawn: list[tuple[float, int]]) -> None:
     ours = coder()
@@ -659,7 +661,7 @@ def test_encoder_takes_the_nearest_symbol_or_the_one_below_by_error_and_bits(dra
     assert (price(symbols) <= np.minimum(price(nearest), price(below)) + 1e-4)[common].all()
 
 
-@given(st.lists(st.tuples(st.floats(-40, 40), st.floats(0, numerics.LEVELS - 1)), min_size=1, max_size=50))
+@given(st.lists(st.tuples(st.floats(-40, 40), st.floats(0, constants.LEVELS - 1)), min_size=1, max_size=50))
 def test_training_takes_the_symbols_that_an_encoder_takes(drawn: list[tuple[float, float]]) -> None:
     model = HPCM(TINY)
     ours = model.coder()  # its tables are the logistic's, as training assumes

@@ -26,28 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpcmcodec import weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.exact.operations import (
-    CHUNK,
-    CODE_MAX,
-    LEVELS,
-    MEAN_MAX,
-    NUMPY,
-    SUM_BOUND,
-    WEIGHT_ONE,
-    Act,
-    ExactOps,
-    NumpyNamespace,
-    TorchNamespace,
-    chunks,
-    exact_exp,
-    exp_table,
-    interpolate,
-    memory_weight_table,
-    probe,
-    quantise_rows,
-    rsqrt,
-    sigmoid_table,
-)
+from hpcmcodec.exact.constants import CHUNK, CODE_MAX, LEVELS, MEAN_MAX, SUM_BOUND, WEIGHT_ONE
+from hpcmcodec.exact.elementary import exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.namespaces import NUMPY, NumpyNamespace, TorchNamespace, probe
+from hpcmcodec.exact.operations import Act, ExactOps, interpolate
+from hpcmcodec.exact.quantisation import chunks, quantise_rows
 from hpcmcodec.exact.schedule import STEPS, positions
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.entropy import declare
@@ -128,7 +111,8 @@ import hashlib, os, sys
 import numpy as np
 import tiny
 from hpcmcodec import codec
-from hpcmcodec.exact.operations import NUMPY, exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.elementary import exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.biwkv import decay_powers, own_factor
 
 rng = np.random.RandomState(5)

@@ -31,7 +31,7 @@ from hpcmcodec import codec, weights
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.evaluation import monotone
 from hpcmcodec.evaluation.monotone import Point
-from hpcmcodec.exact.operations import CODE_MAX
+from hpcmcodec.exact.constants import CODE_MAX
 from hpcmcodec.model import transforms
 from hpcmcodec.model.config import TINY
 from hpcmcodec.model.context import hyper_synthesis

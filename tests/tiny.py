@@ -5,7 +5,7 @@ varied), `tests/data/*.hpcm` are files of it and `golden.json` says what they de
 of this alone; a change of the format, of the exact arithmetic or of the schedule does not.
 
 `python -m tests.tiny`, from the root of the repository, makes everything anew. That breaks every file that anybody has,
-so it goes together with a new format version or with a new `numerics.ARITHMETIC`. Random generators promise no stable
+so it goes together with a new format version or with a new `constants.ARITHMETIC`. Random generators promise no stable
 stream: what it makes is compared with nothing, only what is committed counts.
 """
 
@@ -24,7 +24,8 @@ import numpy as np
 
 from hpcmcodec import codec, container, weights
 from hpcmcodec.container import LATENT
-from hpcmcodec.exact.operations import NUMPY, ExactOps
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import ExactOps
 from hpcmcodec.model.entropy import z_tables_of
 from hpcmcodec.rans import Decoder
 

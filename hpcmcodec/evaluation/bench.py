@@ -38,7 +38,8 @@ from hpcmcodec import weights
 from hpcmcodec.evaluation import compressai_models, process, sample_photo
 from hpcmcodec.evaluation.codecs import CODECS
 from hpcmcodec.evaluation.speed import cpu_name
-from hpcmcodec.exact.operations import NUMPY, ExactOps
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import ExactOps
 from hpcmcodec.model.context import walk
 
 SIZES: Mapping[str, tuple[int, int]] = {"0.4": (768, 512), "2": (1728, 1152), "12": (4224, 2816)}

@@ -32,7 +32,8 @@ import numpy as np
 
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.evaluation.speed import cpu_name
-from hpcmcodec.exact.operations import NUMPY, ExactOps
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import ExactOps
 from hpcmcodec.native import loader, selftest
 from hpcmcodec.native.compiled import KernelOps
 
@@ -156,7 +157,6 @@ def measure_training(rates: Rates, rounds: int) -> list[Row]:
     """Bi-WKV4 forward and backward in float32: torch's own operators and ours."""
     import torch
 
-    from hpcmcodec.exact import biwkv
     from hpcmcodec.native import torch_ops
 
     threads, rows = torch.get_num_threads(), []
@@ -171,7 +171,7 @@ def measure_training(rates: Rates, rounds: int) -> list[Row]:
             def step(function: Callable[..., torch.Tensor], inputs: list[torch.Tensor], g: torch.Tensor) -> None:
                 torch.autograd.grad(function(*inputs), inputs, g)
 
-            theirs, ours = (best(partial(step, f, inputs, g), rounds) for f in (biwkv.biwkv4, torch_ops.biwkv4))
+            theirs, ours = (best(partial(step, f, inputs, g), rounds) for f in (torch_ops.in_torch, torch_ops.biwkv4))
             rows.append(Row("Bi-WKV4, training", grid, theirs, ours, *rates.bound(_TRAINING, batch * tokens)))
     finally:
         torch.set_num_threads(threads)

@@ -1,47 +1,19 @@
-"""Exact arithmetic: the entropy path's operations, with the same bits in numpy and torch, on every IEEE-754 machine.
-
-Encoder and decoder must derive identical tables from what was coded so far, on whatever machine they run. Two rules
-make that hold without giving up float32 speed:
-
-1. *Sums are exact.* Activations are integer codes, round(x * 2^e) clamped to +-2047, held in float32; weights are
-   integers. Export scales each output channel so that sum_i |w_oi| * 2047 < 2^24 in every chunk of inputs, so no
-   partial sum leaves float32's exact range and the order of summation (BLAS kernel, threads, FMA) cannot matter.
-2. *Everything else is elementwise*: one IEEE operation at a time on arrays of one dtype, never a library function whose
-   last bit is its own affair. exp, the sigmoid and 1/sqrt are built here from adds, multiplies and powers of two.
-
-An activation is an `Act`: an array (B, H, W, C) and the *name* of its grid; the exponents e belong to the model. Python
-scalars never meet arrays (numpy 1.26, numpy 2 and torch promote them differently): constants come from `full`.
-
-The operations are written once, over a namespace (`NumpyNamespace` here, `TorchNamespace` for CUDA and for the tests
-that hold the two equal).
-"""
+"""The reference: the entropy path's operations on integer codes, over numpy or torch. `exact` has the rules."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
+from hpcmcodec.exact.constants import CODE_MAX, LEVELS, MEAN_MAX, MEAN_SHIFT, SIMILARITY_ONE, SLOPE, WEIGHT_ONE
+from hpcmcodec.exact.elementary import exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.quantisation import check_bound, chunks
 from hpcmcodec.exact.schedule import Step, fold, positions, unfold
-
-ARITHMETIC = 3  # part of the model id; raised with every change of what these operations compute
-CODE_MAX = 2047  # activations are 12-bit signed codes
-SUM_BOUND = 1 << 24  # integers up to here are exact in float32
-CHUNK = 256  # inputs a chunk has at most: beyond, the bound leaves the weights too few bits
-MEAN_MAX = 1 << 16  # means: codes on the 1/16 grid
-MEAN_SHIFT = 4  # y_hat and means count sixteenths of the quantisation step
-Y_GRID = 3  # the context sees y_hat in eighths
-LEVELS = 64  # scale levels, one table each
-BLOCK = 64  # tokens in a block of the two-level Bi-WKV recurrence
-EXPONENT_MAX = 16.0  # clamp of Bi-WKV's decay and boost
-SLOPE = 0.1  # LeakyReLU's negative slope
-WEIGHT_ONE = 1 << 15  # memory weights are integers of this sum
-SIMILARITY_ONE = 1 << 12  # cosine similarity is compared in steps of 1/4096
 
 Array = Any  # numpy.ndarray or torch.Tensor
 
@@ -51,289 +23,6 @@ class Act(NamedTuple):
 
     x: Array
     grid: str
-
-
-# --- elementary functions, numpy only: they fill tables and per-image constants -------------------------------------
-
-_LN2_HI, _LN2_LO = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # ln 2 in two parts (fdlibm, e_exp.c)
-_INVERSE_FACTORIALS = tuple(
-    1.0 / f for f in (6227020800, 479001600, 39916800, 3628800, 362880, 40320, 5040, 720, 120, 24, 6, 2, 1, 1)
-)
-
-
-def exact_exp(x: np.ndarray) -> np.ndarray:
-    """e^x for float64 |x| <= 700, from IEEE adds, multiplies and one scaling: the same bits everywhere.
-
-    Cody-Waite reduction x = n ln 2 + r, Taylor polynomial of degree 13 in Horner form (relative error below 3e-16).
-    """
-    x = np.asarray(x, np.float64)
-    n = np.rint(x * np.full(x.shape, 1.4426950408889634))
-    r = (x - n * np.full(x.shape, _LN2_HI)) - n * np.full(x.shape, _LN2_LO)
-    p = np.full(x.shape, _INVERSE_FACTORIALS[0])
-    for c in _INVERSE_FACTORIALS[1:]:
-        p = p * r + np.full(x.shape, c)
-    power = ((n.astype(np.int64) + np.int64(1023)) << np.int64(52)).view(np.float64)
-    return p * power
-
-
-def exp_table(e: int) -> np.ndarray:
-    """exp(code * 2^-e) for code = -2047..2047, float64 (4095,)."""
-    return exact_exp(np.arange(-CODE_MAX, CODE_MAX + 1, dtype=np.float64) * np.full(2 * CODE_MAX + 1, 2.0**-e))
-
-
-def sigmoid_table(e: int) -> np.ndarray:
-    """1 / (1 + exp(-code * 2^-e)) for code = -2047..2047, float32 (4095,)."""
-    one = np.ones(2 * CODE_MAX + 1)
-    return (one / (one + exp_table(e)[::-1])).astype(np.float32)
-
-
-def memory_weight_table(temperature: float) -> np.ndarray:
-    """Weight of the better of two references, of WEIGHT_ONE, by the difference of their similarities
-    (0..2*SIMILARITY_ONE).
-    """
-    d = np.arange(2 * SIMILARITY_ONE + 1, dtype=np.float64) / np.full(
-        2 * SIMILARITY_ONE + 1, SIMILARITY_ONE * temperature
-    )
-    one = np.ones_like(d)
-    return np.rint(np.full(d.shape, float(WEIGHT_ONE)) / (one + exact_exp(-d)))
-
-
-# --- namespaces -------------------------------------------------------------------------------------------------------
-
-
-class NumpyNamespace:
-    """The primitives that differ between numpy and torch. A trailing underscore means: in place, and returned."""
-
-    f4, f8, i4, i8 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32), np.dtype(np.int64)
-
-    def __init__(self) -> None:
-        self._constants: dict[tuple[float, np.dtype[Any]], np.ndarray] = {}
-
-    def array(self, x: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(x)
-
-    def numpy(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def full(self, value: float, dtype: Any) -> np.ndarray:
-        """A one-element array: how a constant meets an array."""
-        key = (value, dtype)
-        if key not in self._constants:
-            self._constants[key] = np.full(1, value, dtype)
-        return self._constants[key]
-
-    def zeros(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
-        return np.zeros(shape, dtype)
-
-    def cast(self, x: np.ndarray, dtype: Any) -> np.ndarray:
-        return x.astype(dtype)
-
-    def permute(self, x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-        return x.transpose(axes)
-
-    def concat(self, xs: Sequence[np.ndarray], axis: int) -> np.ndarray:
-        return np.concatenate(xs, axis)
-
-    def matmul(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.matmul(a, b)
-
-    def rint_(self, x: np.ndarray) -> np.ndarray:
-        return np.rint(x, out=x)
-
-    def clamp_(self, x: np.ndarray, low: int, high: int) -> np.ndarray:
-        return np.minimum(np.maximum(x, self.full(low, x.dtype), out=x), self.full(high, x.dtype), out=x)
-
-    def maximum(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.maximum(a, b)
-
-    def sum(self, x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-        """Sum of integers, kept dimension, float64: exact below 2^53."""
-        return np.asarray(np.sum(x, axis=axis, dtype=np.float64, keepdims=True))
-
-    def take(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
-        return np.take(table, index)
-
-    def bits(self, x: np.ndarray) -> np.ndarray:
-        return x.view(np.int64)
-
-    def from_bits(self, x: np.ndarray) -> np.ndarray:
-        return x.view(np.float64)
-
-    def argsort(self, x: np.ndarray) -> np.ndarray:
-        """Along the last axis; keys are distinct integers, so ties cannot occur."""
-        return np.argsort(x, axis=-1, kind="stable")
-
-    def take_along(self, x: np.ndarray, index: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(x, index, -1)
-
-    def exact_mode(self) -> Any:
-        """Context manager: numpy has no mode to leave."""
-        return nullcontext()
-
-
-NUMPY = NumpyNamespace()
-
-
-class TorchNamespace:
-    """The same primitives on torch tensors; imports torch when constructed.
-
-    Must run outside autocast and with TF32 off (`ExactOps` products are exact only then): `exact_mode` sees to it.
-    """
-
-    def __init__(self, device: str = "cpu") -> None:
-        import torch
-
-        self.torch, self.device = torch, torch.device(device)
-        self.f4, self.f8, self.i4, self.i8 = torch.float32, torch.float64, torch.int32, torch.int64
-        self._constants: dict[tuple[float, Any], Any] = {}
-
-    def array(self, x: np.ndarray) -> Any:
-        return self.torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
-
-    def numpy(self, x: Any) -> np.ndarray:
-        return np.asarray(x.cpu())
-
-    def full(self, value: float, dtype: Any) -> Any:
-        key = (value, dtype)
-        if key not in self._constants:
-            self._constants[key] = self.torch.full((1,), value, dtype=dtype, device=self.device)
-        return self._constants[key]
-
-    def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
-        return self.torch.zeros(tuple(shape), dtype=dtype, device=self.device)
-
-    def cast(self, x: Any, dtype: Any) -> Any:
-        return x.to(dtype, copy=True)
-
-    def permute(self, x: Any, axes: Sequence[int]) -> Any:
-        return x.permute(tuple(axes))
-
-    def concat(self, xs: Sequence[Any], axis: int) -> Any:
-        return self.torch.cat(list(xs), axis)
-
-    def matmul(self, a: Any, b: Any) -> Any:
-        return self.torch.matmul(a, b)
-
-    def rint_(self, x: Any) -> Any:
-        return x.round_()
-
-    def clamp_(self, x: Any, low: int, high: int) -> Any:
-        return x.clamp_(low, high)
-
-    def maximum(self, a: Any, b: Any) -> Any:
-        return self.torch.maximum(a, b)
-
-    def sum(self, x: Any, axis: int | tuple[int, ...]) -> Any:
-        return x.sum(dim=axis, dtype=self.f8, keepdim=True)
-
-    def take(self, table: Any, index: Any) -> Any:
-        return table[index]
-
-    def bits(self, x: Any) -> Any:
-        return x.view(self.i8)
-
-    def from_bits(self, x: Any) -> Any:
-        return x.view(self.f8)
-
-    def argsort(self, x: Any) -> Any:
-        return x.argsort(dim=-1, stable=True)
-
-    def take_along(self, x: Any, index: Any) -> Any:
-        return x.gather(-1, index)
-
-    def exact_mode(self) -> Any:
-        """Context manager: no autocast, no gradients, no TF32; the process's settings are put back on leaving."""
-        return _TorchExactMode(self.torch, self.device)
-
-
-class _TorchExactMode:
-    def __init__(self, torch: Any, device: Any) -> None:
-        self.torch, self.device = torch, device
-
-    def __enter__(self) -> None:
-        t = self.torch
-        self._saved = (t.backends.cuda.matmul.allow_tf32, t.backends.cudnn.allow_tf32)
-        t.backends.cuda.matmul.allow_tf32 = t.backends.cudnn.allow_tf32 = False
-        self._contexts = [t.no_grad(), t.autocast(self.device.type, enabled=False)]
-        for c in self._contexts:
-            c.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        for c in reversed(self._contexts):
-            c.__exit__(None, None, None)
-        self.torch.backends.cuda.matmul.allow_tf32, self.torch.backends.cudnn.allow_tf32 = self._saved
-
-
-def rsqrt(xp: Any, x: Array) -> Array:
-    """1 / sqrt(x), float64, normal x > 0: the bit trick's first guess and four Newton steps (worst error 3e-16
-    measured).
-    """
-    r = xp.from_bits(xp.full(6910469410427058090, xp.i8) - (xp.bits(x) >> xp.full(1, xp.i8)))
-    half, three_halves = x * xp.full(0.5, xp.f8), xp.full(1.5, xp.f8)
-    for _ in range(4):
-        r = r * (three_halves - (half * r) * r)
-    return r
-
-
-def probe(xp: Any) -> None:
-    """Compare a few products near the 2^24 bound with int64 arithmetic.
-
-    Raises IntegrityError where this machine's matrix product is not exact: a BLAS bug, or reduced precision set from
-    outside. (Flush-to-zero does not matter: no code is subnormal.) The wide product also wakes BLAS's threads.
-    """
-    # Multiples of the golden ratio, modulo 2^32, are spread evenly enough; importing numpy.random would take 10 ms.
-    spread = np.arange(1, 128 * 768 + 1, dtype=np.int64) * 2654435769 % 2**32 >> 8
-    a = (spread[: 128 * 128] % (2 * CODE_MAX + 1) - CODE_MAX).reshape(128, 128)
-    w = (spread % 127 - 63).reshape(128, 768)
-    a[0], w[:, 0] = CODE_MAX, 64  # 128 * 2047 * 64 = 2^24 - 8192
-    # Two large weights of odd value: TF32 and 16-bit inputs, whose mantissas hold all others here, would round them.
-    w[:, 1] = 0
-    w[:2, 1] = 4095, -4093
-    got = xp.matmul(xp.array(a.astype(np.float32)), xp.array(w.astype(np.float32)))
-    if not bool((xp.cast(got, xp.i8) == xp.array(a.astype(np.int64) @ w.astype(np.int64))).all()):
-        raise IntegrityError(
-            "float32 matrix products are not exact on this machine (a BLAS or driver setting reduces their precision), "
-            "so its latents could not be trusted"
-        )
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
-
-
-def chunks(widths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """How the inputs of a linear are cut: (part, first, last) with each part cut into equal pieces of at most CHUNK."""
-    out = []
-    for part, n in enumerate(widths):
-        pieces = -(-n // CHUNK)
-        edges = [n * i // pieces for i in range(pieces + 1)]
-        out += [(part, a, b) for a, b in pairwise(edges)]
-    return out
-
-
-def quantise_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integers and steps of a matrix (..., n): w ~ integers * step, the step per row as small as the 2^24 bound allows.
-
-    Rounding moves each |integer| by at most a half, so (SUM_BOUND - 1) - 2047 n / 2 is shared out over sum |w|; int16
-    caps the largest. Returns int16 (..., n) and float32 steps (...), the same for fake quantisation and export.
-    """
-    w = np.asarray(w, np.float64)
-    n = w.shape[-1]
-    room = (SUM_BOUND - 1) / CODE_MAX - n / 2
-    total, peak = np.abs(w).sum(-1), np.abs(w).max(-1)
-    step = np.maximum(total / room, peak / 32767)
-    step = np.where(step > 0, step, 1.0).astype(np.float32)
-    step = np.nextafter(step, np.float32(np.inf))  # rounding to float32 must not let the bound slip
-    return np.rint(w / step[..., None].astype(np.float64)).astype(np.int16), step
-
-
-def check_bound(name: str, integers: np.ndarray) -> None:
-    """Prove the 2^24 bound of one chunk's stored integers (O, n); raises IntegrityError."""
-    worst = int(np.abs(integers.astype(np.int64)).sum(-1).max(initial=0)) * CODE_MAX
-    if worst >= SUM_BOUND:
-        raise IntegrityError(f"weights of {name} break the exactness bound: {worst} >= 2^24")
-
-
-# --- operations ------------------------------------------------------------------------------------------------------
 
 
 class ExactOps:
@@ -554,8 +243,6 @@ class ExactOps:
 
     def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
         """Bi-WKV4 over the H * W tokens in raster order (`exact/biwkv.py` has formula and order of operations)."""
-        from hpcmcodec.exact.biwkv import biwkv4_exact
-
         xp, grid = self.xp, grid or layer
         b, h, w, c = v.x.shape
         tokens = h * w
@@ -567,8 +254,6 @@ class ExactOps:
 
     def _wkv_constants(self, layer: str, tokens: int, e_k: int) -> Any:
         """exp(k) of every code, W^0 .. W^B and exp(u), float64 (4095,), (B + 1, C) and (C,)."""
-        from hpcmcodec.exact.biwkv import decay_powers, own_factor
-
         xp = self.xp
         table = self._keep(("exp", e_k), lambda: xp.array(exp_table(e_k)))
         # Kept for one number of tokens a layer: images of many sizes must not make this grow.

@@ -7,7 +7,7 @@
     to the finer scale: carry -> fusion net -> 1x1 to 4 D -> pixel shuffle, plus the finer scale's features
 
 `walk` is the only driver: encoder, decoder, previews and training hand it a `code` function that turns a step's
-parameters into its y_hat. Written over `ops` (exact: `numerics.ExactOps`; float and fake-quantised: `float_ops`).
+parameters into its y_hat. Written over `ops` (exact: `operations.ExactOps`; float and fake-quantised: `float_ops`).
 """
 
 from __future__ import annotations

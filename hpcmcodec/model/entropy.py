@@ -2,7 +2,7 @@
 
 `declare` runs the flow of `context.walk` once over arrays of zeros and records each layer that it names, so that there
 is no second list of layers to keep in step. `quantise` turns derived float tensors into the integer tensors of
-`numerics.ExactOps`; export and fake quantisation both call it.
+`operations.ExactOps`; export and fake quantisation both call it.
 
 Tensors of a layer, by kind (names are `<layer>.<tensor>`):
 
@@ -23,7 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.exact.operations import CODE_MAX, LEVELS, NUMPY, Act, Array, chunks, quantise_rows
+from hpcmcodec.exact.constants import CODE_MAX, LEVELS
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import Act, Array
+from hpcmcodec.exact.quantisation import chunks, quantise_rows
 from hpcmcodec.exact.schedule import Step
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk

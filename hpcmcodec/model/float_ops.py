@@ -1,6 +1,6 @@
 """The entropy path's operations in float, differentiable, and under fake quantisation (torch).
 
-`FloatOps` has the methods of `numerics.ExactOps` over real values: clamped to what the grid's codes can hold, not
+`FloatOps` has the methods of `operations.ExactOps` over real values: clamped to what the grid's codes can hold, not
 rounded. `FakeOps` returns the exact operation's result with the float operation's gradient, exact + (f - f.detach()),
 so training sees what coding will do and there is no third implementation of the arithmetic.
 """
@@ -17,18 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hpcmcodec.exact.operations import (
-    CODE_MAX,
-    LEVELS,
-    MEAN_MAX,
-    MEAN_SHIFT,
-    SIMILARITY_ONE,
-    SLOPE,
-    Y_GRID,
-    Act,
-    ExactOps,
-    TorchNamespace,
-)
+from hpcmcodec.exact.constants import CODE_MAX, LEVELS, MEAN_MAX, MEAN_SHIFT, SIMILARITY_ONE, SLOPE, Y_GRID
+from hpcmcodec.exact.namespaces import TorchNamespace
+from hpcmcodec.exact.operations import Act, ExactOps
 from hpcmcodec.exact.schedule import Step, positions
 from hpcmcodec.native.torch_ops import biwkv4
 

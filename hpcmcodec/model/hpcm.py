@@ -21,7 +21,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from hpcmcodec import weights
-from hpcmcodec.exact.operations import EXPONENT_MAX, LEVELS, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
+from hpcmcodec.exact.constants import EXPONENT_MAX, LEVELS, MEAN_SHIFT, Y_GRID
+from hpcmcodec.exact.namespaces import TorchNamespace
+from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.exact.quantisation import chunks
 from hpcmcodec.exact.schedule import SCALES, Step, decimate, grid
 from hpcmcodec.model.coder import LatentCoder, thresholds
 from hpcmcodec.model.config import Config, lmbda

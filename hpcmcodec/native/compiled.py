@@ -1,4 +1,4 @@
-"""The exact operations in compiled kernels: `KernelOps`, bit-equal to `numerics.ExactOps`, which stays the definition.
+"""The exact operations in compiled kernels: `KernelOps`, bit-equal to `exact.operations.ExactOps`, the definition.
 
 Activations are int16 here instead of float32 (codes are integers within +-2047): half the memory traffic, and integer
 dot products, which processors do at twice the rate of float32 ones or better. A linear layer is one pass: the integer
@@ -19,7 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcmcodec.exact.operations import LEVELS, MEAN_MAX, MEAN_SHIFT, NUMPY, Act, ExactOps, _same_grid, chunks
+from hpcmcodec.exact.constants import LEVELS, MEAN_MAX, MEAN_SHIFT
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import Act, ExactOps, _same_grid
+from hpcmcodec.exact.quantisation import chunks
 from hpcmcodec.exact.schedule import Step, positions
 
 __all__ = ["KernelOps", "Kernels"]

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.exact.operations import TorchNamespace
+from hpcmcodec.exact.namespaces import TorchNamespace
 from hpcmcodec.native import build, selftest
 from hpcmcodec.native.compiled import MAX_CHUNKS, SIGNATURES, KernelOps, Kernels
 

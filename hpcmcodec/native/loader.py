@@ -6,8 +6,8 @@
                 where there is a compiler, the kernels are built in the background for the next time
     reference   numpy alone
     cpp         as auto, but built on the spot where they are not there; UnsupportedError where that fails
-    cuda        kernels.cu on the GPU, with `--device cuda` (native/cuda.py), compiled on the spot where that has not been
-                done; UnsupportedError where there is no GPU or no compiler, and on the processor
+    cuda        kernels.cu on the GPU, with `--device cuda` (native/cuda.py), compiled on the spot where that has not
+                been done; UnsupportedError where there is no GPU or no compiler, and on the processor
 
 Nothing waits for a compiler unless `cpp` asks for it. Loading costs 2 ms.
 """
@@ -27,7 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.exact.operations import NUMPY, ExactOps
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import ExactOps
 from hpcmcodec.native import build
 from hpcmcodec.native.compiled import KernelOps, Kernels
 

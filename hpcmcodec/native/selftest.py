@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.exact.operations import CODE_MAX, NUMPY, Act, ExactOps
+from hpcmcodec.exact.constants import CODE_MAX
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import Act, ExactOps
 from hpcmcodec.exact.schedule import STEPS
 from hpcmcodec.model.entropy import Layer, quantise
 

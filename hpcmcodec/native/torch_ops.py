@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.exact.biwkv import biwkv4 as biwkv4_in_torch
+from hpcmcodec.exact.constants import EXPONENT_MAX
 from hpcmcodec.native import cuda, loader
 from hpcmcodec.native.compiled import Kernels
 
-__all__ = ["biwkv4", "kernels_for"]
+__all__ = ["biwkv4", "in_torch", "kernels_for"]
 
 _REALS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}  # kernels.cpp, enum Real
 _LIBRARY = torch.library.Library("hpcm", "DEF")  # type: ignore[no-untyped-call]
@@ -30,7 +30,7 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 
 
 def biwkv4(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
-    """Bi-WKV4 (formula: exact/biwkv.py), differentiable, by kernels where they are there, else by torch's own operators.
+    """Bi-WKV4 (formula: exact/biwkv.py), differentiable, by kernels where there are any, else by `in_torch`.
 
     k, v (B, T, C), floating; decay, boost (C,). Returns (B, T, C), float64 for float64 inputs, else float32. decay and
     boost have gradients within their clamps alone. Keys should stay within +-80, for torch's own operators.
@@ -38,9 +38,33 @@ def biwkv4(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
     real = k.dtype if k.dtype == v.dtype and k.dtype in _REALS else torch.float32
     if kernels_for(k.device) is None:
         wide = torch.float32 if real == torch.bfloat16 else real
-        out: Tensor = biwkv4_in_torch(k.to(wide), v.to(wide), decay, boost)
+        out: Tensor = in_torch(k.to(wide), v.to(wide), decay, boost)
     else:
         out = torch.ops.hpcm.biwkv4(k.to(real), v.to(real), decay, boost)
+    return out
+
+
+def in_torch(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
+    """Bi-WKV4 in torch's own operators, differentiable: k, v (B, T, C), decay and boost (C,) to (B, T, C).
+
+    Since w T = decay <= 16, rescaling each term by exp(+-i w) keeps cumulative sums within float32, and no kernel or
+    running maximum is needed: sum_{i<t} exp(-(t-1-i) w + k_i) = exp(-(t-1) w) * sum_{i<t} exp(k_i + i w).
+    """
+    tokens = k.shape[1]
+    w = decay.clamp(0, EXPONENT_MAX) / tokens
+    u = boost.clamp(-EXPONENT_MAX, EXPONENT_MAX) / tokens
+    ramp = torch.arange(tokens, device=k.device, dtype=k.dtype)[:, None] * w  # (T, C): i w
+    e = k.exp()
+    pair = torch.cat([e * v, e], -1)
+    grow, shrink = ramp.exp().repeat(1, 2), (-ramp).exp().repeat(1, 2)
+    step = w.exp().repeat(2)
+    left_terms = pair * grow
+    left = (left_terms.cumsum(1) - left_terms) * (shrink * step)
+    right_terms = pair * shrink
+    right = (right_terms.flip(1).cumsum(1).flip(1) - right_terms) * (grow * step)
+    total = left + right + pair * u.exp().repeat(2)
+    numerator, denominator = total.chunk(2, -1)
+    out: Tensor = numerator / denominator
     return out
 
 

@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from hpcmcodec import weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.exact.operations import LEVELS, MEAN_SHIFT, NUMPY, ExactOps
+from hpcmcodec.exact.constants import LEVELS, MEAN_SHIFT
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.operations import ExactOps
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.entropy import (

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hpcmcodec.errors import InputError
-from hpcmcodec.exact.operations import CODE_MAX
+from hpcmcodec.exact.constants import CODE_MAX
 from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits

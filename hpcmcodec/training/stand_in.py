@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpcmcodec.exact.operations import LEVELS
+from hpcmcodec.exact.constants import LEVELS
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.float_ops import FloatOps, bounded
