@@ -14,11 +14,11 @@ from hpcmcodec import weights
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.namespaces import TorchNamespace, probe
-from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.model.hpcm import from_weights
 from hpcmcodec.native import cuda, loader
 from hpcmcodec.native.compiled import KernelOps
+from hpcmcodec.pretrained import from_weights
 from hpcmcodec.strips import Progress, analyse_strips, gradient_strips, synthesise_strips
 
 

@@ -1,6 +1,6 @@
 // The arithmetic of the kernels: what one channel or one element goes through, for g++ and nvcc alike.
 //
-// Every function does the IEEE operations of hpcmcodec/exact/operations.py (class ExactOps) and
+// Every function does the IEEE operations of hpcmcodec/exact/reference.py (class ExactOps) and
 // hpcmcodec/exact/biwkv.py in the same order, one rounding each, so that numpy, C++ and CUDA give the same bits.
 // Compile with contraction off (-ffp-contract=off, -fmad=false) and without fast-math.
 //

@@ -19,7 +19,7 @@ from hpcmcodec import codec
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.biwkv import biwkv4_exact
 from hpcmcodec.exact.namespaces import NUMPY, TorchNamespace
-from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import build, cuda, doctor, selftest, torch_ops
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.torch_engine import TorchEngine

@@ -22,7 +22,8 @@ from hpcmcodec import codec, weights
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import CODE_MAX
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.operations import Act, ExactOps
+from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
 
 TESTS = Path(__file__).parent

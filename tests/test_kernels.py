@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from hpcmcodec import codec, weights
 from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
 from hpcmcodec.exact.elementary import exact_exp
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Scale, Wkv
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.operations import Act, ExactOps
+from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import build, loader, selftest
 from hpcmcodec.native.compiled import KernelOps, Kernels
 from tests import tiny
@@ -112,10 +114,12 @@ def test_inputs_may_be_views_of_larger_arrays(machine: Kernels) -> None:
     reference, ops = ExactOps(NUMPY, tensors, selftest.GRIDS), KernelOps(machine, tensors, selftest.GRIDS)
     whole = selftest.codes((1, 9, 9, 64), 3)
     for view in (whole[:, :7, :5, :32], whole[:, ::2, 1::2, 16:48], whole[..., ::2]):
-        expected = reference.linear(Act(view, "x"), "linear", 24, "out").x
-        np.testing.assert_array_equal(ops.linear(Act(view.astype(np.int16), "x"), "linear", 24, "out").x, expected)
-        expected = reference.depthwise(Act(view, "x"), "depthwise", "out").x
-        np.testing.assert_array_equal(ops.depthwise(Act(view, "x"), "depthwise", "out").x, expected)
+        expected = reference.linear(Act(view, "x"), Linear("linear", 24), "out").x
+        np.testing.assert_array_equal(
+            ops.linear(Act(view.astype(np.int16), "x"), Linear("linear", 24), "out").x, expected
+        )
+        expected = reference.depthwise(Act(view, "x"), Depthwise("depthwise"), "out").x
+        np.testing.assert_array_equal(ops.depthwise(Act(view, "x"), Depthwise("depthwise"), "out").x, expected)
 
 
 def test_shapes_that_do_not_fit_are_refused(machine: Kernels) -> None:
@@ -123,16 +127,16 @@ def test_shapes_that_do_not_fit_are_refused(machine: Kernels) -> None:
     x, wide = Act(selftest.codes((1, 4, 4, 32), 0), "x"), Act(selftest.codes((1, 4, 4, 48), 0), "x")
     gate, row = Act(x.x, "sigmoid"), Act(x.x[:, :2, :2], "x")
     for call in (
-        lambda: ops.linear(wide, "linear", 24, "out"),
-        lambda: ops.linear([x, Act(selftest.codes((1, 2, 4, 8), 0), "y")], "joint", 24, "out"),
-        lambda: ops.head([x, Act(selftest.codes((1, 4, 4, 8), 0), "y")], "head", 23),
-        lambda: ops.depthwise(wide, "depthwise", "out"),
-        lambda: ops.norm(wide, "norm", "out"),
-        lambda: ops.channel_scale(wide, "scale"),
+        lambda: ops.linear(wide, Linear("linear", 24), "out"),
+        lambda: ops.linear([x, Act(selftest.codes((1, 2, 4, 8), 0), "y")], Linear("joint", 24), "out"),
+        lambda: ops.head([x, Act(selftest.codes((1, 4, 4, 8), 0), "y")], Head("head", 23)),
+        lambda: ops.depthwise(wide, Depthwise("depthwise"), "out"),
+        lambda: ops.norm(wide, Norm("norm"), "out"),
+        lambda: ops.channel_scale(wide, Scale("scale")),
         lambda: ops.gate(gate, wide),
         lambda: ops.blend(gate, row, x),
         lambda: ops.add(x, wide),
-        lambda: ops.wkv(Act(x.x, "exp"), wide, "wkv", "fine"),
+        lambda: ops.wkv(Act(x.x, "exp"), wide, Wkv("wkv"), "fine"),
     ):
         with pytest.raises(ValueError, match=r"shape|wanted"):
             call()
@@ -272,12 +276,12 @@ def test_threads_of_the_program_may_call_at_once(machine: Kernels) -> None:
     machine.set_threads(3)
     tensors = selftest.layers(64, 96, 8)
     x = Act(selftest.codes((1, 40, 50, 64), 1), "x")
-    expected = ExactOps(NUMPY, tensors, selftest.GRIDS).linear(x, "linear", 96, "out").x
+    expected = ExactOps(NUMPY, tensors, selftest.GRIDS).linear(x, Linear("linear", 96), "out").x
     wrong: list[int] = []
 
     def work(i: int) -> None:
         ops = KernelOps(machine, tensors, selftest.GRIDS)
-        wrong.extend(i for _ in range(20) if not np.array_equal(ops.linear(x, "linear", 96, "out").x, expected))
+        wrong.extend(i for _ in range(20) if not np.array_equal(ops.linear(x, Linear("linear", 96), "out").x, expected))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for t in threads:

@@ -15,7 +15,7 @@ import pytest
 
 from hpcmcodec import cli, codec
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import build, doctor, loader
 from hpcmcodec.native.compiled import KernelOps
 from tests import tiny

@@ -22,20 +22,23 @@ from hpcmcodec.errors import IntegrityError, UnsupportedError
 from hpcmcodec.exact import constants
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.operations import Act, ExactOps
+from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
 from hpcmcodec.model import entropy
 from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
 from hpcmcodec.model.config import LITE, TINY, Config
 from hpcmcodec.model.context import walk
+from hpcmcodec.model.declaration import declare
 from hpcmcodec.model.float_ops import FakeOps, FloatOps
-from hpcmcodec.model.hpcm import HPCM, from_weights, load_model
+from hpcmcodec.model.hpcm import HPCM
+from hpcmcodec.pretrained import from_weights, load_model
 from hpcmcodec.rans import bits
 from hpcmcodec.torch_engine import TorchEngine
 from hpcmcodec.training.stages import loss_of
 
 ENTROPY = tiny.load().under("entropy")
-LAYERS, _ = entropy.declare(TINY)
+LAYERS, _ = declare(TINY)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -310,7 +313,7 @@ class Paired:
             explained = 0.5 + 0.01  # the result's rounding, and float32's
             if name in ("linear", "depthwise"):
                 inputs = args[0] if isinstance(args[0], list) else [args[0]]
-                explained += self.of_weights(args[1], inputs, result, 9 if name == "depthwise" else 1)
+                explained += self.of_weights(args[1].name, inputs, result, 9 if name == "depthwise" else 1)
             self.errors.append((name, result.grid, float(difference.max() / explained)))
             return result
 

@@ -25,7 +25,7 @@ import numpy as np
 from hpcmcodec import codec, container, weights
 from hpcmcodec.container import LATENT
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.entropy import z_tables_of
 from hpcmcodec.rans import Decoder
 

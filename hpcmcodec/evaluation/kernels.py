@@ -33,7 +33,7 @@ import numpy as np
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.evaluation.speed import cpu_name
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import loader, selftest
 from hpcmcodec.native.compiled import KernelOps
 
@@ -77,16 +77,16 @@ WORK = {
     "head": _Work(2 * (WIDTH + SECOND) + 4 * 2 * OUTPUTS, (WIDTH + SECOND) * 2 * OUTPUTS),
     "depthwise": _Work(4 * WIDTH, 9 * WIDTH),
     "norm": _Work(4 * WIDTH, 0),
-    "channel scale": _Work(4 * WIDTH, 0),
+    "channel_scale": _Work(4 * WIDTH, 0),
     "place": _Work(4 * WIDTH, 0),
-    "Bi-WKV4": _Work(6 * WIDTH, _WKV_PRODUCTS * WIDTH, np.float64),
-    "leaky ReLU": _Work(4 * WIDTH, 0),
-    "ReLU squared": _Work(4 * WIDTH, 0),
+    "wkv": _Work(6 * WIDTH, _WKV_PRODUCTS * WIDTH, np.float64),
+    "lrelu": _Work(4 * WIDTH, 0),
+    "relu_squared": _Work(4 * WIDTH, 0),
     "gate": _Work(6 * WIDTH, 0),
     "blend": _Work(6 * WIDTH, 0),
     "add": _Work(6 * WIDTH, 0),
     "pool": _Work(2 * WIDTH, 0),
-    "latent code": _Work(6 * WIDTH, 0),
+    "latent_code": _Work(6 * WIDTH, 0),
 }
 
 

@@ -23,5 +23,5 @@ that hold the two equal). From lower to higher:
     biwkv           the RWKV recurrence in both directions
     layers          one class a kind of layer: its tensors and how they become integers
     ops             the table of operations that every implementation covers
-    operations      the reference implementation
+    reference       the reference implementation
 """

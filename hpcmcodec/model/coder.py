@@ -20,7 +20,7 @@ import numpy as np
 
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import MEAN_SHIFT
-from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, symbols_of
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk

@@ -1,4 +1,4 @@
-"""The exact operations in compiled kernels: `KernelOps`, bit-equal to `exact.operations.ExactOps`, the definition.
+"""The exact operations in compiled kernels: `KernelOps`, bit-equal to `exact.reference.ExactOps`, the definition.
 
 Activations are int16 here instead of float32 (codes are integers within +-2047): half the memory traffic, and integer
 dot products, which processors do at twice the rate of float32 ones or better. A linear layer is one pass: the integer
@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcmcodec.exact.constants import LEVELS, MEAN_MAX, MEAN_SHIFT
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, Scale, Wkv
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.operations import Act, ExactOps, _same_grid
+from hpcmcodec.exact.ops import Act
 from hpcmcodec.exact.quantisation import chunks
+from hpcmcodec.exact.reference import ExactOps, same_grid
 from hpcmcodec.exact.schedule import Step, positions
 
 __all__ = ["KernelOps", "Kernels"]
@@ -183,6 +185,9 @@ class KernelOps(ExactOps):
     xp: numpy for the C++ kernels, torch on the device that CUDA kernels are for.
     """
 
+    INHERITED = frozenset({"hyper_latent", "folded", "gather", "scatter", "unfold", "segment"})
+    """The operations that the reference's code does: it moves arrays of any type, or has one vector an image to do."""
+
     def __init__(
         self, kernels: Kernels, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], xp: Any = NUMPY
     ) -> None:
@@ -191,26 +196,17 @@ class KernelOps(ExactOps):
 
     # -- linear layers --
 
-    def linear(
-        self,
-        inputs: Act | Sequence[Act],
-        layer: str,
-        out: int,
-        grid: str | None = None,
-        *,
-        residual: bool = False,
-        biased: bool = True,
-    ) -> Act:
-        grid = grid or layer
+    def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
+        grid = grid or layer.name
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
-        return Act(self._products(parts, layer, self.grids[grid], _CODES), grid)
+        return Act(self._products(parts, layer.name, self.grids[grid], _CODES), grid)
 
-    def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Array, Array]:
-        ends = [-MEAN_MAX, 0], [MEAN_MAX, LEVELS - 1]
+    def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
+        ends, channels = ([-MEAN_MAX, 0], [MEAN_MAX, LEVELS - 1]), layer.channels
         limits = self._keep(
             ("limits", channels), lambda: [self.xp.array(np.repeat(np.array(e, np.float32), channels)) for e in ends]
         )
-        out = self._products(inputs, layer, MEAN_SHIFT, _WIDE, limits)
+        out = self._products(inputs, layer.name, MEAN_SHIFT, _WIDE, limits)
         return out[..., :channels], out[..., channels:]
 
     def _products(
@@ -292,13 +288,13 @@ class KernelOps(ExactOps):
 
     # -- other layers --
 
-    def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
-        grid = grid or layer
+    def depthwise(self, a: Act, layer: Depthwise, grid: str | None = None) -> Act:
+        name, grid = layer.name, grid or layer.name
         x = self._int16(a.x)
         out = self._like(x)
-        scale, bias = self._tap_scale(layer, self.grids[a.grid], self.grids[grid])
-        taps = self._keep((layer, "int16 taps"), lambda: self.xp.array(self.tensors[f"{layer}.weight"].T))
-        _check(len(scale) == x.shape[-1], layer, x)
+        scale, bias = self._tap_scale(name, self.grids[a.grid], self.grids[grid])
+        taps = self._keep((name, "int16 taps"), lambda: self.xp.array(self.tensors[f"{name}.weight"].T))
+        _check(len(scale) == x.shape[-1], name, x)
         b, h, w, c = x.shape
         self.kernels.depthwise(
             *(b, h, w, c, int(round(len(taps) ** 0.5))),
@@ -306,27 +302,27 @@ class KernelOps(ExactOps):
         )
         return Act(out, grid)
 
-    def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
-        grid = grid or layer
+    def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
+        grid = grid or layer.name
         x = self._int16(a.x)
         out = self._like(x)
-        gamma, beta = self._affine(layer, self.grids[grid])
-        _check(len(gamma) == x.shape[-1], layer, x)
+        gamma, beta = self._affine(layer.name, self.grids[grid])
+        _check(len(gamma) == x.shape[-1], layer.name, x)
         self.kernels.norm(
             _count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(gamma), self._at(beta), self._at(out)
         )
         return Act(out, grid)
 
-    def channel_scale(self, a: Act, layer: str) -> Act:
+    def channel_scale(self, a: Act, layer: Scale) -> Act:
         x = self._int16(a.x)
-        out, scale = self._like(x), self._channel_factors(layer)
-        _check(len(scale) == x.shape[-1], layer, x)
+        out, scale = self._like(x), self._channel_factors(layer.name)
+        _check(len(scale) == x.shape[-1], layer.name, x)
         self.kernels.channel_scale(_count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(scale), self._at(out))
         return Act(out, a.grid)
 
-    def place(self, a: Act, step: Step, layer: str) -> Act:
+    def place(self, a: Act, step: Step, layer: Place) -> Act:
         x, e = self._int16(a.x), self.grids[a.grid]
-        table = self._keep((layer, e, "int16"), lambda: self._int16(self._place_codes(layer, e)))
+        table = self._keep((layer.name, e, "int16"), lambda: self._int16(self._place_codes(layer.name, e)))
         moved, out = self._like(x), self._like(x)
         for g, at in positions(step):
             moved[at] = table[g]
@@ -336,10 +332,10 @@ class KernelOps(ExactOps):
     def _empty_fold(self, x: Array, groups: int) -> Array:
         return self.memory.empty((*x.shape[:-1], x.shape[-1] // groups), np.int16)
 
-    def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
-        grid = grid or layer
+    def wkv(self, k: Act, v: Act, layer: Wkv, grid: str | None = None) -> Act:
+        grid = grid or layer.name
         b, h, w, c = v.x.shape
-        table, powers, own = self._wkv_constants(layer, h * w, self.grids[k.grid])
+        table, powers, own = self._wkv_constants(layer.name, h * w, self.grids[k.grid])
         factor = 2.0 ** (self.grids[grid] - self.grids[v.grid])
         out = self.kernels.biwkv4(
             self._int16(k.x).reshape(b, h * w, c), self._int16(v.x).reshape(b, h * w, c), table, powers, own, factor
@@ -378,7 +374,7 @@ class KernelOps(ExactOps):
             self.kernels.blend(
                 h * w, c, self._at(gates[i]), self._at(x[i]), self._at(current[i]), self._at(table), self._at(out[i])
             )
-        return Act(out, _same_grid(a, b))
+        return Act(out, same_grid(a, b))
 
     def add(self, a: Act, b: Act) -> Act:
         x, y = self._int16(a.x), self._int16(b.x)
@@ -386,7 +382,7 @@ class KernelOps(ExactOps):
             x, y = (self._int16(t) for t in self.memory.broadcast(x, y))
         out = self._like(x)
         self.kernels.add(_count(x), self._at(x), self._at(y), self._at(out))
-        return Act(out, _same_grid(a, b))
+        return Act(out, same_grid(a, b))
 
     # -- one vector an image: the reference's code, from and to int16 --
 

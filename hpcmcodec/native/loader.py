@@ -28,7 +28,7 @@ import numpy as np
 
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import build
 from hpcmcodec.native.compiled import KernelOps, Kernels
 

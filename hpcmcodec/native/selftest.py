@@ -1,7 +1,7 @@
 """Every operation of the exact arithmetic on random codes: what tests, `hpcm doctor` and the benchmark compare.
 
-`layers` makes the tensors of one layer of each kind, `cases` the calls over them. Both sides of a comparison get the
-same calls; results are integers, so they are compared without a tolerance.
+`layers` makes the tensors of one layer of each kind, `cases` the calls over them, under the operations' names. Both
+sides of a comparison get the same calls; results are integers, so they are compared without a tolerance.
 """
 
 from __future__ import annotations
@@ -12,54 +12,35 @@ from typing import Any
 import numpy as np
 
 from hpcmcodec.exact.constants import CODE_MAX
+from hpcmcodec.exact.layers import Depthwise, Head, Layer, Linear, Norm, Place, QualityBias, Scale, Wkv, quantise
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.operations import Act, ExactOps
+from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import STEPS
-from hpcmcodec.model.entropy import Layer, quantise
 
 __all__ = ["GRIDS", "cases", "differences", "layers"]
 
-GRIDS = {"x": 7, "y": 7, "exp": 8, "sigmoid": 8, "out": 7, "fine": 11, "squared": 5}
+GRIDS = {"x": 7, "y": 7, "exp": 8, "sigmoid": 8, "out": 7, "fine": 11, "squared": 5, "z": 6}
 Case = Callable[[Any], Any]
-STEP = STEPS[-1]  # whose groups "place" tells apart
+STEP = STEPS[-1]  # the groups of which "place" tells apart
 
 
 def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
     """Tensors of a linear (`width` inputs), one of two inputs (`width`, `second`), a head, a depthwise and others."""
     rng = np.random.RandomState(seed)
-
-    def matrix(rows: int, columns: int) -> np.ndarray:
-        return np.asarray(rng.standard_normal((rows, columns)) / np.sqrt(columns), np.float32)
-
-    def vector(n: int, low: float, high: float) -> np.ndarray:
-        return rng.uniform(low, high, n).astype(np.float32)
-
-    kinds = {
-        "linear": Layer("linear", (width,), outputs),
-        "joint": Layer("linear", (width, second), outputs),
-        "head": Layer("head", (width, second), 2 * outputs),
-        "depthwise": Layer("depthwise", (taps * taps,), width),
-        "norm": Layer("norm", (), width),
-        "scale": Layer("scale", (), width),
-        "place": Layer("place", (len(STEP.groups),), width),
-        "wkv": Layer("wkv", (), width),
-    }
-    derived: dict[str, np.ndarray] = {
-        "norm.gamma": vector(width, 0.5, 2),
-        "norm.beta": vector(width, -1, 1),
-        "scale.scale": vector(width, -2, 2),
-        "place.table": matrix(len(STEP.groups), width) * 40,
-        "wkv.decay": vector(width, -1, 20),  # beyond the clamp at both ends
-        "wkv.boost": vector(width, -20, 20),
-    }
-    for name, layer in kinds.items():
-        if layer.kind in ("linear", "head"):
-            derived[f"{name}.weight"] = matrix(layer.out, sum(layer.widths)) * (30 if layer.kind == "head" else 1)
-            derived[f"{name}.bias"] = vector(layer.out, -2, 2)
-        elif layer.kind == "depthwise":
-            derived[f"{name}.weight"] = matrix(width, taps * taps)
-            derived[f"{name}.bias"] = vector(width, -2, 2)
-    return quantise(kinds, derived, GRIDS)
+    made: list[Layer] = [
+        Linear("linear", outputs).over(width),
+        Linear("joint", outputs).over(width, second),
+        Head("head", outputs).over(width, second),
+        Depthwise("depthwise", taps).over(width),
+        Norm("norm").over(width),
+        Scale("scale").over(width),
+        Place("place", len(STEP.groups)).over(width),
+        Wkv("wkv").over(width),
+        QualityBias("bias", "z", 3).over(width),
+    ]
+    derived = {f"{layer.name}.{k}": v for layer in made for k, v in layer.example(rng).items()}
+    return quantise(made, derived, GRIDS)
 
 
 def codes(shape: tuple[int, ...], seed: int, *, extreme: bool = False) -> np.ndarray:
@@ -88,36 +69,57 @@ def cases(
 
     x, y, r, k = act(channels, "x", 1), act(channels, "x", 2), act(channels, "sigmoid", 3), act(channels, "exp", 4)
     other, pooled = act(second, "y", 5), act(second, "y", 6, (1, 1))
-    row = act(channels, "x", 7, (1, 1))
-    y_hat = np.random.RandomState(seed + 8).randint(-(2**17), 2**17, (batch, height, width, channels), np.int32)
+    row, *rows = (act(channels, "x", 7 + i, (1, 1)) for i in range(5))
+    rng = np.random.RandomState(seed + 20)
+    y_hat = rng.randint(-(2**17), 2**17, (batch, height, width, channels), np.int32)
+    z = rng.randint(-40, 41, (batch, height, width, channels), np.int32)
+    qualities = [(7919 * i + 2500) % 10001 for i in range(batch)]
+    groups = len(STEP.groups)
+    wide = act(groups * channels, "y", 12)
 
     def on(ops: Any, a: Act) -> Act:
         return Act(ops.xp.array(a.x), a.grid)
 
+    def moved(ops: Any) -> tuple[Any, ...]:
+        """Rows of every group, and all of them put back."""
+        gathered = [(g, a) for g, (a,) in ops.gather([ops.xp.array(y_hat)], STEP)]
+        return (*(a for _, a in gathered), ops.scatter(gathered, STEP, y_hat.shape))
+
+    linear, joint, head = Linear("linear", outputs), Linear("joint", outputs), Head("head", outputs)
+    bias = QualityBias("bias", "z", 3)
     return {
-        "linear": lambda o: o.linear(on(o, x), "linear", outputs, "out"),
-        "linear, two inputs": lambda o: o.linear([on(o, x), on(o, other)], "joint", outputs, "out"),
-        "linear, one input pooled": lambda o: o.linear([on(o, x), on(o, pooled)], "joint", outputs, "out"),
-        "head": lambda o: o.head([on(o, x), on(o, other)], "head", outputs),
-        "depthwise": lambda o: o.depthwise(on(o, x), "depthwise", "out"),
-        "norm": lambda o: o.norm(on(o, x), "norm", "out"),
-        "channel scale": lambda o: o.channel_scale(on(o, x), "scale"),
-        "place": lambda o: o.place(on(o, x), STEP, "place"),
-        "Bi-WKV4": lambda o: o.wkv(on(o, k), on(o, y), "wkv", "fine"),
-        "leaky ReLU": lambda o: o.lrelu(on(o, x)),
-        "ReLU squared": lambda o: o.relu_squared(on(o, x), "squared"),
+        "linear": lambda o: o.linear(on(o, x), linear, "out"),
+        "linear, two inputs": lambda o: o.linear([on(o, x), on(o, other)], joint, "out"),
+        "linear, one input pooled": lambda o: o.linear([on(o, x), on(o, pooled)], joint, "out"),
+        "head": lambda o: o.head([on(o, x), on(o, other)], head),
+        "depthwise": lambda o: o.depthwise(on(o, x), Depthwise("depthwise"), "out"),
+        "norm": lambda o: o.norm(on(o, x), Norm("norm"), "out"),
+        "channel_scale": lambda o: o.channel_scale(on(o, x), Scale("scale")),
+        "place": lambda o: o.place(on(o, x), STEP, Place("place", groups)),
+        "wkv": lambda o: o.wkv(on(o, k), on(o, y), Wkv("wkv"), "fine"),
+        "hyper_latent": lambda o: o.hyper_latent(o.xp.array(z), bias, qualities),
+        "lrelu": lambda o: o.lrelu(on(o, x)),
+        "relu_squared": lambda o: o.relu_squared(on(o, x), "squared"),
         "gate": lambda o: o.gate(on(o, r), on(o, x)),
         "blend": lambda o: o.blend(on(o, r), on(o, row), on(o, x)),
         "add": lambda o: o.add(on(o, x), on(o, y)),
         "pool": lambda o: o.pool(on(o, x), "fine"),
-        "latent code": lambda o: o.latent_code(o.xp.array(y_hat)),
+        "recall": lambda o: o.recall(on(o, row), [on(o, a) for a in rows], [on(o, a) for a in rows[::-1]], 0.1),
+        "recall, of one": lambda o: o.recall(on(o, row), [on(o, rows[0])], [on(o, rows[1])], 0.1),
+        "latent_code": lambda o: o.latent_code(o.xp.array(y_hat)),
+        "empty_latent": lambda o: o.empty_latent((batch, 2, 3, channels)),
+        "folded": lambda o: o.folded(on(o, wide), STEP),
+        "unfold": lambda o: o.unfold(on(o, x).x, STEP, o.xp.array(wide.x.copy())),
+        "gather": moved,
+        "scatter": moved,
+        "segment": lambda o: o.segment(o.add, on(o, x), on(o, y)),
     }
 
 
 def integers(xp: Any, result: Any) -> list[np.ndarray]:
     """What a case gave, as int64 arrays: the sign of zero is not part of the promise."""
-    parts = [result.x] if isinstance(result, Act) else list(result) if isinstance(result, tuple) else [result]
-    return [np.asarray(xp.numpy(p)).astype(np.int64) for p in parts]
+    parts = [result] if isinstance(result, Act) or not isinstance(result, tuple) else list(result)
+    return [np.asarray(xp.numpy(p.x if isinstance(p, Act) else p)).astype(np.int64) for p in parts]
 
 
 def differences(make: Callable[[Mapping[str, np.ndarray]], ExactOps]) -> list[str]:

@@ -29,7 +29,7 @@ from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import LEVELS, MEAN_SHIFT
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.operations import ExactOps
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.entropy import (
@@ -42,7 +42,8 @@ from hpcmcodec.model.entropy import (
     z_tables_of,
 )
 from hpcmcodec.model.float_ops import FakeOps
-from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Z_EDGES, Z_REACH, from_weights
+from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Z_EDGES, Z_REACH
+from hpcmcodec.pretrained import from_weights
 from hpcmcodec.training import stages
 from hpcmcodec.training.data import Crops, to_unit
 
@@ -95,7 +96,6 @@ def export(
     name: str,
     out: Path,
     photographs: Iterable[tuple[np.ndarray, int]],
-    lineage: Mapping[str, str] | None = None,
 ) -> bytes:
     """Write `out/name.safetensors` and its three graphs; returns the model id.
 
@@ -126,7 +126,6 @@ def export(
         "config": model.config.to_json(),
         "grids": weights.canonical_json(model.grids),
         "model_id": model_id.hex(),
-        **(lineage or {}),
     }
     out.mkdir(parents=True, exist_ok=True)
     from safetensors.numpy import save_file

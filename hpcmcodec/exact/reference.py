@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,17 +12,10 @@ from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
 from hpcmcodec.exact.constants import CODE_MAX, LEVELS, MEAN_MAX, MEAN_SHIFT, SIMILARITY_ONE, SLOPE, WEIGHT_ONE
 from hpcmcodec.exact.elementary import exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
+from hpcmcodec.exact.ops import Act, Array, Qualities
 from hpcmcodec.exact.quantisation import check_bound, chunks
 from hpcmcodec.exact.schedule import Step, fold, positions, unfold
-
-Array = Any  # numpy.ndarray or torch.Tensor
-
-
-class Act(NamedTuple):
-    """An activation: `x` (B, H, W, C) and the name of the grid that its codes stand on."""
-
-    x: Array
-    grid: str
 
 
 class ExactOps:
@@ -119,43 +112,31 @@ class ExactOps:
         out += bias
         return out
 
-    def linear(
-        self,
-        inputs: Act | Sequence[Act],
-        layer: str,
-        out: int,
-        grid: str | None = None,
-        *,
-        residual: bool = False,
-        biased: bool = True,
-    ) -> Act:
-        """1x1 convolution of the concatenation of `inputs`, which is never formed; (B, H, W, out).
-
-        `residual` and `biased` are for the declaration of parameters: the layer ends a residual branch; it has a bias.
-        """
+    def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
+        """The concatenation is never formed."""
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
-        grid = grid or layer
-        acc = self._code_(self._linear(parts, layer, self.grids[grid]))
+        grid = grid or layer.name
+        acc = self._code_(self._linear(parts, layer.name, self.grids[grid]))
         return Act(self.xp.cast(acc, self.xp.f4) if acc.dtype != self.xp.f4 else acc, grid)
 
-    def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Array, Array]:
-        """Entropy parameters: means in sixteenths (int32, +-2^16) and scale levels (int32, 0..63), each (...,
-        channels).
+    def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
+        """Means in sixteenths (int32, +-2^16) and levels (int32, 0..63). Raises ValueError for another number of
+        channels than the layer's.
         """
         xp = self.xp
-        out = xp.rint_(self._linear(inputs, layer, MEAN_SHIFT))
-        if out.shape[-1] != 2 * channels:
-            raise ValueError(f"{layer} gives {out.shape[-1]} parameters, {2 * channels} wanted")
-        means = xp.cast(xp.clamp_(out[..., :channels], -MEAN_MAX, MEAN_MAX), xp.i4)
-        levels = xp.cast(xp.clamp_(out[..., channels:], 0, LEVELS - 1), xp.i4)
+        out = xp.rint_(self._linear(inputs, layer.name, MEAN_SHIFT))
+        if out.shape[-1] != layer.out:
+            raise ValueError(f"{layer.name} gives {out.shape[-1]} parameters, {layer.out} wanted")
+        means = xp.cast(xp.clamp_(out[..., : layer.channels], -MEAN_MAX, MEAN_MAX), xp.i4)
+        levels = xp.cast(xp.clamp_(out[..., layer.channels :], 0, LEVELS - 1), xp.i4)
         return means, levels
 
-    def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
-        """Depthwise k x k convolution, zero padding, as k * k shifted multiply-adds of integers."""
-        xp, grid = self.xp, grid or layer
-        scale, bias = self._tap_scale(layer, self.grids[a.grid], self.grids[grid])
+    def depthwise(self, a: Act, layer: Depthwise, grid: str | None = None) -> Act:
+        """As k * k shifted multiply-adds of integers."""
+        xp, name, grid = self.xp, layer.name, grid or layer.name
+        scale, bias = self._tap_scale(name, self.grids[a.grid], self.grids[grid])
         taps = self._keep(
-            (layer, "taps"), lambda: [xp.array(t.astype(np.float32)) for t in self.tensors[f"{layer}.weight"].T]
+            (name, "taps"), lambda: [xp.array(t.astype(np.float32)) for t in self.tensors[f"{name}.weight"].T]
         )
         k = int(round(len(taps) ** 0.5))
         b, h, w, c = a.x.shape
@@ -175,13 +156,11 @@ class ExactOps:
 
         return self._keep((layer, e_in, e_out), make)
 
-    def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
-        """LayerNorm over channels: (n x - s1) * rsqrt(n s2 - s1^2 + n^2) * gamma + beta; epsilon is one squared
-        code.
-        """
-        xp, grid = self.xp, grid or layer
+    def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
+        """(n x - s1) * rsqrt(n s2 - s1^2 + n^2) * gamma + beta; epsilon is one squared code."""
+        xp, grid = self.xp, grid or layer.name
         n = a.x.shape[-1]
-        gamma, beta = self._affine(layer, self.grids[grid])
+        gamma, beta = self._affine(layer.name, self.grids[grid])
         s1, s2 = xp.sum(a.x, -1), xp.sum(a.x * a.x, -1)
         r = rsqrt(xp, (s2 * xp.full(n, xp.f8) - s1 * s1) + xp.full(n * n, xp.f8))
         out = a.x * xp.full(n, xp.f4)
@@ -198,7 +177,6 @@ class ExactOps:
         )
 
     def lrelu(self, a: Act) -> Act:
-        """max(x, 0.1 x) on the code."""
         xp = self.xp
         return Act(xp.maximum(a.x, xp.rint_(a.x * xp.full(SLOPE, xp.f4))), a.grid)
 
@@ -210,24 +188,22 @@ class ExactOps:
         return Act(self._code_(x), grid)
 
     def gate(self, r: Act, a: Act) -> Act:
-        """sigmoid(r) * a, on a's grid."""
         return Act(self.xp.rint_(self._sigmoid(r) * a.x), a.grid)
 
     def blend(self, r: Act, a: Act, b: Act) -> Act:
-        """sigmoid(r) * a + (1 - sigmoid(r)) * b; a and b on one grid, either may be (B, 1, 1, C)."""
+        """As sigmoid(r) * (a - b) + b; either may be (B, 1, 1, C)."""
         out = self._sigmoid(r) * (a.x - b.x)
         out = out + b.x
-        return Act(self.xp.rint_(out), _same_grid(a, b))
+        return Act(self.xp.rint_(out), same_grid(a, b))
 
     def add(self, a: Act, b: Act) -> Act:
-        return Act(self.xp.clamp_(a.x + b.x, -CODE_MAX, CODE_MAX), _same_grid(a, b))
+        return Act(self.xp.clamp_(a.x + b.x, -CODE_MAX, CODE_MAX), same_grid(a, b))
 
-    def channel_scale(self, a: Act, layer: str) -> Act:
-        return Act(self._code_(a.x * self._channel_factors(layer)), a.grid)
+    def channel_scale(self, a: Act, layer: Scale) -> Act:
+        return Act(self._code_(a.x * self._channel_factors(layer.name)), a.grid)
 
-    def place(self, a: Act, step: Step, layer: str) -> Act:
-        """a plus the vector of the group that the step codes at each position."""
-        table, out = self._place_codes(layer, self.grids[a.grid]), self.xp.zeros(a.x.shape, self.xp.f4)
+    def place(self, a: Act, step: Step, layer: Place) -> Act:
+        table, out = self._place_codes(layer.name, self.grids[a.grid]), self.xp.zeros(a.x.shape, self.xp.f4)
         for g, at in positions(step):
             out[at] = a.x[at] + table[g]
         return Act(self.xp.clamp_(out, -CODE_MAX, CODE_MAX), a.grid)
@@ -241,12 +217,11 @@ class ExactOps:
     def _channel_factors(self, layer: str) -> Array:
         return self._keep(layer, lambda: self.xp.array(self.tensors[f"{layer}.scale"].astype(np.float32)))
 
-    def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
-        """Bi-WKV4 over the H * W tokens in raster order (`exact/biwkv.py` has formula and order of operations)."""
-        xp, grid = self.xp, grid or layer
+    def wkv(self, k: Act, v: Act, layer: Wkv, grid: str | None = None) -> Act:
+        xp, grid = self.xp, grid or layer.name
         b, h, w, c = v.x.shape
         tokens = h * w
-        table, powers, own = self._wkv_constants(layer, tokens, self.grids[k.grid])
+        table, powers, own = self._wkv_constants(layer.name, tokens, self.grids[k.grid])
         weights = xp.take(table, self._index(k.x)).reshape(b, tokens, c)
         out = biwkv4_exact(xp, weights, xp.cast(v.x, xp.f8).reshape(b, tokens, c), powers, own)
         out *= xp.full(2.0 ** (self.grids[grid] - self.grids[v.grid]), xp.f8)
@@ -267,7 +242,6 @@ class ExactOps:
         return table, powers, own
 
     def pool(self, a: Act, grid: str) -> Act:
-        """Average over the positions, (B, 1, 1, C), on its own (finer) grid."""
         xp = self.xp
         out = self._total(a.x) / xp.full(a.x.shape[1] * a.x.shape[2], xp.f8)
         out *= xp.full(2.0 ** (self.grids[grid] - self.grids[a.grid]), xp.f8)
@@ -277,11 +251,7 @@ class ExactOps:
         return self.xp.sum(x, (1, 2))
 
     def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
-        """Mean of the two values whose keys are most similar to the query, weighted by softmax(cosine / temperature).
-
-        query, keys (B, 1, 1, K); values (B, 1, 1, C). Similarities are compared as integers; ties go to the older
-        reference, since the index is part of the key that is sorted.
-        """
+        """Similarities are compared as integers; the index is part of the key that is sorted, so no two are equal."""
         xp = self.xp
         if len(keys) == 1:
             return values[0]
@@ -308,15 +278,14 @@ class ExactOps:
 
     # -- latents in and out --
 
-    def hyper_latent(self, z: Array, layer: str, grid: str, quality: Sequence[int]) -> Act:
-        """z symbols (B, H, W, N) int32 as codes, plus the quality's bias; quality: hundredths of q, one a sample."""
-        xp = self.xp
+    def hyper_latent(self, z: Array, layer: QualityBias, quality: Qualities) -> Act:
+        xp, grid, table = self.xp, layer.grid, self.tensors[f"{layer.name}.table"]
         scale = 2 ** self.grids[grid]
         limit = CODE_MAX // scale + 1
         codes = xp.clamp_(
             xp.cast(xp.clamp_(xp.cast(z, xp.i4), -limit, limit), xp.f4) * xp.full(scale, xp.f4), -CODE_MAX, CODE_MAX
         )
-        bias = np.array([interpolate(self.tensors[f"{layer}.table"], q) for q in quality], np.float32)
+        bias = np.array([interpolate(table, q) for q in quality], np.float32)
         return self.add(Act(codes, grid), Act(xp.array(bias[:, None, None, :]), grid))
 
     def latent_code(self, y_hat: Array) -> Array:
@@ -325,24 +294,20 @@ class ExactOps:
         return xp.cast(xp.clamp_((y_hat + xp.full(1, xp.i4)) >> xp.full(1, xp.i4), -CODE_MAX, CODE_MAX), xp.f4)
 
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
-        """y_hat before anything is coded, and what the context sees of it."""
         return self.xp.zeros(shape, self.xp.i4), Act(self.xp.zeros(shape, self.xp.f4), "y")
 
     def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
-        """f(*arguments): a part of the walk that training may run twice rather than keep what is inside."""
         return f(*arguments)
 
     # -- where symbols are: strided slices, five times as quick as index arrays in numpy --
 
     def folded(self, a: Act, step: Step) -> Act:
-        """The step's channels of a (B, H, W, M), one group a position: (B, H, W, M / groups)."""
         return Act(fold(a.x, step, self._empty_fold(a.x, len(step.groups))), a.grid)
 
     def _empty_fold(self, x: Array, groups: int) -> Array:
         return self.xp.zeros((*x.shape[:-1], x.shape[-1] // groups), self.xp.f4)
 
     def gather(self, xs: Sequence[Array], step: Step) -> list[tuple[int, list[Array]]]:
-        """For each group of a step with positions on this grid: (group, rows (B, 1, n, D) of each x (B, H, W, D))."""
         rows: dict[int, list[list[Array]]] = {}
         for g, at in positions(step):
             blocks = [x[at].reshape(x.shape[0], 1, -1, x.shape[-1]) for x in xs]
@@ -350,7 +315,6 @@ class ExactOps:
         return [(g, [self.xp.concat(list(b), 2) for b in zip(*blocks, strict=True)]) for g, blocks in rows.items()]
 
     def scatter(self, rows: Sequence[tuple[int, Array]], step: Step, shape: Sequence[int]) -> Array:
-        """The inverse of `gather`: rows of every group into an array of `shape` (B, H, W, C), int32."""
         out = self.xp.zeros(shape, self.xp.i4)
         by_group, start = dict(rows), dict.fromkeys(range(len(step.groups)), 0)
         for g, at in positions(step):
@@ -361,9 +325,7 @@ class ExactOps:
         return out
 
     def unfold(self, folded: Array, step: Step, target: Array) -> Array:
-        """`target` (B, H, W, M) with the step's folded values in their places; in place, since nobody keeps the old
-        one.
-        """
+        """In place, since nobody keeps the old one."""
         return unfold(folded, step, target)
 
 
@@ -375,7 +337,8 @@ def interpolate(table: np.ndarray, quality: int) -> list[int]:
     return [(int(a) * (10000 - f) + int(b) * f + 5000) // 10000 for a, b in zip(table[i], table[i + 1], strict=True)]
 
 
-def _same_grid(a: Act, b: Act) -> str:
+def same_grid(a: Act, b: Act) -> str:
+    """The one grid of two operands. Raises ValueError where they have two."""
     if a.grid != b.grid:
         raise ValueError(f"operands on different grids: {a.grid} and {b.grid}")
     return a.grid
