@@ -10,17 +10,13 @@
 // this once for each instruction set, in a namespace of its own, and everything is static, since a copy for a newer
 // instruction set that the linker chose for all would end older processors.
 
-#ifndef __CUDACC_RTC__
-#include <stdint.h>
-#endif
+#include "abi.h"
 
 #ifdef __CUDACC__
 #define HPCM_FN __device__ static __forceinline__
 #else
 #define HPCM_FN static inline __attribute__((always_inline))
 #endif
-
-enum { HPCM_CODE_MAX = 2047, HPCM_BLOCK = 64 };
 
 HPCM_FN float hpcm_limit(float x, float low, float high) {
     x = x < low ? low : x;
@@ -234,8 +230,6 @@ HPCM_FN V hpcm_exp(V x) {
 }
 
 // exp(-w) and exp(u) from decay and boost, which have gradients only within the clamps.
-enum { HPCM_EXPONENT_MAX = 16 };
-
 HPCM_FN double hpcm_decay_factor(double decay, int64_t tokens) {
     return hpcm_exp<uint64_t>(-(hpcm_limit(decay, 0.0, (double)HPCM_EXPONENT_MAX) / (double)tokens));
 }

@@ -20,7 +20,7 @@ from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.biwkv import biwkv4_exact
 from hpcmcodec.exact.namespaces import NUMPY, TorchNamespace
 from hpcmcodec.exact.reference import ExactOps
-from hpcmcodec.native import build, cuda, doctor, selftest, torch_ops
+from hpcmcodec.native import abi, build, cuda, doctor, selftest, torch_ops
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.torch_engine import TorchEngine
 from tests import tiny
@@ -125,7 +125,7 @@ def test_depthwise_kernels_of_five_taps_give_the_bits_of_the_reference(on_the_pr
 def test_the_self_test_finds_a_kernel_that_computes_something_else(on_the_processor, monkeypatch) -> None:
     assert cuda.check(on_the_processor) == []
     monkeypatch.setattr(on_the_processor, "add", lambda n, a, b, out: on_the_processor.lrelu(n, a, out))
-    assert cuda.check(on_the_processor) == ["add", "place"]  # which adds
+    assert cuda.check(on_the_processor) == ["add", "hyper_latent", "place"]  # which add
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -184,6 +184,14 @@ def test_latents_are_coded_to_the_same_bytes_as_in_numpy(on_the_processor, size:
     (expected, y_hat), (got, got_y_hat) = (c.encode(y, z, 4321) for c in coders)
     assert got == expected
     np.testing.assert_array_equal(y_hat, got_y_hat)
+
+
+def test_an_image_that_takes_the_shared_structs_for_something_else_is_not_used(
+    shim: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(abi.VALUES, "the place of Biwkv4.sums", 0)
+    with pytest.raises(UnsupportedError, match=r"the place of Biwkv4.sums is \d+ in the kernels, 0 in Python"):
+        cuda.CudaKernels(cuda.Driver(shim, b"image"), torch.device("cpu"), lambda: 0)
 
 
 def test_the_drivers_errors_are_told_in_one_line(shim: ctypes.CDLL, on_the_processor) -> None:

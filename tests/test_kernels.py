@@ -20,7 +20,7 @@ from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Scale, Wkv
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act
 from hpcmcodec.exact.reference import ExactOps
-from hpcmcodec.native import build, loader, selftest
+from hpcmcodec.native import abi, build, loader, selftest
 from hpcmcodec.native.compiled import KernelOps, Kernels
 from tests import tiny
 
@@ -200,12 +200,18 @@ def test_biwkv4_in_torch_numpy_and_cpp_is_the_same(machine: Kernels) -> None:
 
 def float_biwkv4(kernels: Kernels, k, v, decay, boost, g) -> list[np.ndarray]:
     """y and the gradients by k, v, decay and boost; all float32, decay and boost float64."""
-    shape, at = k.shape, [a.ctypes.data for a in (k, v, decay, boost)]
-    y, gk, gv, sums = np.empty_like(k), np.empty_like(k), np.empty_like(k), np.empty((shape[0], 2, shape[2]))
-    by = np.empty_like(decay), np.empty_like(decay)
-    assert kernels.float_biwkv4(0, *shape, *at, y.ctypes.data) == 0
-    assert kernels.float_biwkv4_gradients(0, *shape, *at, *(a.ctypes.data for a in (g, gk, gv, *by, sums))) == 0
-    return [y, gk, gv, *by]
+    y, gk, gv, sums = np.empty_like(k), np.empty_like(k), np.empty_like(k), np.empty((k.shape[0], 2, k.shape[2]))
+    by_decay, by_boost = np.empty_like(decay), np.empty_like(decay)
+
+    def call(**arrays: np.ndarray) -> abi.Biwkv4:
+        own = {"k": k, "v": v, "decay": decay, "boost": boost, **arrays}
+        batch, tokens, channels = k.shape
+        return abi.Biwkv4(batch, tokens, abi.FLOAT32, channels, **{n: a.ctypes.data for n, a in own.items()})
+
+    assert kernels.float_biwkv4(call(y=y)) == 0
+    gradients = call(g=g, gk=gk, gv=gv, sums=sums)
+    assert kernels.float_biwkv4_gradients(gradients, by_decay.ctypes.data, by_boost.ctypes.data) == 0
+    return [y, gk, gv, by_decay, by_boost]
 
 
 @pytest.mark.parametrize("channels", [1, 8, 13])

@@ -1,6 +1,7 @@
 """Kernels are found, built or done without: whatever happens to compiler and cache, coding works or says why."""
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -16,7 +17,7 @@ import pytest
 from hpcmcodec import cli, codec
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.reference import ExactOps
-from hpcmcodec.native import build, doctor, loader
+from hpcmcodec.native import abi, build, doctor, loader
 from hpcmcodec.native.compiled import KernelOps
 from tests import tiny
 
@@ -49,7 +50,7 @@ class Place:
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "home"))
         monkeypatch.delenv("HPCM_OPS", raising=False)
         monkeypatch.setattr(build, "source_folder", lambda: self.sources)
-        monkeypatch.setattr(build, "__file__", str(self.package / "hpcmcodec" / "ops" / "build.py"))
+        monkeypatch.setattr(build, "__file__", str(self.package / "hpcmcodec" / "native" / "build.py"))
         monkeypatch.setattr(loader, "_started_build", False)
         self.compiler("copy")
 
@@ -79,7 +80,7 @@ class Place:
 
     def process(self) -> subprocess.Popen[str]:
         """What a build in the background is."""
-        command = [sys.executable, "-I", str(self.package / "hpcmcodec" / "ops" / "build.py"), "cache"]
+        command = [sys.executable, "-I", str(self.package / "hpcmcodec" / "native" / "build.py"), "cache"]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def libraries(self) -> list[Path]:
@@ -138,6 +139,15 @@ def test_a_library_of_other_sources_is_not_used(place: Place) -> None:
     stale = build.prebuilt_path(place.sources, build.source_hash(place.sources))
     shutil.copy(place.library, stale)  # under the new name, but it says itself what it was built from
     assert any("other sources" in r for r in finds_reference(background=False).reasons)
+
+
+@pytest.mark.parametrize("name", ["PANEL", "the size of Linear", "the place of Chunk.scale"])
+def test_a_library_that_takes_the_shared_structs_for_something_else_is_not_used(place: Place, name: str) -> None:
+    place.build()
+    place.monkeypatch.setitem(abi.VALUES, name, 48)
+    (why,) = [r for r in finds_reference(background=False).reasons if "Python" in r]
+    assert re.search(rf"{name} is \d+ in the kernels, 48 in Python$", why)
+    assert "\n" not in why
 
 
 def test_another_compiler_builds_a_library_of_its_own_and_without_one_any_will_do(place: Place) -> None:
@@ -466,7 +476,7 @@ def test_doctor_finds_kernels_that_compute_something_else(place: Place, capsys: 
     place.monkeypatch.setattr(kernels, "add", wrong)
     code, _, err = run_doctor(capsys)
     assert code == 5
-    assert "differ from the reference: add, place;" in err  # place adds
+    assert "differ from the reference: add, hyper_latent, place;" in err  # which add
 
 
 def test_info_loads_no_kernels_and_no_numpy() -> None:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = ("core.h", "cpu.h", "kernels.cpp")
+SOURCES = ("abi.h", "core.h", "work.h", "cpu.h", "kernels.cpp")  # the last is what is compiled
 # Contraction off: a fused multiply-add rounds once where the reference rounds twice. The next two change no result:
 # they say that nobody reads errno or the processor's exception flags, without which loops with comparisons or
 # conversions are not vectorised. No instruction set is named: kernels.cpp has a copy for each and chooses when it runs.

@@ -157,7 +157,7 @@ def _open(path: Path, source: str, reasons: list[str]) -> Kernels | None:
                     reasons.append(f"{path} was built from other sources")
                     return None
                 _loaded[path] = Kernels(library, threads())
-            except (OSError, AttributeError) as error:
+            except (OSError, AttributeError, UnsupportedError) as error:
                 reasons.append(f"{path} cannot be loaded: {error}")
                 return None
         return _loaded[path]

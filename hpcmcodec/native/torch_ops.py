@@ -16,12 +16,12 @@ from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.constants import EXPONENT_MAX
-from hpcmcodec.native import cuda, loader
+from hpcmcodec.native import abi, cuda, loader
 from hpcmcodec.native.compiled import Kernels
 
 __all__ = ["biwkv4", "in_torch", "kernels_for"]
 
-_REALS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}  # kernels.cpp, enum Real
+_REALS = {torch.float32: abi.FLOAT32, torch.bfloat16: abi.BFLOAT16, torch.float64: abi.FLOAT64}
 _LIBRARY = torch.library.Library("hpcm", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("biwkv4(Tensor k, Tensor v, Tensor decay, Tensor boost) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
@@ -122,6 +122,13 @@ def _ready(*tensors: Tensor) -> list[Tensor]:
     return [t.contiguous() for t in tensors]
 
 
+def _call(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor, **others: Tensor) -> abi.Biwkv4:
+    batch, tokens, channels = k.shape
+    tensors = {"k": k, "v": v, "decay": decay, "boost": boost, **others}
+    at = {name: t.data_ptr() for name, t in tensors.items()}
+    return abi.Biwkv4(batch=batch, tokens=tokens, real=_REALS[k.dtype], channels=channels, **at)
+
+
 def _called(failed: int) -> None:
     if failed:
         raise MemoryError("biwkv4: no memory for the sums of a sequence")
@@ -132,7 +139,7 @@ def _forward(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
     kernels = _use(k.device)
     k, v, d, u = _ready(k, v, decay.double(), boost.double())
     y = _result(k)
-    _called(kernels.float_biwkv4(_REALS[k.dtype], *k.shape, *(t.data_ptr() for t in (k, v, d, u, y))))
+    _called(kernels.float_biwkv4(_call(k, v, d, u, y=y)))
     return y
 
 
@@ -142,11 +149,8 @@ def _gradients(g: Tensor, k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) ->
     g, k, v, d, u = _ready(g, k, v, decay.double(), boost.double())
     gk, gv, gd, gu = (torch.empty_like(t) for t in (k, v, d, u))
     sums = d.new_empty((k.shape[0], 2, k.shape[2]))
-    _called(
-        kernels.float_biwkv4_gradients(
-            _REALS[k.dtype], *k.shape, *(t.data_ptr() for t in (k, v, d, u, g, gk, gv, gd, gu, sums))
-        )
-    )
+    call = _call(k, v, d, u, g=g, gk=gk, gv=gv, sums=sums)
+    _called(kernels.float_biwkv4_gradients(call, gd.data_ptr(), gu.data_ptr()))
     return gk, gv, gd.to(decay.dtype), gu.to(boost.dtype)
 
 
