@@ -19,7 +19,7 @@ PACKAGE = "hpcmcodec"
 
 LAYERS = (
     # what everybody may use
-    ("errors",),
+    ("errors", "quality"),
     # exact arithmetic: no model, no kernels
     ("exact", "exact.constants"),
     ("exact.schedule", "exact.elementary", "exact.namespaces", "exact.quantisation"),

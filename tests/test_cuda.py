@@ -22,6 +22,7 @@ from hpcmcodec.exact.namespaces import NUMPY, TorchNamespace
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import abi, build, cuda, doctor, selftest, torch_ops
 from hpcmcodec.native.compiled import KernelOps
+from hpcmcodec.quality import Quality
 from hpcmcodec.torch_engine import TorchEngine
 from tests import tiny
 from tests.test_kernels import TOKENS, wkv_inputs
@@ -181,7 +182,7 @@ def test_latents_are_coded_to_the_same_bytes_as_in_numpy(on_the_processor, size:
         for ops in (ExactOps(NUMPY, tensors, w.grids), KernelOps(on_the_processor, tensors, w.grids, xp))
     ]
     y, z = tiny.latents(*size)
-    (expected, y_hat), (got, got_y_hat) = (c.encode(y, z, 4321) for c in coders)
+    (expected, y_hat), (got, got_y_hat) = (c.encode(y, z, Quality(4321)) for c in coders)
     assert got == expected
     np.testing.assert_array_equal(y_hat, got_y_hat)
 
@@ -408,6 +409,6 @@ def test_on_a_gpu_files_decode_to_their_checksums_with_kernels_and_without(monke
         for name in tiny.PICTURES:
             reader = codec.container.Reader((tiny.DATA / f"{name}.hpcm").read_bytes())
             header = reader.header
-            streams = {s: reader.stream(s, 0) for s in codec.container.SCALES}
+            streams = {s: reader.stream(s, 0) for s in codec.container.STREAM_ORDER}
             crcs = {s: header.stream_info(s, 0).latents_crc for s in streams}
             engine.coder.decode(streams, crcs, header.quality, header.latent_height, header.latent_width)

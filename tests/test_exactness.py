@@ -25,6 +25,7 @@ from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.quality import Quality
 
 TESTS = Path(__file__).parent
 # What each program starts with: whether numpy computes as the test says, and the CRC of a float product, which BLAS
@@ -257,9 +258,9 @@ def code_and_decode(encoder: LatentCoder, decoder: LatentCoder, pictures: int) -
     """IntegrityError where decoding misses what was encoded."""
     for seed in range(pictures):
         y, z = tiny.latents(24, 24, seed)
-        coded, _ = encoder.encode(y, z, 5000)
+        coded, _ = encoder.encode(y, z, Quality(5000))
         streams, crcs = {s: c.data for s, c in coded.items()}, {s: c.latents_crc for s, c in coded.items()}
-        decoder.decode(streams, crcs, 5000, 24, 24)
+        decoder.decode(streams, crcs, Quality(5000), 24, 24)
 
 
 def coder(ops: ExactOps) -> LatentCoder:
@@ -294,9 +295,9 @@ def test_proof_that_these_tests_can_fail_exact_sums_in_another_order_are_not_cau
 FLOAT_ELSEWHERE = """
 import test_exactness
 y, z = tiny.latents(24, 24, 1)
-coded, y_hat = test_exactness.float_coder(0).encode(y, z, 5000)
+coded, y_hat = test_exactness.float_coder(0).encode(y, z, test_exactness.Quality(5000))
 said["float"] = [c.latents_crc for c in coded.values()]
-coded, y_hat = test_exactness.coder(tiny.exact_ops()).encode(y, z, 5000)
+coded, y_hat = test_exactness.coder(tiny.exact_ops()).encode(y, z, test_exactness.Quality(5000))
 said["exact"] = [c.latents_crc for c in coded.values()]
 print(json.dumps(said))
 """

@@ -22,6 +22,7 @@ from hpcmcodec.exact.ops import Act
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import abi, build, loader, selftest
 from hpcmcodec.native.compiled import KernelOps, Kernels
+from hpcmcodec.quality import Quality
 from tests import tiny
 
 CHANNELS = {"narrow": (16, 9, 5), "lite": (128, 80, 320), "odd": (141, 33, 301)}  # width, outputs, second input
@@ -244,7 +245,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> dict[str, 
 def test_fixtures_decode_to_the_same_latents_with_and_without_kernels(engines, name: str) -> None:
     reader = codec.container.Reader((tiny.DATA / f"{name}.hpcm").read_bytes())
     header = reader.header
-    streams = {s: reader.stream(s, 0) for s in codec.container.SCALES}
+    streams = {s: reader.stream(s, 0) for s in codec.container.STREAM_ORDER}
     crcs = {s: header.stream_info(s, 0).latents_crc for s in streams}
     size = header.latent_height, header.latent_width
     latents = [engines[e].coder.decode(streams, crcs, header.quality, *size) for e in ("reference", "cpp")]
@@ -254,7 +255,7 @@ def test_fixtures_decode_to_the_same_latents_with_and_without_kernels(engines, n
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (9, 14), (33, 20)])
 def test_latents_are_coded_to_the_same_bytes_with_and_without_kernels(engines, size: tuple[int, int]) -> None:
     y, z = tiny.latents(*size)
-    coded = {name: engine.coder.encode(y, z, 4321) for name, engine in engines.items()}
+    coded = {name: engine.coder.encode(y, z, Quality(4321)) for name, engine in engines.items()}
     assert coded["reference"][0] == coded["cpp"][0]
     np.testing.assert_array_equal(coded["reference"][1], coded["cpp"][1])
 
@@ -270,7 +271,7 @@ def test_lite_codes_to_the_same_bytes_with_and_without_kernels(monkeypatch: pyte
         codec.LatentCoder(w.config, ops, tables)
         for ops in (ExactOps(NUMPY, tensors, w.grids), KernelOps(machine, tensors, w.grids))
     ]
-    (expected, expected_y), (got, got_y) = (c.encode(y, z, 5000) for c in coders)
+    (expected, expected_y), (got, got_y) = (c.encode(y, z, Quality(5000)) for c in coders)
     assert got == expected
     np.testing.assert_array_equal(got_y, expected_y)
 

@@ -105,7 +105,7 @@ def codes_a_picture() -> None:
     """A file of the tiny model is decoded and its integers are checked, whatever operations are there."""
     header = codec.container.parse_header((tiny.DATA / "tiny-7x5.hpcm").read_bytes())
     reader = codec.container.Reader((tiny.DATA / "tiny-7x5.hpcm").read_bytes())
-    streams = {s: reader.stream(s, 0) for s in codec.container.SCALES}
+    streams = {s: reader.stream(s, 0) for s in codec.container.STREAM_ORDER}
     crcs = {s: header.stream_info(s, 0).latents_crc for s in streams}
     size = header.latent_height, header.latent_width
     codec.LightEngine(tiny.load()).coder.decode(streams, crcs, header.quality, *size)

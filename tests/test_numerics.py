@@ -37,6 +37,7 @@ from hpcmcodec.exact.schedule import STEPS, positions
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.declaration import declare
 from hpcmcodec.model.memory import MemoryBank
+from hpcmcodec.quality import Quality
 from hpcmcodec.torch_engine import TorchEngine
 
 TORCH = TorchNamespace()
@@ -99,7 +100,7 @@ def test_tables_are_the_functions_that_they_stand_for() -> None:
 
 @given(arrays(np.int32, (3, 4), elements=CODES), st.integers(0, 10000))
 def test_quality_table_is_interpolated_to_the_nearest_integer(table: np.ndarray, quality: int) -> None:
-    for column, found in zip(table.T.tolist(), interpolate(table, quality), strict=True):
+    for column, found in zip(table.T.tolist(), interpolate(table, Quality(quality)), strict=True):
         position = Fraction(quality * 2, 10000)
         i = min(int(position), 1)
         exact = column[i] + (column[i + 1] - column[i]) * (position - i)
@@ -530,9 +531,9 @@ def test_context_sees_y_hat_in_eighths_rounded_half_up(y_hat: np.ndarray) -> Non
 @given(arrays(np.int32, (1, 1, 2, 8), elements=st.integers(-(2**20), 2**20)), st.integers(0, 10000))
 def test_hyper_latent_is_z_on_its_grid_plus_the_bias_of_the_quality(z: np.ndarray, quality: int) -> None:
     ops = tiny.exact_ops()
-    bias = np.array(interpolate(ops.tensors["h_s.quality.table"], quality))
+    bias = np.array(interpolate(ops.tensors["h_s.quality.table"], Quality(quality)))
     scaled = np.clip(z.astype(np.int64) << tiny.load().grids["h_s.z"], -CODE_MAX, CODE_MAX)
-    got = ops.hyper_latent(z, QualityBias("h_s.quality", "h_s.z", 8), [quality])
+    got = ops.hyper_latent(z, QualityBias("h_s.quality", "h_s.z", 8), [Quality(quality)])
     np.testing.assert_array_equal(got.x, np.clip(scaled + bias, -CODE_MAX, CODE_MAX))
 
 
@@ -563,7 +564,7 @@ CALLS: dict[str, Callable[[ExactOps, Callable[[np.ndarray, str], Act], np.ndarra
         0.1,
     ),
     "hyper latent": lambda o, act, a, b: o.hyper_latent(
-        o.xp.cast(act(a[..., :8], "").x, o.xp.i4), QualityBias("h_s.quality", "h_s.z", 8), [3333]
+        o.xp.cast(act(a[..., :8], "").x, o.xp.i4), QualityBias("h_s.quality", "h_s.z", 8), [Quality(3333)]
     ),
     "latent code": lambda o, act, a, b: o.latent_code(o.xp.cast(act(a, "").x, o.xp.i4)),
 }
@@ -758,12 +759,12 @@ EXTREME = (tiny.DATA / f"{tiny.EXTREME}.hpcm").read_bytes()
 
 def decode_streams(coder: LatentCoder) -> np.ndarray:
     """y_hat of the golden file that needs all that the coder can do, checked against its CRCs."""
-    from hpcmcodec.container import SCALES, Reader
+    from hpcmcodec.container import STREAM_ORDER, Reader
 
     reader = Reader(EXTREME)
     header = reader.header
-    streams = {s: reader.stream(s, 0) for s in SCALES}
-    crcs = {s: header.stream_info(s, 0).latents_crc for s in SCALES}
+    streams = {s: reader.stream(s, 0) for s in STREAM_ORDER}
+    crcs = {s: header.stream_info(s, 0).latents_crc for s in STREAM_ORDER}
     return np.asarray(
         coder.decode(streams, crcs, header.quality, header.latent_height, header.latent_width), dtype=np.int32
     )

@@ -38,6 +38,7 @@ from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.entropy import grids_at
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.pretrained import from_weights
+from hpcmcodec.quality import Quality
 from hpcmcodec.training import config, export, loop, records, report, stages, states, synthetic
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import Rates, Recipe, Run
@@ -803,7 +804,7 @@ def test_grids_that_ship_are_as_fine_as_the_activations_allow_and_never_coarser(
     model = tiny.make_model()
     model.grids = {g: e if g in FIXED_GRIDS else max(0, e - 2) for g, e in model.grids.items()}
     model.grids["s3.cell.in"] = 11  # saturated: the network may have learned with its clamp
-    photographs = [(tiny.picture(128, 128, s), q) for s, q in ((0, 500), (1, 4000), (2, 6000), (3, 10000))]
+    photographs = [(tiny.picture(128, 128, s), Quality(q)) for s, q in ((0, 500), (1, 4000), (2, 6000), (3, 10000))]
     fitted = export.fit_grids(model, photographs)
     assert {g: fitted[g] for g in (*FIXED_GRIDS, "s3.cell.in")} == {
         g: model.grids[g] for g in (*FIXED_GRIDS, "s3.cell.in")
@@ -815,7 +816,7 @@ def test_grids_that_ship_are_as_fine_as_the_activations_allow_and_never_coarser(
     finer.grids = fitted
     error = {model: 0.0, finer: 0.0}
     for pixels, quality in photographs:
-        x, q = to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]), torch.tensor([quality / 10000])
+        x, q = to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]), torch.tensor([quality.unit])
         for g, peak in stages.peaks(model, x, q, False, 0.999).items():
             full[g] = max(full.get(g, 0.0), peak * 2.0 ** grids_at(fitted, quality)[g] / CODE_MAX)
         with torch.no_grad():

@@ -27,6 +27,7 @@ from hpcmcodec.container import LATENT
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.entropy import z_tables_of
+from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Decoder
 
 DATA = Path(__file__).parent / "data"
@@ -161,11 +162,11 @@ def write_golden() -> None:
     engine = codec.LightEngine(load())
     files = {name: encode(w, h, quality) for name, (w, h, quality) in PICTURES.items()}
     y, z = latents(9, 14)
-    coded, _ = engine.coder.encode(y, z, 3000)
+    coded, _ = engine.coder.encode(y, z, Quality(3000))
     streams = {s: [container.Stream(c.data, c.latents_crc)] for s, c in coded.items()}
     size = {"width": 14 * LATENT - 3, "height": 9 * LATENT - 15}
     files[EXTREME] = container.pack(
-        model_id=load().model_id, quality=3000, streams=streams, metadata={"XMP": b"<x/>"}, **size
+        model_id=load().model_id, quality=Quality(3000), streams=streams, metadata={"XMP": b"<x/>"}, **size
     )
     said = {}
     for name, data in files.items():

@@ -43,6 +43,7 @@ from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.context import walk
+from hpcmcodec.quality import Quality
 
 SIZES: Mapping[str, tuple[int, int]] = {"0.4": (768, 512), "2": (1728, 1152), "12": (4224, 2816)}
 """Megapixels -> width and height: multiples of 64, which CompressAI's models need."""
@@ -219,7 +220,7 @@ def macs_per_pixel(w: weights.Weights) -> dict[str, float]:
     side = 32  # latents: a multiple of every scale's stride
     counter = _Counter(ExactOps(NUMPY, w.under("entropy"), w.grids))
     z = np.zeros((1, side // 4, side // 4, w.config.hyper), np.int32)
-    walk(counter, w.config, z, [5000], side, side, lambda step, means, levels, mask: np.zeros_like(means))
+    walk(counter, w.config, z, [Quality.of(50)], side, side, lambda step, means, levels, mask: np.zeros_like(means))
     entropy = counter.macs / (16 * side) ** 2
     return {"encode": parts["g_a"] + parts["h_a"] + entropy, "decode": parts["g_s"] + entropy}
 

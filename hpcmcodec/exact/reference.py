@@ -16,6 +16,7 @@ from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, Quality
 from hpcmcodec.exact.ops import Act, Array, Qualities
 from hpcmcodec.exact.quantisation import check_bound, chunks
 from hpcmcodec.exact.schedule import Step, fold, positions, unfold
+from hpcmcodec.quality import Quality
 
 
 class ExactOps:
@@ -329,9 +330,9 @@ class ExactOps:
         return unfold(folded, step, target)
 
 
-def interpolate(table: np.ndarray, quality: int) -> list[int]:
-    """Linear interpolation of an integer table (K, N) at quality 0..10000, in Python integers, half rounded up."""
-    position = quality * (len(table) - 1)
+def interpolate(table: np.ndarray, quality: Quality) -> list[int]:
+    """Linear interpolation of an integer table (K, N) at a quality, in Python integers, half rounded up."""
+    position = quality.hundredths * (len(table) - 1)
     i = min(position // 10000, len(table) - 2)
     f = position - i * 10000
     return [(int(a) * (10000 - f) + int(b) * f + 5000) // 10000 for a, b in zip(table[i], table[i + 1], strict=True)]

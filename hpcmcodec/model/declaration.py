@@ -16,6 +16,7 @@ from hpcmcodec.exact.ops import Act, Array, Qualities
 from hpcmcodec.exact.schedule import Step
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
+from hpcmcodec.quality import Quality
 
 
 class Declaration:
@@ -110,5 +111,13 @@ class Declaration:
 def declare(config: Config) -> tuple[dict[str, Layer], list[str]]:
     """The layers of the entropy path by name, in the order of the flow, and the names of its grids, sorted."""
     d = Declaration()
-    walk(d, config, np.zeros((1, 2, 2, config.hyper), np.int32), [0], 8, 8, lambda step, means, levels, mask: means)
+    walk(
+        d,
+        config,
+        np.zeros((1, 2, 2, config.hyper), np.int32),
+        [Quality(0)],
+        8,
+        8,
+        lambda step, means, levels, mask: means,
+    )
     return d.layers, sorted(d.grids)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from hpcmcodec.exact.constants import LEVELS
+from hpcmcodec.quality import Quality
 
 LEVELS_PER_OCTAVE = 6
 LEVEL_OF_ONE = 26  # level of scale 1: level 0 is 0.0496, level 63 is 71.8
-# Latents shrink with the quality, and with them the context's activations: below a quality (hundredths of q) there is
+# Latents shrink with the quality, and with them the context's activations: below a quality there is
 # room for more bits on the grids of contexts and priors, and on those of carries. Without them what means are made of
 # is rounded to eighths of a step, which costs 2% of the bits at q 10.
-FINER_BELOW = ((5000, 2, 1), (7500, 1, 1))
+FINER_BELOW = ((Quality.of(50), 2, 1), (Quality.of(75), 1, 1))
 # z spreads with the quality too, and training knows one prior for all: each fifth of the qualities has its own tables.
 Z_BANDS = 5
 SKIP_PROBABILITY = 0.998  # symbols of a table that gives zero more than this are not coded: they are zero by rule
@@ -25,8 +26,8 @@ def scale_of_level(level: np.ndarray) -> np.ndarray:
     return np.asarray(2.0 ** ((level - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE))
 
 
-def grids_at(grids: Mapping[str, int], quality: int) -> dict[str, int]:
-    """Exponents of the grids for coding at a quality (hundredths of q), from those of the best."""
+def grids_at(grids: Mapping[str, int], quality: Quality) -> dict[str, int]:
+    """Exponents of the grids for coding at a quality, from those of the best."""
     for below, inside, carries in FINER_BELOW:
         if quality < below:
             more = {g: inside for g in grids if g.endswith(".context") or ".prior." in g}
@@ -118,9 +119,9 @@ def factorised_tables(cdf: np.ndarray, low: int) -> dict[str, np.ndarray]:
     return pack_tables(rows)
 
 
-def z_tables_of(quality: int, channels: int) -> np.ndarray:
-    """int (channels,): the row of z's tables that each channel is coded with, at a quality in hundredths of q."""
-    return min(quality * Z_BANDS // 10000, Z_BANDS - 1) * channels + np.arange(channels)
+def z_tables_of(quality: Quality, channels: int) -> np.ndarray:
+    """int (channels,): the row of z's tables that each channel is coded with, at a quality."""
+    return min(quality.hundredths * Z_BANDS // 10000, Z_BANDS - 1) * channels + np.arange(channels)
 
 
 def skipped_levels(cdf: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:

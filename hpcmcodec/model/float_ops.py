@@ -24,6 +24,7 @@ from hpcmcodec.exact.ops import COMPUTING, Act, Qualities
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import Step, positions
 from hpcmcodec.native.torch_ops import biwkv4
+from hpcmcodec.quality import Quality
 
 
 class _Bounded(torch.autograd.Function):
@@ -267,9 +268,9 @@ class FakeOps(FloatOps):
 
     def hyper_latent(self, z: Tensor, layer: QualityBias, quality: Qualities) -> Act:
         f = super().hyper_latent(z, layer, quality)
-        hundredths = [int(round(float(q) * 10000)) for q in quality]
+        rounded = [Quality.of_unit(float(q)) for q in quality]
         with self.namespace.exact_mode():
-            e = self.exact.hyper_latent(z.detach().round().int(), layer, hundredths)
+            e = self.exact.hyper_latent(z.detach().round().int(), layer, rounded)
         return Act(_straight(e.x * 2.0 ** -self.grids[layer.grid], f.x), layer.grid)
 
     def latent_code(self, y_hat: Tensor) -> Tensor:

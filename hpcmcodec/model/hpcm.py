@@ -43,6 +43,7 @@ from hpcmcodec.model.float_ops import FakeOps, FloatOps, bounded
 from hpcmcodec.model.parameters import FIRST_LEVEL, LEVELS_PER_NEPER
 from hpcmcodec.model.rwkv import EXP_GRID, GATE_GRID
 from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis
+from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Tables
 
 DEFAULT_GRID = 7
@@ -134,7 +135,7 @@ class Estimator(nn.Module, ABC):
         """
         p = self.derived()
         if fake_at is not None:
-            grids = grids_at(self.grids, int((fake_at.max() * 10000).round()))
+            grids = grids_at(self.grids, Quality.of_unit(float(fake_at.max())))
             return FakeOps(p, grids, self.integers(p), recompute=self.recompute)
         return FloatOps(p, self.grids, recompute=self.recompute)
 
@@ -266,7 +267,7 @@ class HPCM(Estimator):
         """
         y, z = (t.cpu().numpy() for t in self.analyse(x, q))
         coder = self.coder()
-        coded = [coder.encode(a, b, _hundredths(v))[0] for a, b, v in zip(y, z, q, strict=True)]
+        coded = [coder.encode(a, b, Quality.of_unit(float(v)))[0] for a, b, v in zip(y, z, q, strict=True)]
         return {"strings": [[c[s].data for c in coded] for s in ("z", *SCALES)], "shape": tuple(y.shape[1:3])}
 
     @torch.no_grad()
@@ -276,7 +277,7 @@ class HPCM(Estimator):
         """
         coder = self.coder()
         y_hat = [
-            coder.decode(dict(zip(("z", *SCALES), s, strict=True)), None, _hundredths(v), *shape)
+            coder.decode(dict(zip(("z", *SCALES), s, strict=True)), None, Quality.of_unit(float(v)), *shape)
             for s, v in zip(zip(*strings, strict=True), q, strict=True)
         ]
         steps = torch.stack([torch.from_numpy(v) for v in y_hat]).to(q.device).float() * 2.0**-MEAN_SHIFT
@@ -286,10 +287,6 @@ class HPCM(Estimator):
 def _index(levels: Tensor) -> Tensor:
     """Rows of a level's table."""
     return torch.nan_to_num(levels).round().long()
-
-
-def _hundredths(q: Tensor) -> int:
-    return round(float(q) * 10000)
 
 
 class WithoutContext(Estimator):

@@ -17,6 +17,7 @@ from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import STEPS
+from hpcmcodec.quality import Quality
 
 __all__ = ["GRIDS", "cases", "differences", "layers"]
 
@@ -73,7 +74,7 @@ def cases(
     rng = np.random.RandomState(seed + 20)
     y_hat = rng.randint(-(2**17), 2**17, (batch, height, width, channels), np.int32)
     z = rng.randint(-40, 41, (batch, height, width, channels), np.int32)
-    qualities = [(7919 * i + 2500) % 10001 for i in range(batch)]
+    qualities = [Quality((7919 * i + 2500) % 10001) for i in range(batch)]
     groups = len(STEP.groups)
     wide = act(groups * channels, "y", 12)
 
