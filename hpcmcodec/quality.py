@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, order=True)
 class Quality:
     """hundredths: 0..10000, what files store and the exact path computes with. Raises ValueError beyond."""
 
-    hundredths: int
+    __slots__ = ("hundredths",)
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.hundredths <= 10000:
-            raise ValueError(f"quality {self.hundredths} is not in 0..10000")
+    def __init__(self, hundredths: int) -> None:
+        if not 0 <= hundredths <= 10000:
+            raise ValueError(f"quality {hundredths} is not in 0..10000")
+        self.hundredths = hundredths
 
     @classmethod
     def of(cls, percent: float) -> Quality:
@@ -36,3 +34,15 @@ class Quality:
     def unit(self) -> float:
         """0 to 1: where the model's gains and lambda are interpolated."""
         return self.hundredths / 10000
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Quality) and self.hundredths == other.hundredths
+
+    def __lt__(self, other: Quality) -> bool:
+        return self.hundredths < other.hundredths
+
+    def __hash__(self) -> int:
+        return hash(self.hundredths)
+
+    def __repr__(self) -> str:
+        return f"Quality({self.hundredths})"

@@ -18,9 +18,9 @@ under `<layer>.<tensor>`:
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -32,12 +32,24 @@ L = TypeVar("L", bound="Layer")
 Tensors = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
 class Layer(ABC):
-    """A layer by its name; `widths`: channels of its inputs, empty until it is declared."""
+    """A layer by its name; `widths`: channels of its inputs, empty until it is declared.
 
-    name: str
-    widths: tuple[int, ...] = field(default=(), kw_only=True)
+    Not a dataclass, as its nine subclasses would be: making these takes 5 ms of every start.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.widths: tuple[int, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
 
     @property
     def out(self) -> int:
@@ -46,7 +58,9 @@ class Layer(ABC):
 
     def over(self: L, *widths: int) -> L:
         """The layer with inputs of these widths."""
-        return replace(self, widths=widths)
+        declared = copy.copy(self)
+        declared.widths = widths
+        return declared
 
     @property
     @abstractmethod
@@ -102,7 +116,6 @@ class _Weighted(Layer):
         return {"weight": weight} | ({"bias": _uniform(rng, self.out, -2, 2)} if self.biased else {})
 
 
-@dataclass(frozen=True)
 class Linear(_Weighted):
     """A 1x1 convolution to `channels`.
 
@@ -111,10 +124,17 @@ class Linear(_Weighted):
     of its inputs, or their mean.
     """
 
-    channels: int
-    biased: bool = field(default=True, kw_only=True)
-    branch: bool = field(default=False, kw_only=True)
-    start: Literal["random", "same", "first", "mean"] = field(default="random", kw_only=True)
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        *,
+        biased: bool = True,
+        branch: bool = False,
+        start: Literal["random", "same", "first", "mean"] = "random",
+    ) -> None:
+        super().__init__(name)
+        self.channels, self.biased, self.branch, self.start = channels, biased, branch, start
 
     @property
     def out(self) -> int:
@@ -132,11 +152,12 @@ class Linear(_Weighted):
         return super().quantise(derived, grids) | {"widths": np.array(self.widths, np.int32)}
 
 
-@dataclass(frozen=True)
 class Head(_Weighted):
     """A 1x1 convolution to the entropy parameters of `channels` latents: their means, then their levels."""
 
-    channels: int
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__(name)
+        self.channels = channels
 
     @property
     def out(self) -> int:
@@ -158,23 +179,22 @@ class Head(_Weighted):
         return made | {"weight": 30 * made["weight"]}
 
 
-@dataclass(frozen=True)
 class Depthwise(_Weighted):
     """A k x k convolution of each channel by itself."""
 
-    k: int = 3
+    def __init__(self, name: str, k: int = 3) -> None:
+        super().__init__(name)
+        self.k = k
 
     @property
     def inputs(self) -> tuple[int, ...]:
         return (self.k * self.k,)
 
 
-@dataclass(frozen=True)
 class OmniShift(Depthwise):
     """A depthwise convolution that training holds as the sum of several (Restore-RWKV, arXiv 2407.11087)."""
 
 
-@dataclass(frozen=True)
 class _Plain(Layer):
     """A layer whose derived tensors are stored as they are."""
 
@@ -182,7 +202,6 @@ class _Plain(Layer):
         return {k: v.astype(np.float32) for k, v in derived.items()}
 
 
-@dataclass(frozen=True)
 class Norm(_Plain):
     """LayerNorm over the channels."""
 
@@ -194,7 +213,6 @@ class Norm(_Plain):
         return {"gamma": _uniform(rng, self.out, 0.5, 2), "beta": _uniform(rng, self.out, -1, 1)}
 
 
-@dataclass(frozen=True)
 class Scale(_Plain):
     """A factor for each channel."""
 
@@ -206,7 +224,6 @@ class Scale(_Plain):
         return {"scale": _uniform(rng, self.out, -2, 2)}
 
 
-@dataclass(frozen=True)
 class Wkv(_Plain):
     """Decay and boost of Bi-WKV4 for each channel."""
 
@@ -218,11 +235,12 @@ class Wkv(_Plain):
         return {"decay": _uniform(rng, self.out, -1, 20), "boost": _uniform(rng, self.out, -20, 20)}
 
 
-@dataclass(frozen=True)
 class Place(_Plain):
     """A vector for each group of channels, which tells positions apart by the group that a step codes there."""
 
-    groups: int
+    def __init__(self, name: str, groups: int) -> None:
+        super().__init__(name)
+        self.groups = groups
 
     @property
     def derived(self) -> tuple[str, ...]:
@@ -232,12 +250,12 @@ class Place(_Plain):
         return {"table": 40 * _normal(rng, self.groups, self.out)}
 
 
-@dataclass(frozen=True)
 class QualityBias(Layer):
     """A vector on `grid` that the quality chooses, linear between as many `anchors`."""
 
-    grid: str
-    anchors: int
+    def __init__(self, name: str, grid: str, anchors: int) -> None:
+        super().__init__(name)
+        self.grid, self.anchors = grid, anchors
 
     @property
     def derived(self) -> tuple[str, ...]:
