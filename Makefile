@@ -34,15 +34,15 @@ OLDEST = click==8.1.0 ninja==1.11.1 numpy==1.26.0 onnxruntime==1.18.0 pillow==10
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
-	@.venv/bin/python hpcmcodec/ops/build.py prebuild --optional
+	@.venv/bin/python hpcmcodec/native/build.py prebuild --optional
 	.venv/bin/python -m hpcmcodec.evaluation.demo $(if $(IMAGE),"$(IMAGE)")
 
 test: .venv-test/ready
-	@.venv-test/bin/python hpcmcodec/ops/build.py prebuild --optional
+	@.venv-test/bin/python hpcmcodec/native/build.py prebuild --optional
 	OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) .venv-test/bin/python -m pytest
 
 test-all: .venv-test/ready .venv-oldest/ready
-	@.venv-test/bin/python hpcmcodec/ops/build.py prebuild --optional
+	@.venv-test/bin/python hpcmcodec/native/build.py prebuild --optional
 	HPCM_OLDEST="$(CURDIR)/.venv-oldest/bin/python" \
 	OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) .venv-test/bin/python -m pytest -m ""
 
@@ -51,7 +51,7 @@ lint: .venv-test/ready
 	.venv-test/bin/mypy
 
 bench: .venv-test/ready
-	@.venv-test/bin/python hpcmcodec/ops/build.py prebuild --optional
+	@.venv-test/bin/python hpcmcodec/native/build.py prebuild --optional
 	.venv-test/bin/python -m tools speed $(if $(IMAGE),"$(IMAGE)")
 	.venv-test/bin/python -m tools bench
 	.venv-test/bin/python -m tools kernels
@@ -59,7 +59,7 @@ bench: .venv-test/ready
 # The standard library is all that this needs; with ninja, which the environments above have, several sources are
 # compiled at once, and only what changed. It does nothing where the sources have been built already.
 kernels:
-	$(or $(wildcard .venv-test/bin/python),$(wildcard .venv/bin/python),$(PYTHON)) hpcmcodec/ops/build.py prebuild
+	$(or $(wildcard .venv-test/bin/python),$(wildcard .venv/bin/python),$(PYTHON)) hpcmcodec/native/build.py prebuild
 
 clean:
 	rm -rf kernels/*.so kernels/.build .venv .venv-test .venv-oldest demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

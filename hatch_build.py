@@ -40,7 +40,7 @@ def platform_tag() -> str:
 
 def _build(root: Path) -> ModuleType:
     """The package's own module of that name, which knows where libraries are. The package is not installed here."""
-    spec = importlib.util.spec_from_file_location("hpcmcodec_build", root / "hpcmcodec" / "ops" / "build.py")
+    spec = importlib.util.spec_from_file_location("hpcmcodec_build", root / "hpcmcodec" / "native" / "build.py")
     if spec is None or spec.loader is None:
         raise ImportError(f"no module at {root / 'hpcmcodec' / 'ops' / 'build.py'}")
     module = importlib.util.module_from_spec(spec)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hpcmcodec import errors
     from hpcmcodec.codec import decode, encode
-    from hpcmcodec.model.hpcm import load_model
+    from hpcmcodec.pretrained import load_model
 
 __all__ = ["__version__", "decode", "encode", "errors", "load_model"]
 
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "decode": "hpcmcodec.codec",
     "encode": "hpcmcodec.codec",
-    "load_model": "hpcmcodec.model.hpcm",
+    "load_model": "hpcmcodec.pretrained",
 }
 
 

@@ -365,12 +365,12 @@ def info(
         "model_id": header.model_id.hex(),
         "width": header.width,
         "height": header.height,
-        "quality": header.quality / 100,
+        "quality": header.quality.percent,
         "bytes": n_bytes,
         "bpp": round(8 * n_bytes / (header.width * header.height), 6),
         "color": f"ICC ({metadata['ICC']} bytes)" if "ICC" in metadata else "sRGB",
         "tiles": header.tile_rows * header.tile_cols,
-        "streams": {scale: header.bytes_of(scale) for scale in container.SCALES},
+        "streams": {scale: header.bytes_of(scale) for scale in container.STREAM_ORDER},
         "metadata": metadata,
         "complete": n_bytes == header.file_bytes,
     }
@@ -404,7 +404,7 @@ def doctor(build: bool) -> None:
     from itertools import chain
 
     from hpcmcodec import rans_check
-    from hpcmcodec.ops import doctor as examination
+    from hpcmcodec.native import doctor as examination
 
     if build:
         examination.build_now()
@@ -443,7 +443,7 @@ def _summarise(settings: _Settings, source: str, target: str, n_bytes: int, n_pi
 def _mention_kernels(settings: _Settings, device: str) -> None:
     """Tells a person at a terminal, not a script, that coding could be quicker here."""
     if device == "cpu" and not settings.quiet and sys.stderr is not None and sys.stderr.isatty():
-        from hpcmcodec.ops import loader
+        from hpcmcodec.native import loader
 
         note = loader.find(background=False).note()
         if note:

@@ -5,7 +5,7 @@
     decode:  container -> for each tile z, eleven steps -> y_hat; ungain, g_s -> pixels
 
 Two engines do this. `light` (CPU): the transforms are onnxruntime graphs, the entropy path runs in numpy, with compiled
-kernels where `ops.loader` finds them; torch is never imported. `torch` (CUDA, and on a CPU when asked for): the same
+kernels where `native.loader` finds them; torch is never imported. `torch` (CUDA, and on a CPU when asked for): the same
 functions over torch tensors. Both decode a file to the same latent integers; pixels may differ by a level, since
 transforms are ordinary floating point.
 
@@ -32,14 +32,15 @@ import numpy as np
 from hpcmcodec import container, threads, weights
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import InputError, UnsupportedError
+from hpcmcodec.exact.constants import MEAN_SHIFT
+from hpcmcodec.exact.namespaces import NUMPY, probe
+from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.image import load, to_image
 from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
 from hpcmcodec.model.config import Config, lmbda
-from hpcmcodec.model.schedule import SCALES
-from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, probe
-from hpcmcodec.ops import loader
+from hpcmcodec.native import loader
+from hpcmcodec.quality import Quality
 from hpcmcodec.strips import Z_STRIDE, Progress, analyse_strips, gradient_strips, pad, synthesise_strips
-from hpcmcodec.strips import tiles as tile_grid
 
 if TYPE_CHECKING:
     from hpcmcodec.image import DecodedImage, ImageSource
@@ -104,12 +105,10 @@ def encode(
         InputError: the image cannot be read.
         UnsupportedError: it is of a kind that is not supported, or there is not enough memory.
     """
-    if not 0 <= quality <= 100:
-        raise ValueError(f"quality is 0 to 100, not {quality}")
+    q = Quality.of(quality)
     if effort not in range(len(ROUNDS)):
         raise ValueError(f"effort is 0 to {len(ROUNDS) - 1}, not {effort}")
     picture = load(image, max_pixels=max_pixels)
-    hundredths = round(quality * 100)
     runner = _engine(model, device, engine)
     height, width, _ = picture.pixels.shape
     pixels = pad(picture.pixels)
@@ -120,11 +119,11 @@ def encode(
         return _part(part, 0, _TRANSFORM_SHARE), _part(part, _TRANSFORM_SHARE, 1 - _TRANSFORM_SHARE)
 
     transforming, coding = shares(0)
-    y, z = runner.analyse(pixels, hundredths, transforming)
-    streams, y_hat = _code(runner, y, z, hundredths, rate_weight, coding)
+    y, z = runner.analyse(pixels, q, transforming)
+    streams, y_hat = _code(runner, y, z, q, rate_weight, coding)
     for n in range(1, rounds + 1):
         transforming, coding = shares(n)
-        target = runner.gradient(y_hat, pixels, _weight(height, width, hundredths), hundredths, transforming)
+        target = runner.gradient(y_hat, pixels, _weight(height, width, q), q, transforming)
         # In place, as these planes are large: target = y_hat - REFINED_STEP * gradient, and y the mean of all so far.
         target *= -REFINED_STEP
         np.clip(target, -REFINED_LIMIT, REFINED_LIMIT, out=target)
@@ -132,23 +131,23 @@ def encode(
         target -= y
         target /= n + 1
         y += target
-        streams, y_hat = _code(runner, y, z, hundredths, rate_weight, coding)
+        streams, y_hat = _code(runner, y, z, q, rate_weight, coding)
     return container.pack(
         model_id=runner.model_id,
         width=width,
         height=height,
-        quality=hundredths,
+        quality=q,
         streams=streams,
         metadata=picture.metadata,
     )
 
 
 def _code(
-    runner: _Engine, y: np.ndarray, z: np.ndarray, quality: int, rate_weight: float, progress: Progress | None
+    runner: _Engine, y: np.ndarray, z: np.ndarray, quality: Quality, rate_weight: float, progress: Progress | None
 ) -> tuple[dict[str, list[container.Stream]], np.ndarray]:
     """The streams of every tile by scale, and y_hat (h, w, M) int32 in sixteenths."""
-    tiles = list(tile_grid(y.shape[0], y.shape[1]))
-    streams: dict[str, list[container.Stream]] = {s: [] for s in container.SCALES}
+    tiles = container.tiles(y.shape[0], y.shape[1])
+    streams: dict[str, list[container.Stream]] = {s: [] for s in container.STREAM_ORDER}
     y_hat = np.empty(y.shape, np.int32)
     for i, (row, column, rows, columns) in enumerate(tiles):
         place = slice(row, row + rows), slice(column, column + columns)
@@ -163,13 +162,13 @@ def _code(
     return streams, y_hat
 
 
-def _weight(height: int, width: int, quality: int) -> np.ndarray:
+def _weight(height: int, width: int, quality: Quality) -> np.ndarray:
     """What the squared error of each pixel weighs, (16 h, 16 w, 1) float32: nothing where the image was padded.
 
     With it, sum(weight / 2 * (x_hat - x)^2) is training's distortion of the whole image, in bits: lambda * 255^2 times
     the mean square over three colours.
     """
-    inside = np.full((height, width, 1), 2 / 3 * 255**2 * lmbda(quality / 10000), np.float32)
+    inside = np.full((height, width, 1), 2 / 3 * 255**2 * lmbda(quality.unit), np.float32)
     return np.pad(inside, ((0, -height % container.LATENT), (0, -width % container.LATENT), (0, 0)))
 
 
@@ -226,7 +225,7 @@ def bits_map(
     Raises what `decode` raises.
     """
     header = container.parse_header(data, max_pixels=max_pixels)
-    spent = {s: np.zeros((header.latent_height, header.latent_width)) for s in container.SCALES}
+    spent = {s: np.zeros((header.latent_height, header.latent_width)) for s in container.STREAM_ORDER}
     _decode_latents(data, device, engine, None, max_pixels, None, spent)
     return spent
 
@@ -241,7 +240,9 @@ def _decode_latents(
     spent: dict[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, container.Header, dict[str, bytes], _Engine]:
     reader = container.Reader(data, max_pixels=max_pixels)
-    wanted = container.SCALES if scale is None else container.SCALES[: container.SCALES.index(scale) + 1]
+    wanted = (
+        container.STREAM_ORDER if scale is None else container.STREAM_ORDER[: container.STREAM_ORDER.index(scale) + 1]
+    )
     if scale is None:
         reader.verify_complete()
     else:
@@ -251,7 +252,8 @@ def _decode_latents(
     header = reader.header
     runner = _engine(weights.find(header.model_id), device, engine)
     y_hat = np.empty((header.latent_height, header.latent_width, runner.config.latent), np.int32)
-    for i, (row, column, rows, columns) in enumerate(header.tiles):
+    tiles = header.tiles
+    for i, (row, column, rows, columns) in enumerate(tiles):
         streams = {s: reader.stream(s, i) for s in wanted}
         crcs = {s: header.stream_info(s, i).latents_crc for s in wanted}
         place = slice(row, row + rows), slice(column, column + columns)
@@ -262,7 +264,7 @@ def _decode_latents(
                 header.quality,
                 rows,
                 columns,
-                _part(progress, i / len(header.tiles), 1 / len(header.tiles)),
+                _part(progress, i / len(tiles), 1 / len(tiles)),
                 None if spent is None else _adder({s: plane[place] for s, plane in spent.items()}),
             )
     return y_hat, header, reader.metadata(partial=scale is not None), runner
@@ -286,14 +288,14 @@ class _Engine(Protocol):
     coder: LatentCoder
     lock: threading.RLock
 
-    def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+    def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
         """pixels (16 h, 16 w, 3) uint8 -> y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32."""
 
-    def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
+    def synthesise(self, y_hat: np.ndarray, quality: Quality, tick: Progress | None) -> np.ndarray:
         """y_hat (h, w, M) int32 in sixteenths -> pixels (16 h, 16 w, 3) uint8."""
 
     def gradient(
-        self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: int, tick: Progress | None
+        self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None
     ) -> np.ndarray:
         """The gradient of sum(weight / 2 * (x_hat - x)^2) at y_hat, a quantisation step, (h, w, M) float32.
 
@@ -337,17 +339,17 @@ class LightEngine:
                 _sessions_here.add(self._sessions[graph])
             return self._sessions[graph]
 
-    def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+    def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
         inputs = {"scale8": _factors(self.weights, "g_a.s8", quality), "gain": _factors(self.weights, "gain", quality)}
         session = self._session("analysis")
         return analyse_strips(lambda x: session.run(["y", "z"], {"pixels": x, **inputs}), pixels, self.config, tick)
 
-    def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
+    def synthesise(self, y_hat: np.ndarray, quality: Quality, tick: Progress | None) -> np.ndarray:
         inputs, session = self._synthesis_factors(quality), self._session("synthesis")
         return synthesise_strips(lambda y: session.run(["pixels"], {"y_hat": y, **inputs})[0], y_hat, self.config, tick)
 
     def gradient(
-        self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: int, tick: Progress | None
+        self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None
     ) -> np.ndarray:
         inputs, session = self._synthesis_factors(quality), self._session("gradient")
 
@@ -356,7 +358,7 @@ class LightEngine:
 
         return gradient_strips(run, y_hat, pixels, weight, self.config, tick)
 
-    def _synthesis_factors(self, quality: int) -> dict[str, np.ndarray]:
+    def _synthesis_factors(self, quality: Quality) -> dict[str, np.ndarray]:
         return {
             "scale8": _factors(self.weights, "g_s.s8", quality),
             "ungain": _factors(self.weights, "ungain", quality) * np.float32(2.0**-MEAN_SHIFT),
@@ -407,10 +409,10 @@ def _engine(model: str, device: str, engine: str) -> _Engine:
         return _make_engine(model, kind, device)
 
 
-def _factors(w: weights.Weights, name: str, quality: int) -> np.ndarray:
+def _factors(w: weights.Weights, name: str, quality: Quality) -> np.ndarray:
     """Per-channel scales (1, C, 1, 1) at a quality: log-linear between the anchors."""
     table = w.tensors[f"{name}.log_scale"]
-    position = quality / 10000 * (len(table) - 1)
+    position = quality.unit * (len(table) - 1)
     i = min(int(position), len(table) - 2)
     f = position - i
     return np.exp(table[i] * (1 - f) + table[i + 1] * f).astype(np.float32)[None, :, None, None]

@@ -156,12 +156,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
+from hpcmcodec.quality import Quality
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "LATENT",
     "MAGIC",
-    "SCALES",
+    "STREAM_ORDER",
     "TILE_SIDE",
     "VERSION",
     "ChunkInfo",
@@ -179,7 +180,7 @@ __all__ = [
 
 MAGIC = b"\x8bHPCM\r\n\n"
 VERSION = 1
-SCALES = ("z", "s1", "s2", "s3")
+STREAM_ORDER = ("z", "s1", "s2", "s3")
 LATENT = 16
 """Side of a latent in pixels."""
 TILE_SIDE = 256
@@ -248,7 +249,7 @@ class Header:
         version: format version.
         model_id: the 8 bytes that name the weights.
         width, height: size of the image in pixels.
-        quality: hundredths of q, 0..10000.
+        quality: as the file has it.
         flags: 0 in version 1.
         tile_rows, tile_cols: size of the grid of tiles.
         streams: one entry a stream, in the order of the file: scale by scale, inside a scale tile by tile.
@@ -261,7 +262,7 @@ class Header:
     model_id: bytes
     width: int
     height: int
-    quality: int
+    quality: Quality
     flags: int
     tile_rows: int
     tile_cols: int
@@ -282,15 +283,11 @@ class Header:
 
     @property
     def tiles(self) -> list[tuple[int, int, int, int]]:
-        """The tiles as (first row, first column, rows, columns) in latents, row by row."""
-        return [
-            (row, col, min(TILE_SIDE, self.latent_height - row), min(TILE_SIDE, self.latent_width - col))
-            for row in range(0, self.latent_height, TILE_SIDE)
-            for col in range(0, self.latent_width, TILE_SIDE)
-        ]
+        """`tiles` of the latent plane."""
+        return tiles(self.latent_height, self.latent_width)
 
     def bytes_of(self, scale: str) -> int:
-        """Sum of the lengths of a scale's streams. Raises `ValueError` for another name than those in `SCALES`."""
+        """Sum of the lengths of a scale's streams. Raises `ValueError` for a name that is not in `STREAM_ORDER`."""
         return sum(info.length for info in self._streams_of(scale))
 
     def stream_info(self, scale: str, tile: int) -> StreamInfo:
@@ -300,10 +297,19 @@ class Header:
         return self._streams_of(scale)[tile]
 
     def _streams_of(self, scale: str) -> tuple[StreamInfo, ...]:
-        _require(scale in SCALES, f"scale {scale!r} is none of {SCALES}")
+        _require(scale in STREAM_ORDER, f"scale {scale!r} is none of {STREAM_ORDER}")
         n_tiles = self.tile_rows * self.tile_cols
-        first = SCALES.index(scale) * n_tiles
+        first = STREAM_ORDER.index(scale) * n_tiles
         return self.streams[first : first + n_tiles]
+
+
+def tiles(latent_height: int, latent_width: int) -> list[tuple[int, int, int, int]]:
+    """The tiles of a latent plane as (first row, first column, rows, columns) in latents, row by row."""
+    return [
+        (row, col, min(TILE_SIDE, latent_height - row), min(TILE_SIDE, latent_width - col))
+        for row in range(0, latent_height, TILE_SIDE)
+        for col in range(0, latent_width, TILE_SIDE)
+    ]
 
 
 def pack(
@@ -311,7 +317,7 @@ def pack(
     model_id: bytes,
     width: int,
     height: int,
-    quality: int,
+    quality: Quality,
     streams: Mapping[str, Sequence[Stream]],
     metadata: Mapping[str, bytes] | None = None,
 ) -> bytes:
@@ -321,8 +327,8 @@ def pack(
         model_id: 8 bytes.
         width: pixels, 1..2^31-1.
         height: pixels, 1..2^31-1.
-        quality: hundredths of q, 0..10000.
-        streams: for each of `SCALES` one stream a tile.
+        quality: what the streams were made with.
+        streams: for each of `STREAM_ORDER` one stream a tile.
         metadata: "ICC", "EXIF" and "XMP" to bytes; empty values are left out, as the format has no empty chunks.
 
     Raises:
@@ -331,10 +337,9 @@ def pack(
     _require(len(model_id) == _MODEL_ID_BYTES, f"model_id has {len(model_id)} bytes, not {_MODEL_ID_BYTES}")
     for name, side in (("width", width), ("height", height)):
         _require(1 <= side <= _MAX_SIDE, f"{name} {side} is not in 1..{_MAX_SIDE}")
-    _require(0 <= quality <= _MAX_QUALITY, f"quality {quality} is not in 0..{_MAX_QUALITY}")
     tile_rows, tile_cols = _tile_grid(width, height)
-    _require(set(streams) == set(SCALES), f"streams are those of {sorted(streams)}, not of {list(SCALES)}")
-    for scale in SCALES:
+    _require(set(streams) == set(STREAM_ORDER), f"streams are those of {sorted(streams)}, not of {list(STREAM_ORDER)}")
+    for scale in STREAM_ORDER:
         n_streams, n_tiles = len(streams[scale]), tile_rows * tile_cols
         _require(n_streams == n_tiles, f"{scale} has {n_streams} streams for {n_tiles} tiles")
 
@@ -344,11 +349,11 @@ def pack(
         bytes((0, _TILE_SIDE_LOG2)),
         _varint(width),
         _varint(height),
-        struct.pack("<HB", quality, len(chunks)),
+        struct.pack("<HB", quality.hundredths, len(chunks)),
     ]
     for tag, flags, data in chunks:
         body += [tag, bytes((flags,)), _varint(len(data)), _crc(data)]
-    for scale in SCALES:
+    for scale in STREAM_ORDER:
         for stream in streams[scale]:
             _require(0 <= stream.latents_crc <= _MAX_U32, f"latents_crc {stream.latents_crc} is not a CRC-32")
             body += [_varint(len(stream.data)), _crc(stream.data), struct.pack("<I", stream.latents_crc)]
@@ -359,7 +364,7 @@ def pack(
             header,
             _crc(header),
             *(data for _, flags, data in chunks if flags & _LEADING),
-            *(stream.data for scale in SCALES for stream in streams[scale]),
+            *(stream.data for scale in STREAM_ORDER for stream in streams[scale]),
             *(data for _, flags, data in chunks if not flags & _LEADING),
         ]
     )
@@ -419,7 +424,7 @@ def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
     for name, leading, length, crc in (entry for entry in chunk_table if entry[1]):
         chunks.append(ChunkInfo(name, leading, length, crc, offset))
         offset += length
-    for scale in SCALES:
+    for scale in STREAM_ORDER:
         # A header can announce 2^38 tiles in its first 40 bytes: nothing is made for a tile before its entry is read.
         for tile in range(tile_rows * tile_cols):
             length = fields.varint("stream table")
@@ -436,7 +441,7 @@ def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
         model_id=model_id,
         width=width,
         height=height,
-        quality=quality,
+        quality=Quality(quality),
         flags=flags,
         tile_rows=tile_rows,
         tile_cols=tile_cols,
@@ -511,7 +516,7 @@ class Reader:
         self._verified: set[tuple[str, int]] = set()
 
     def scales(self) -> tuple[str, ...]:
-        """The scales whose streams are there to their last byte: a prefix of `SCALES`. Lengths only, no CRC."""
+        """The scales whose streams are there to their last byte: a prefix of `STREAM_ORDER`. Lengths only, no CRC."""
         n_tiles = self.header.tile_rows * self.header.tile_cols
         last_streams = self.header.streams[n_tiles - 1 :: n_tiles]
         return tuple(info.scale for info in last_streams if info.offset + info.length <= len(self._data))

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcmcodec import rans_coders
 from hpcmcodec.errors import IntegrityError, UnsupportedError
-from hpcmcodec.ops import loader
+from hpcmcodec.native import loader
 from hpcmcodec.rans_coders import Coder, CompressAI, Native
 from hpcmcodec.rans_tables import Tables
 

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from hpcmcodec import threads
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.ops import loader
-from hpcmcodec.ops.compiled import HostMemory, Kernels
+from hpcmcodec.native import loader
+from hpcmcodec.native.compiled import HostMemory, Kernels
 from hpcmcodec.rans_tables import Tables
 
 __all__ = ["CHOICES", "Choice", "Coder", "CompressAI", "Native", "Reader", "Writer", "choice", "choose"]

@@ -1,4 +1,4 @@
-"""The transforms over a whole plane in strips, and the cut of the latent plane into tiles.
+"""The transforms over a whole plane in strips.
 
 A strip comes with a halo as wide as the transform's receptive field, so strips leave no seams and memory stays bounded:
 whole, g_s on 12 megapixels takes 1.3 GB.
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.container import LATENT, TILE_SIDE
+from hpcmcodec.container import LATENT
 from hpcmcodec.model.config import Config
 
 Progress = Callable[[float], None]
@@ -89,13 +89,6 @@ def _strips(h: int, w: int) -> Iterator[tuple[int, int]]:
     rows = max(Z_STRIDE, STRIP_LATENTS // w // Z_STRIDE * Z_STRIDE)
     for a in range(0, h, rows):
         yield a, min(a + rows, h)
-
-
-def tiles(h: int, w: int) -> Iterator[tuple[int, int, int, int]]:
-    """(first row, first column, rows, columns) in latents of every tile, raster order."""
-    for row in range(0, h, TILE_SIDE):
-        for column in range(0, w, TILE_SIDE):
-            yield row, column, min(TILE_SIDE, h - row), min(TILE_SIDE, w - column)
 
 
 def pad(pixels: np.ndarray) -> np.ndarray:

@@ -12,11 +12,14 @@ import torch
 
 from hpcmcodec import weights
 from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.exact.constants import MEAN_SHIFT
+from hpcmcodec.exact.namespaces import TorchNamespace, probe
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.model.hpcm import from_weights
-from hpcmcodec.numerics import MEAN_SHIFT, ExactOps, TorchNamespace, probe
-from hpcmcodec.ops import cuda, loader
-from hpcmcodec.ops.compiled import KernelOps
+from hpcmcodec.native import cuda, loader
+from hpcmcodec.native.compiled import KernelOps
+from hpcmcodec.pretrained import from_weights
+from hpcmcodec.quality import Quality
 from hpcmcodec.strips import Progress, analyse_strips, gradient_strips, synthesise_strips
 
 
@@ -56,8 +59,8 @@ class TorchEngine:
             warnings.warn(f"{why}; coding runs in torch's own operators", RuntimeWarning, stacklevel=2)
         return ExactOps(self.namespace, tensors, w.grids)
 
-    def analyse(self, pixels: np.ndarray, quality: int, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-        q = torch.tensor([quality / 10000], dtype=torch.float32, device=self.namespace.device)
+    def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+        q = torch.tensor([quality.unit], dtype=torch.float32, device=self.namespace.device)
 
         def run(strip: np.ndarray) -> list[np.ndarray]:
             with self._plain():
@@ -67,8 +70,8 @@ class TorchEngine:
 
         return analyse_strips(run, pixels, self.config, tick)
 
-    def synthesise(self, y_hat: np.ndarray, quality: int, tick: Progress | None) -> np.ndarray:
-        q = torch.tensor([quality / 10000], dtype=torch.float32, device=self.namespace.device)
+    def synthesise(self, y_hat: np.ndarray, quality: Quality, tick: Progress | None) -> np.ndarray:
+        q = torch.tensor([quality.unit], dtype=torch.float32, device=self.namespace.device)
 
         def run(strip: np.ndarray) -> np.ndarray:
             with self._plain():
@@ -79,9 +82,9 @@ class TorchEngine:
         return synthesise_strips(run, y_hat, self.config, tick)
 
     def gradient(
-        self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: int, tick: Progress | None
+        self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None
     ) -> np.ndarray:
-        q = torch.tensor([quality / 10000], dtype=torch.float32, device=self.namespace.device)
+        q = torch.tensor([quality.unit], dtype=torch.float32, device=self.namespace.device)
 
         def run(y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
             with self._plain():

@@ -191,7 +191,7 @@ def compute_model_id(config: Config, grids: Mapping[str, int], tensors: Mapping[
 
     import numpy as np
 
-    from hpcmcodec.numerics import ARITHMETIC
+    from hpcmcodec.exact.constants import ARITHMETIC
 
     digest = hashlib.sha256()
 

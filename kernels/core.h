@@ -1,8 +1,8 @@
 // The arithmetic of the kernels: what one channel or one element goes through, for g++ and nvcc alike.
 //
-// Every function does the IEEE operations of hpcmcodec/numerics.py (class ExactOps) and hpcmcodec/ops/biwkv.py in the
-// same order, one rounding each, so that numpy, C++ and CUDA give the same bits. Compile with contraction off
-// (-ffp-contract=off, -fmad=false) and without fast-math.
+// Every function does the IEEE operations of hpcmcodec/exact/reference.py (class ExactOps) and
+// hpcmcodec/exact/biwkv.py in the same order, one rounding each, so that numpy, C++ and CUDA give the same bits.
+// Compile with contraction off (-ffp-contract=off, -fmad=false) and without fast-math.
 //
 // Activations are codes: integers within +-2047, held in int16. Sums of products of codes and weights stay below 2^24
 // (int32 holds them, float32 represents them). `V` is what one thread works on: a double on a GPU, a vector of doubles,
@@ -10,17 +10,13 @@
 // set includes this (functions.h), and a copy for a newer one that the linker chose for all would end the processes of
 // older processors.
 
-#ifndef __CUDACC_RTC__
-#include <stdint.h>
-#endif
+#include "abi.h"
 
 #ifdef __CUDACC__
 #define HPCM_FN __device__ static __forceinline__
 #else
 #define HPCM_FN static inline __attribute__((always_inline))
 #endif
-
-enum { HPCM_CODE_MAX = 2047, HPCM_BLOCK = 64 };
 
 HPCM_FN float hpcm_limit(float x, float low, float high) {
     x = x < low ? low : x;
@@ -95,7 +91,7 @@ HPCM_FN int16_t hpcm_blend(float sigmoid, int16_t a, int16_t b) {
 // What the context sees of y_hat in sixteenths: eighths, floored after adding one.
 HPCM_FN int16_t hpcm_latent_code(int32_t y_hat) { return (int16_t)hpcm_limit_code((y_hat + 1) >> 1); }
 
-// 1 / sqrt(x) for normal x > 0: first guess from the bits, four Newton steps (numerics.rsqrt).
+// 1 / sqrt(x) for normal x > 0: first guess from the bits, four Newton steps (elementary.rsqrt).
 HPCM_FN double hpcm_rsqrt(double x) {
     union {
         double f;
@@ -128,7 +124,7 @@ HPCM_FN int16_t hpcm_norm(int16_t x, float n, float sum, float factor, float gam
     return hpcm_code(out);
 }
 
-// --- Bi-WKV4 (ops/biwkv.py) ---------------------------------------------------------------------------------------
+// --- Bi-WKV4 (exact/biwkv.py) ---------------------------------------------------------------------------------------
 //
 // A block of `count` <= L tokens at one channel (or one vector of channels): e = exp(k) and ev = e * v. The block's
 // length L counts for the powers of W, the last block's missing tokens are zeros.
@@ -177,7 +173,7 @@ HPCM_FN void hpcm_wkv_block(int count, int length, const Take& take, const Power
     }
 }
 
-// --- Bi-WKV4 for training, differentiable (ops/torch_ops.py) --------------------------------------------------------
+// --- Bi-WKV4 for training, differentiable (native/torch_ops.py) --------------------------------------------------------
 //
 // Float64 inside, whatever the tensors hold: sums of thousands of terms then need no care, and one set of formulas
 // serves float32, bfloat16 and the float64 of gradcheck. All of T at one channel (or one vector of channels).
@@ -234,8 +230,6 @@ HPCM_FN V hpcm_exp(V x) {
 }
 
 // exp(-w) and exp(u) from decay and boost, which have gradients only within the clamps.
-enum { HPCM_EXPONENT_MAX = 16 };
-
 HPCM_FN double hpcm_decay_factor(double decay, int64_t tokens) {
     return hpcm_exp<uint64_t>(-(hpcm_limit(decay, 0.0, (double)HPCM_EXPONENT_MAX) / (double)tokens));
 }

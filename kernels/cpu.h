@@ -83,7 +83,7 @@ enum { VECTORS = PANEL / LANES, TILE = PANELS * PANEL };
 // --- matrix products: (rows, inputs) codes times packed weights ----------------------------------------------------
 //
 // Two neighbouring inputs of a row are one 32-bit operand, spread over the lanes; the packed weights hold the same two
-// inputs of one output in each lane (kernels.cpp: "Packed weights"). The sums of R rows and P panels stay in registers.
+// inputs of one output in each lane (abi.h: "Packed weights"). The sums of R rows and P panels stay in registers.
 
 static inline int32_t pair_at(const int16_t* p) {
     int32_t x;
@@ -625,10 +625,10 @@ struct Sequence {
 };
 
 template <class In, class Out>
-static void biwkv4(int64_t first, int64_t last, const Biwkv4& p) {
+static void biwkv4(int64_t first, int64_t last, const Biwkv4& p, int* failed) {
     Doubles* scratch = (Doubles*)aligned_alloc(sizeof(Doubles), p.tokens * 5 * sizeof(Doubles));
     if (!scratch) {
-        __atomic_store_n(p.failed, 1, __ATOMIC_RELAXED);
+        __atomic_store_n(failed, 1, __ATOMIC_RELAXED);
         return;
     }
     const int64_t vectors = (p.channels + DOUBLES - 1) / DOUBLES;

@@ -11,29 +11,15 @@
 
 #include <stdint.h>
 
+#include "abi.h"
+
 #if defined(__x86_64__) && !defined(__clang__) && !defined(HPCM_PORTABLE)
 #define HPCM_X86
 #endif
 
 namespace hpcm {
 
-enum { PANEL = 16, MAX_CHUNKS = 16, ROW_BLOCK = 96 };
-enum Form { CODES = 0, WIDE = 1 };
-
-struct Chunk {
-    const int16_t* a;  // null: `scale` is the same product for every row, scaled already
-    int64_t stride, inputs;
-    const int16_t* weights;
-    const void* scale;  // (O,) float32 where the chunk is the only one, float64 otherwise
-};
-
-struct Linear {
-    int outputs, n_chunks, form;
-    const Chunk* chunks;
-    const void* bias;  // as scale
-    const float *low, *high;
-    void* out;  // int16, WIDE: int32
-};
+enum { ROW_BLOCK = 96 };  // rows of a linear that stay in the cache while the outputs pass
 
 struct Depthwise {
     const int16_t *a, *weights;
@@ -71,19 +57,6 @@ struct Wkv {
     int channels, length;
 };
 
-struct Biwkv4 {
-    const void *k, *v, *g;  // g null: forward
-    const double *decay, *boost;
-    void *y, *gk, *gv;
-    double* sums;  // (batch, 2, channels): gradients by w and u of each sample
-    int64_t tokens;
-    int channels;
-    int* failed;
-};
-
-// What tensors hold: k and v, and y. BFLOAT16 comes with a float32 y.
-enum Real { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2, REALS = 3 };
-
 struct Functions {
     void (*linear)(int64_t, int64_t, const Linear&);
     void (*depthwise)(int64_t, int64_t, const Depthwise&);
@@ -98,7 +71,7 @@ struct Functions {
     void (*latent_code)(int64_t, int64_t, const Elements&);
     void (*wkv)(int64_t, int64_t, const Wkv&);
     int doubles;  // channels that go together in what follows
-    void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&);
+    void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&, int* failed);
     void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);
 };
 

@@ -1,15 +1,12 @@
 // The kernels for processors: the choice between the copies of cpu.h (functions.h) when the library is first used; a
-// pool of threads; the plain C interface that hpcmcodec/ops/compiled.py calls through ctypes.
+// pool of threads; the plain C interface that hpcmcodec/native/compiled.py calls through ctypes.
 //
-//     g++ -std=c++17 -O2 -shared -fPIC -pthread -ffp-contract=off *.cpp      (hpcmcodec/ops/build.py)
+//     g++ -std=c++17 -O2 -shared -fPIC -pthread -ffp-contract=off *.cpp      (hpcmcodec/native/build.py)
 //
 // Arrays are contiguous, channels last. Nothing is checked here, but for the entropy coder: compiled.py does that.
 // Whatever the instruction set and the number of threads, results have the same bits, those of the numpy reference.
 //
 // HPCM_PORTABLE leaves out what is written for x86-64, so that the rest can be tested there.
-//
-// Packed weights of a linear layer of O outputs and I inputs, int16: (ceil(O / 16), I / 2, 16, 2), zeros beyond O:
-// sixteen outputs side by side, two neighbouring inputs of each together. I is even.
 
 #include <atomic>
 #include <condition_variable>
@@ -187,16 +184,26 @@ const int64_t ELEMENTS = 1 << 16, PRODUCTS = 1 << 21;
 
 int64_t rows_of(int64_t total, int64_t each) { return total / (each > 0 ? each : 1) + 1; }
 
-void run_sequences(int real, int64_t batch, int64_t elements, const Biwkv4& p) {
+// 0, or 1 where there was no memory.
+int run_sequences(int64_t elements, const Biwkv4& p) {
     const Functions& f = use();
     const int64_t vectors = (p.channels + f.doubles - 1) / f.doubles;
-    parallel(batch * vectors, rows_of(elements, p.tokens * f.doubles),
-             [&](int64_t a, int64_t b) { f.biwkv4[real](a, b, p); });
+    int failed = 0;
+    parallel(p.batch * vectors, rows_of(elements, p.tokens * f.doubles),
+             [&](int64_t a, int64_t b) { f.biwkv4[p.real](a, b, p, &failed); });
+    return failed;
 }
 
 }  // namespace
 
 // --- interface -------------------------------------------------------------------------------------------------------------
+
+// How many values of abi.h there are, written to `values` where that is not null.
+HPCM_API int hpcm_abi(int64_t* values) {
+    static const int64_t own[] = {HPCM_ABI};
+    if (values) memcpy(values, own, sizeof own);
+    return sizeof own / sizeof *own;
+}
 
 HPCM_API const char* hpcm_variant() {
     use();
@@ -229,23 +236,12 @@ HPCM_API int hpcm_choose(const char* name) {
 
 HPCM_API void hpcm_threads(int n) { wanted_threads.store(n < 1 ? 1 : n); }
 
-// chunks: n_chunks times (codes, stride of a row, inputs, packed weights, scale), addresses and integers alike.
-HPCM_API void hpcm_linear(int64_t rows, int outputs, int n_chunks, const int64_t* chunks, const void* bias, int form,
-                          const float* low, const float* high, void* out) {
-    Chunk k[MAX_CHUNKS];
+HPCM_API void hpcm_linear(const Linear* l) {
     int64_t inputs = 0;
-    for (int c = 0; c < n_chunks; ++c) {
-        k[c].a = (const int16_t*)chunks[5 * c];
-        k[c].stride = chunks[5 * c + 1];
-        k[c].inputs = chunks[5 * c + 2];
-        k[c].weights = (const int16_t*)chunks[5 * c + 3];
-        k[c].scale = (const void*)chunks[5 * c + 4];
-        inputs += k[c].inputs;
-    }
-    const Linear l = {outputs, n_chunks, form, k, bias, low, high, out};
+    for (int c = 0; c < l->n_chunks; ++c) inputs += l->chunks[c].inputs;
     const Functions& f = use();
-    int64_t grain = (rows_of(PRODUCTS, inputs * outputs) + 5) / 6 * 6;
-    parallel(rows, grain, [&](int64_t a, int64_t b) { f.linear(a, b, l); });
+    int64_t grain = (rows_of(PRODUCTS, inputs * l->outputs) + 5) / 6 * 6;
+    parallel(l->rows, grain, [&](int64_t a, int64_t b) { f.linear(a, b, *l); });
 }
 
 HPCM_API void hpcm_depthwise(int64_t batch, int64_t height, int64_t width, int channels, int k, const int16_t* a,
@@ -373,21 +369,7 @@ HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, 
 
 // Bi-WKV4 for training over k, v (batch, tokens, channels) of the type `real`; decay, boost (channels,) as float64.
 // y: float32, float64 for FLOAT64. Returns 0, or 1 where there was no memory.
-HPCM_API int hpcm_float_biwkv4(int real, int64_t batch, int64_t tokens, int channels, const void* k, const void* v,
-                               const double* decay, const double* boost, void* y) {
-    int failed = 0;
-    Biwkv4 p = {};
-    p.k = k;
-    p.v = v;
-    p.decay = decay;
-    p.boost = boost;
-    p.y = y;
-    p.tokens = tokens;
-    p.channels = channels;
-    p.failed = &failed;
-    run_sequences(real, batch, ELEMENTS / 16, p);
-    return failed;
-}
+HPCM_API int hpcm_float_biwkv4(const Biwkv4* p) { return run_sequences(ELEMENTS / 16, *p); }
 
 // Codes n symbols, the last one first, into `words` from its end; `room`: how many words are free at its start. Returns
 // how many symbols could not be coded. rans.h has the details.
@@ -406,25 +388,9 @@ HPCM_API int64_t hpcm_rans_decode(int64_t n, const int32_t* indexes, int64_t n_t
 }
 
 // The gradients by k, v (of the type `real`), decay and boost (float64), from the one by y (of y's type).
-// sums: scratch of (batch, 2, channels). Samples are summed in order, whatever the threads.
-HPCM_API int hpcm_float_biwkv4_gradients(int real, int64_t batch, int64_t tokens, int channels, const void* k,
-                                         const void* v, const double* decay, const double* boost, const void* g,
-                                         void* gk, void* gv, double* g_decay, double* g_boost,
-                                         double* sums) {
-    int failed = 0;
-    Biwkv4 p = {};
-    p.k = k;
-    p.v = v;
-    p.g = g;
-    p.decay = decay;
-    p.boost = boost;
-    p.gk = gk;
-    p.gv = gv;
-    p.sums = sums;
-    p.tokens = tokens;
-    p.channels = channels;
-    p.failed = &failed;
-    run_sequences(real, batch, ELEMENTS / 32, p);
-    use().biwkv4_sum(batch, p, g_decay, g_boost);
+// Samples are summed in order, whatever the threads.
+HPCM_API int hpcm_float_biwkv4_gradients(const Biwkv4* p, double* g_decay, double* g_boost) {
+    const int failed = run_sequences(ELEMENTS / 32, *p);
+    use().biwkv4_sum(p->batch, *p, g_decay, g_boost);
     return failed;
 }

@@ -1,6 +1,6 @@
 // The kernels for NVIDIA GPUs: core.h's arithmetic, one thread an element (Bi-WKV4: one a block of tokens and channel).
 //
-//     nvcc --std=c++17 --fmad=false -cubin -arch=sm_NN kernels.cu            (hpcmcodec/ops/cuda.py, or NVRTC there)
+//     nvcc --std=c++17 --fmad=false -cubin -arch=sm_NN kernels.cu            (hpcmcodec/native/cuda.py, or NVRTC there)
 //
 // Kernels alone: cuda.py launches them through the driver, so neither compiler sees a line of the host's. Pointers are
 // the device's. There is no atomic and no shared memory, so results do not depend on how threads are scheduled.
@@ -24,28 +24,14 @@ typedef unsigned long long uint64_t;
 #define HPCM_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
 #endif
 
-enum { PANEL = 16, MAX_CHUNKS = 16 };
-enum Form { CODES = 0, WIDE = 1 };
-enum Real { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2 };
-
 // This thread's element; launches are rounded up, so there may be none.
 __device__ static inline int64_t element() { return blockIdx.x * (int64_t)blockDim.x + threadIdx.x; }
 
-struct Chunk {
-    const int16_t* a;  // null: `scale` is the same product for every row, scaled already
-    int64_t stride, inputs;
-    const int16_t* weights;  // packed as kernels.cpp says
-    const void* scale;
-};
-
-struct Linear {
-    int64_t rows;
-    int outputs, n_chunks, form;
-    const void* bias;
-    const float *low, *high;
-    void* out;
-    Chunk chunks[MAX_CHUNKS];
-};
+// The values of abi.h, one each.
+HPCM_KERNEL(hpcm_abi, int64_t* values) {
+    const int64_t own[] = {HPCM_ABI}, i = element();
+    if (i < (int64_t)(sizeof own / sizeof *own)) values[i] = own[i];
+}
 
 __device__ static int32_t sum_of(const Chunk& k, int64_t row, int o) {
     const int16_t* a = k.a + row * k.stride;
@@ -281,15 +267,6 @@ struct Sequence {
     __device__ void gk(int64_t t, double x) const { hpcm_put(x, gk_at + t * stride); }
     __device__ void gv(int64_t t, double x) const { hpcm_put(x, gv_at + t * stride); }
     __device__ double& kept(int i, int64_t t) const { return scratch[i * kept_plane + t * kept_stride]; }
-};
-
-struct Biwkv4 {
-    int64_t batch, tokens;
-    int real, channels;
-    const void *k, *v, *g;  // g null: forward
-    const double *decay, *boost;
-    void *y, *gk, *gv;
-    double *sums, *scratch;  // sums: (batch, 2, channels)
 };
 
 template <class In, class Out>

@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.evaluation import sample_photo
-from hpcmcodec.ops import build
+from hpcmcodec.native import build
 from hpcmcodec.rans_coders import Coder
 from tests import coders
 

@@ -1,5 +1,5 @@
 // CUDA on a processor: kernels.cu compiled by g++, its threads run one after the other (there is no barrier and no shared
-// memory, so the order means nothing), behind the driver's functions that hpcmcodec/ops/cuda.py calls.
+// memory, so the order means nothing), behind the driver's functions that hpcmcodec/native/cuda.py calls.
 #pragma once
 
 #include <dlfcn.h>

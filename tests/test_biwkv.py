@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.numerics import BLOCK, EXPONENT_MAX, NUMPY, TorchNamespace
-from hpcmcodec.ops import build, torch_ops
-from hpcmcodec.ops.biwkv import biwkv4, biwkv4_exact, decay_powers, own_factor
+from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
+from hpcmcodec.exact.constants import BLOCK, EXPONENT_MAX
+from hpcmcodec.exact.namespaces import NUMPY, TorchNamespace
+from hpcmcodec.native import build, torch_ops
 
 TORCH = TorchNamespace()
 LENGTHS = (1, 2, 16, 63, 64, 65, 255, 1536)  # below, at and beyond whole blocks of 64; a Kodak image at s3
@@ -129,7 +130,7 @@ def float_inputs(tokens: int, kind: str, dtype: torch.dtype) -> list[Tensor]:
 def test_differentiable_form_is_the_matrix_form_in_values_and_gradients(tokens: int, kind: str) -> None:
     args = [a.requires_grad_() for a in float_inputs(tokens, kind, torch.float64)]
     other = [a.detach().clone().requires_grad_() for a in args]
-    y, y_matrix = biwkv4(*args), matrix_form(*other)
+    y, y_matrix = torch_ops.in_torch(*args), matrix_form(*other)
     # Terms are rescaled by up to exp(16): so much of float64's 16 digits goes.
     torch.testing.assert_close(y, y_matrix, rtol=1e-8, atol=1e-8)
     seed = torch.from_numpy(np.random.RandomState(1).standard_normal(y.shape))
@@ -140,14 +141,14 @@ def test_differentiable_form_is_the_matrix_form_in_values_and_gradients(tokens: 
 
 def test_gradients_are_those_of_finite_differences() -> None:
     args = [a.requires_grad_() for a in float_inputs(5, "ordinary", torch.float64)]
-    assert torch.autograd.gradcheck(biwkv4, args)
+    assert torch.autograd.gradcheck(torch_ops.in_torch, args)
 
 
 @pytest.mark.parametrize("tokens", LENGTHS)
 def test_differentiable_form_in_float32_stays_close_with_ordinary_keys(tokens: int) -> None:
     args = float_inputs(tokens, "ordinary", torch.float32)
     wide = expected(*(a.numpy().astype(np.float64) for a in args))
-    y = biwkv4(*args)
+    y = torch_ops.in_torch(*args)
     assert y.dtype == torch.float32
     # Values reach 8. Two tokens are the worst case (2e-4): one term outweighs the other by exp(8), and taking it from
     # the running sum leaves few digits of the other. Half a code of a grid of 1/256 is 2e-3.
@@ -158,7 +159,7 @@ def test_differentiable_form_in_float32_stays_close_with_ordinary_keys(tokens: i
 @pytest.mark.parametrize("kind", EXTREMES)
 def test_float32_values_and_gradients_are_finite_at_the_clamps(tokens: int, kind: str) -> None:
     args = [a.requires_grad_() for a in float_inputs(tokens, kind, torch.float32)]
-    y = biwkv4(*args)
+    y = torch_ops.in_torch(*args)
     y.square().sum().backward()
     assert all(bool(torch.isfinite(t).all()) for t in (y, *(a.grad for a in args)))
 
@@ -323,7 +324,7 @@ def test_models_call_the_operator_where_there_are_kernels_and_torchs_own_operato
     assert torch.equal(with_kernels, operator(k.float(), v.float(), *inputs[2:]))
     monkeypatch.setenv("HPCM_OPS", "reference")
     without = torch_ops.biwkv4(*inputs)
-    assert torch.equal(without, biwkv4(k.float(), v.float(), *inputs[2:]))
+    assert torch.equal(without, torch_ops.in_torch(k.float(), v.float(), *inputs[2:]))
     assert without.dtype == with_kernels.dtype == torch.float32
     torch.testing.assert_close(without, with_kernels, rtol=1e-4, atol=1e-5)
     with pytest.raises(UnsupportedError, match="HPCM_OPS=reference"):

@@ -154,7 +154,7 @@ def test_quality_takes_decimals_and_more_of_it_takes_more_bytes(photo: Path) -> 
     for quality in ("0", "37.25", "100"):
         inside("encode", photo, "-f", "-q", quality)
         data = photo.with_suffix(".hpcm").read_bytes()
-        assert container.parse_header(data).quality == float(quality) * 100
+        assert container.parse_header(data).quality.percent == float(quality)
         sizes.append(len(data))
     assert sizes == sorted(set(sizes))
 
@@ -443,7 +443,7 @@ def with_model_id(data: bytes, model_id: bytes) -> bytes:
             container.Stream(reader.stream(scale, tile), header.stream_info(scale, tile).latents_crc)
             for tile in range(len(header.tiles))
         ]
-        for scale in container.SCALES
+        for scale in container.STREAM_ORDER
     }
     return container.pack(
         model_id=model_id,

@@ -24,10 +24,11 @@ from PIL import Image
 
 from hpcmcodec import codec, container, weights
 from hpcmcodec.errors import HpcmError, InputError, IntegrityError, UnsupportedError
+from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.model.coder import Coded, LatentCoder
 from hpcmcodec.model.config import lmbda
-from hpcmcodec.model.schedule import SCALES
 from hpcmcodec.ort import onnxruntime
+from hpcmcodec.quality import Quality
 
 GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
 ODD_SIZES = [(1, 1), (7, 5), (127, 129), (768, 512), (2000, 3), (3, 2000), (4097, 300)]
@@ -89,7 +90,7 @@ def test_latents_of_a_golden_file_encode_to_its_streams_byte_by_byte(name: str) 
     coder.quantise = lambda residuals, levels, rate_weight: np.rint(residuals).astype(np.int32)
     coded, again = coder.encode((y_hat / 16).astype(np.float32), z.astype(np.float32), header.quality)
     np.testing.assert_array_equal(again, y_hat)
-    for s in container.SCALES:
+    for s in container.STREAM_ORDER:
         assert coded[s].data == reader.stream(s, 0)
         assert coded[s].latents_crc == header.stream_info(s, 0).latents_crc
 
@@ -140,7 +141,7 @@ def test_packaged_model_codes_odd_sizes(width: int, height: int) -> None:
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 10000))
 def test_any_size_and_quality_comes_back(width: int, height: int, hundredths: int) -> None:
     data = tiny.encode(width, height, hundredths / 100)
-    assert container.parse_header(data).quality == hundredths
+    assert container.parse_header(data).quality == Quality(hundredths)
     assert size_of(data) == (width, height)
 
 
@@ -179,7 +180,7 @@ def assert_size_is_estimated(data: bytes) -> None:
 
 def test_overhead_of_a_small_picture_is_at_most_80_bytes_beside_its_streams() -> None:
     header = container.parse_header(SMALL)
-    assert len(SMALL) - sum(header.bytes_of(s) for s in container.SCALES) <= 80
+    assert len(SMALL) - sum(header.bytes_of(s) for s in container.STREAM_ORDER) <= 80
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -219,7 +220,7 @@ def repacked(
         quality=header.quality,
         streams={
             s: [container.Stream(*change(s, reader.stream(s, 0), header.stream_info(s, 0).latents_crc))]
-            for s in container.SCALES
+            for s in container.STREAM_ORDER
         },
     )
 
@@ -228,14 +229,14 @@ def test_repacking_changes_nothing_by_itself() -> None:
     assert repacked(SMALL, lambda scale, stream, crc: (stream, crc)) == SMALL
 
 
-@pytest.mark.parametrize("scale", container.SCALES)
+@pytest.mark.parametrize("scale", container.STREAM_ORDER)
 def test_file_whose_latents_come_out_differently_is_an_integrity_error(scale: str) -> None:
     wrong = repacked(SMALL, lambda s, stream, crc: (stream, crc ^ (s == scale)))
     with pytest.raises(IntegrityError, match=f"latents of {scale} differ"):
         codec.decode(wrong)
 
 
-@pytest.mark.parametrize("scale", container.SCALES)
+@pytest.mark.parametrize("scale", container.STREAM_ORDER)
 @pytest.mark.parametrize("engine", ["light", "torch"])
 def test_hostile_stream_with_right_checksums_is_an_integrity_error(scale: str, engine: str) -> None:
     rng = np.random.RandomState(1)
@@ -304,6 +305,18 @@ def test_damage_in_a_preview_is_refused() -> None:
 def test_quality_is_0_to_100(quality: float) -> None:
     with pytest.raises(ValueError, match="quality is 0 to 100"):
         tiny.encode(8, 8, quality)
+
+
+@given(st.integers(0, 10000))
+def test_quality_comes_back_from_each_of_its_units(hundredths: int) -> None:
+    quality = Quality(hundredths)
+    assert Quality.of(quality.percent) == Quality.of_unit(quality.unit) == quality
+
+
+@pytest.mark.parametrize("hundredths", [-1, 10001])
+def test_quality_has_no_hundredths_beyond_its_range(hundredths: int) -> None:
+    with pytest.raises(ValueError, match=r"quality -?\d+ is not in 0..10000"):
+        Quality(hundredths)
 
 
 @pytest.mark.parametrize("effort", [-1, 10, 0.5])
@@ -552,7 +565,7 @@ def test_an_image_of_two_tiles_can_be_refined() -> None:
 
 
 def test_what_was_padded_has_no_say_in_the_refinement() -> None:
-    weight = codec._weight(20, 33, 5000)
+    weight = codec._weight(20, 33, Quality(5000))
     assert weight.shape == (32, 48, 1)
     assert np.all(weight[:20, :33] == np.float32(2 / 3 * 255**2 * lmbda(0.5)))
     assert weight.sum() == pytest.approx(20 * 33 * weight[0, 0, 0])

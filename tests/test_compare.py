@@ -86,7 +86,7 @@ def test_a_bits_map_adds_up_to_the_streams(size: tuple[int, int]) -> None:
         data = tiny.encode(*size, 70)
         spent = codec.bits_map(data)
     header = container.parse_header(data)
-    assert list(spent) == list(container.SCALES)
+    assert list(spent) == list(container.STREAM_ORDER)
     for scale, bits in spent.items():
         assert bits.shape == (header.latent_height, header.latent_width)
         assert (bits >= 0).all()

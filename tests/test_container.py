@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcmcodec import container
-from hpcmcodec.container import SCALES, Header, Reader, Stream, pack, parse_header
+from hpcmcodec.container import STREAM_ORDER, Header, Reader, Stream, pack, parse_header
 from hpcmcodec.errors import HpcmError, InputError, IntegrityError, UnsupportedError
+from hpcmcodec.quality import Quality
 
 # A file written by hand from the specification: 4100x3 pixels, hence two tiles, chunks of all four kinds (known and
 # unknown, leading and trailing). CBF43926 is the published check value of CRC-32, of "123456789".
@@ -98,8 +99,14 @@ def chunk(tag: bytes, flags: int, length: bytes = varint(1)) -> bytes:
 
 
 def small_file(metadata: dict[str, bytes] | None = None, **changes: Any) -> bytes:
-    streams = {scale: [Stream(scale.encode() * 3, index)] for index, scale in enumerate(SCALES)}
-    arguments: dict[str, Any] = {"model_id": b"model id", "width": 24, "height": 9, "quality": 5000, "streams": streams}
+    streams = {scale: [Stream(scale.encode() * 3, index)] for index, scale in enumerate(STREAM_ORDER)}
+    arguments: dict[str, Any] = {
+        "model_id": b"model id",
+        "width": 24,
+        "height": 9,
+        "quality": Quality(5000),
+        "streams": streams,
+    }
     return pack(**(arguments | changes), metadata=metadata)
 
 
@@ -113,7 +120,7 @@ def verify(data: bytes) -> None:
 def test_the_hand_written_file_is_read_as_the_specification_says() -> None:
     header = parse_header(EXAMPLE)
     assert (header.version, header.model_id, header.flags) == (1, b"hpcm-123", 0)
-    assert (header.width, header.height, header.quality) == (4100, 3, 1234)
+    assert (header.width, header.height, header.quality) == (4100, 3, Quality(1234))
     assert (header.latent_height, header.latent_width) == (1, 257)
     assert (header.tile_rows, header.tile_cols) == (1, 2)
     assert header.tiles == [(0, 0, 1, 256), (0, 256, 1, 1)]
@@ -135,15 +142,15 @@ def test_the_hand_written_file_is_read_as_the_specification_says() -> None:
         ("s3", 1, 5, 8, 377),
     ]
     assert header.streams[0].crc == 0xCBF43926
-    assert [header.bytes_of(scale) for scale in SCALES] == [13, 2, 2, 205]
+    assert [header.bytes_of(scale) for scale in STREAM_ORDER] == [13, 2, 2, 205]
 
 
 def test_the_sections_of_the_hand_written_file_are_found() -> None:
     reader = Reader(EXAMPLE)
     reader.verify_complete()
-    assert [reader.stream(scale, tile) for scale in SCALES for tile in (0, 1)] == list(STREAMS)
+    assert [reader.stream(scale, tile) for scale in STREAM_ORDER for tile in (0, 1)] == list(STREAMS)
     assert reader.metadata() == {"ICC": b"icc profile", "EXIF": b"II*\0"}
-    assert reader.scales() == SCALES
+    assert reader.scales() == STREAM_ORDER
 
 
 def test_the_specifications_example_is_a_file_as_described() -> None:
@@ -164,7 +171,9 @@ def test_the_specifications_example_is_a_file_as_described() -> None:
     }
     model_id = bytes.fromhex("0123456789abcdef")
     metadata = {"XMP": b"<x/>"}
-    assert data == pack(model_id=model_id, width=768, height=512, quality=5000, streams=streams, metadata=metadata)
+    assert data == pack(
+        model_id=model_id, width=768, height=512, quality=Quality(5000), streams=streams, metadata=metadata
+    )
 
 
 def test_the_module_needs_the_standard_library_alone() -> None:
@@ -187,12 +196,12 @@ def contents(draw: st.DrawFn) -> dict[str, Any]:
     height = draw(st.one_of(st.integers(1, 9000), st.sampled_from([1, 16, 4096, 4097, 8192, 8193])))
     n_tiles = -(-width // 4096) * -(-height // 4096)
     stream = st.builds(Stream, st.binary(max_size=200), st.integers(0, 2**32 - 1))
-    streams = {scale: draw(st.lists(stream, min_size=n_tiles, max_size=n_tiles)) for scale in SCALES}
+    streams = {scale: draw(st.lists(stream, min_size=n_tiles, max_size=n_tiles)) for scale in STREAM_ORDER}
     return {
         "model_id": draw(st.binary(min_size=8, max_size=8)),
         "width": width,
         "height": height,
-        "quality": draw(st.integers(0, 10000)),
+        "quality": Quality(draw(st.integers(0, 10000))),
         "streams": streams,
         "metadata": draw(st.dictionaries(st.sampled_from(["EXIF", "ICC", "XMP"]), st.binary(min_size=1, max_size=300))),
     }
@@ -208,7 +217,7 @@ def test_what_was_packed_is_read(given_contents: dict[str, Any]) -> None:
         assert getattr(header, name) == given_contents[name]
     assert header.file_bytes == len(data)
     assert reader.metadata() == given_contents["metadata"]
-    for scale in SCALES:
+    for scale in STREAM_ORDER:
         for tile, stream in enumerate(given_contents["streams"][scale]):
             assert reader.stream(scale, tile) == stream.data
             assert header.stream_info(scale, tile).latents_crc == stream.latents_crc
@@ -232,13 +241,13 @@ def test_the_tiles_cover_the_latent_plane_in_raster_order(width: int, height: in
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 127, 128, 20_000, 2**21])
 def test_a_photo_of_one_tile_costs_at_most_80_bytes_over_its_streams(n_bytes: int) -> None:
-    streams = {scale: [Stream(bytes(n_bytes), 1)] for scale in SCALES}
+    streams = {scale: [Stream(bytes(n_bytes), 1)] for scale in STREAM_ORDER}
     assert len(small_file(width=4096, height=4096, streams=streams)) - 4 * n_bytes <= 80
 
 
 def test_the_order_of_the_arguments_does_not_change_the_file() -> None:
     metadata = {"XMP": b"x", "ICC": b"i", "EXIF": b"e"}
-    streams = {scale: [Stream(scale.encode(), 0)] for scale in reversed(SCALES)}
+    streams = {scale: [Stream(scale.encode(), 0)] for scale in reversed(STREAM_ORDER)}
     data = small_file(metadata, streams=streams)
     assert data == small_file(dict(sorted(metadata.items())), streams=dict(sorted(streams.items())))
     assert data[parse_header(data).header_bytes :] == b"i" + b"z" + b"s1" + b"s2" + b"s3" + b"e" + b"x"
@@ -254,13 +263,11 @@ def test_empty_metadata_is_left_out() -> None:
         {"model_id": b"seven b"},
         {"width": 0},
         {"height": 2**31},
-        {"quality": -1},
-        {"quality": 10001},
         {"streams": {}},
-        {"streams": {scale: [] for scale in SCALES}},
-        {"streams": {scale: [Stream(b"", 0)] * 2 for scale in SCALES}},
-        {"streams": {scale: [Stream(b"", 0)] for scale in (*SCALES, "s4")}},
-        {"streams": {scale: [Stream(b"", 2**32)] for scale in SCALES}},
+        {"streams": {scale: [] for scale in STREAM_ORDER}},
+        {"streams": {scale: [Stream(b"", 0)] * 2 for scale in STREAM_ORDER}},
+        {"streams": {scale: [Stream(b"", 0)] for scale in (*STREAM_ORDER, "s4")}},
+        {"streams": {scale: [Stream(b"", 2**32)] for scale in STREAM_ORDER}},
         {"metadata": {"IPTC": b"x"}},
     ],
     ids=str,
@@ -353,7 +360,7 @@ def test_no_byte_of_a_section_goes_through_two_checks(monkeypatch: pytest.Monkey
     reader = Reader(EXAMPLE)
     reader.verify_complete()
     reader.metadata()
-    for scale in SCALES:
+    for scale in STREAM_ORDER:
         reader.stream(scale, 0)
     assert sum(checked) == len(EXAMPLE) - 4
 
@@ -511,11 +518,11 @@ def test_a_file_cut_anywhere_gives_its_whole_scales() -> None:
     for length in range(HEADER_BYTES, len(EXAMPLE)):
         reader = Reader(EXAMPLE[:length])
         whole = reader.scales()
-        assert whole == tuple(scale for scale in SCALES if ends[scale] <= length)
+        assert whole == tuple(scale for scale in STREAM_ORDER if ends[scale] <= length)
         for scale in whole:
             for tile in (0, 1):
-                assert reader.stream(scale, tile) == STREAMS[2 * SCALES.index(scale) + tile]
-        for scale in SCALES[len(whole) :]:
+                assert reader.stream(scale, tile) == STREAMS[2 * STREAM_ORDER.index(scale) + tile]
+        for scale in STREAM_ORDER[len(whole) :]:
             with pytest.raises(InputError, match=f"truncated: stream {scale} of tile 1"):
                 reader.stream(scale, 1)
 
@@ -538,8 +545,8 @@ def test_a_damaged_scale_of_a_cut_file_is_refused_and_the_others_are_read() -> N
 
 
 def test_a_cut_inside_the_profile_leaves_no_scale_even_where_the_streams_are_empty() -> None:
-    data = small_file({"ICC": b"profile"}, streams={scale: [Stream(b"", 0)] for scale in SCALES})
-    assert Reader(data).scales() == SCALES
+    data = small_file({"ICC": b"profile"}, streams={scale: [Stream(b"", 0)] for scale in STREAM_ORDER})
+    assert Reader(data).scales() == STREAM_ORDER
     assert Reader(data[:-1]).scales() == ()
 
 

@@ -17,10 +17,12 @@ import torch
 
 from hpcmcodec import codec
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.numerics import NUMPY, ExactOps, TorchNamespace
-from hpcmcodec.ops import build, cuda, doctor, selftest, torch_ops
-from hpcmcodec.ops.biwkv import biwkv4_exact
-from hpcmcodec.ops.compiled import KernelOps
+from hpcmcodec.exact.biwkv import biwkv4_exact
+from hpcmcodec.exact.namespaces import NUMPY, TorchNamespace
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.native import abi, build, cuda, doctor, selftest, torch_ops
+from hpcmcodec.native.compiled import KernelOps
+from hpcmcodec.quality import Quality
 from hpcmcodec.torch_engine import TorchEngine
 from tests import tiny
 from tests.test_kernels import TOKENS, wkv_inputs
@@ -124,7 +126,7 @@ def test_depthwise_kernels_of_five_taps_give_the_bits_of_the_reference(on_the_pr
 def test_the_self_test_finds_a_kernel_that_computes_something_else(on_the_processor, monkeypatch) -> None:
     assert cuda.check(on_the_processor) == []
     monkeypatch.setattr(on_the_processor, "add", lambda n, a, b, out: on_the_processor.lrelu(n, a, out))
-    assert cuda.check(on_the_processor) == ["add", "add of one row", "hyper-latent", "place", "segment"]  # all that add
+    assert cuda.check(on_the_processor) == ["add", "add, one row", "hyper_latent", "place", "segment"]  # which add
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -180,9 +182,17 @@ def test_latents_are_coded_to_the_same_bytes_as_in_numpy(on_the_processor, size:
         for ops in (ExactOps(NUMPY, tensors, w.grids), KernelOps(on_the_processor, tensors, w.grids, xp))
     ]
     y, z = tiny.latents(*size)
-    (expected, y_hat), (got, got_y_hat) = (c.encode(y, z, 4321) for c in coders)
+    (expected, y_hat), (got, got_y_hat) = (c.encode(y, z, Quality(4321)) for c in coders)
     assert got == expected
     np.testing.assert_array_equal(y_hat, got_y_hat)
+
+
+def test_an_image_that_takes_the_shared_structs_for_something_else_is_not_used(
+    shim: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(abi.VALUES, "the place of Biwkv4.sums", 0)
+    with pytest.raises(UnsupportedError, match=r"the place of Biwkv4.sums is \d+ in the kernels, 0 in Python"):
+        cuda.CudaKernels(cuda.Driver(shim, b"image"), torch.device("cpu"), lambda: 0)
 
 
 def test_the_drivers_errors_are_told_in_one_line(shim: ctypes.CDLL, on_the_processor) -> None:
@@ -265,7 +275,7 @@ def test_coding_does_not_wait_for_the_compiler_unless_it_is_told_to(made: Made) 
     with pytest.raises(build.BuildError, match="in the background"):
         cuda.image_for(80, [], wait=False)
     (command,) = started
-    assert command[-3:] == ["-m", "hpcmcodec.ops.cuda", "80"]
+    assert command[-3:] == ["-m", "hpcmcodec.native.cuda", "80"]
     assert cuda.main(command[-1:]) == 0  # what it does
     assert cuda.image_for(80, [], wait=False)[0] == b"image"
 
@@ -399,6 +409,6 @@ def test_on_a_gpu_files_decode_to_their_checksums_with_kernels_and_without(monke
         for name in tiny.PICTURES:
             reader = codec.container.Reader((tiny.DATA / f"{name}.hpcm").read_bytes())
             header = reader.header
-            streams = {s: reader.stream(s, 0) for s in codec.container.SCALES}
+            streams = {s: reader.stream(s, 0) for s in codec.container.STREAM_ORDER}
             crcs = {s: header.stream_info(s, 0).latents_crc for s in streams}
             engine.coder.decode(streams, crcs, header.quality, header.latent_height, header.latent_width)

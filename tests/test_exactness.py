@@ -18,10 +18,14 @@ import numpy as np
 import pytest
 import tiny
 
-from hpcmcodec import codec, numerics, weights
+from hpcmcodec import codec, weights
 from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.constants import CODE_MAX
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.numerics import NUMPY, Act, ExactOps
+from hpcmcodec.quality import Quality
 
 TESTS = Path(__file__).parent
 # What each program starts with: whether numpy computes as the test says, and the CRC of a float product, which BLAS
@@ -34,7 +38,8 @@ if np.__version__.startswith("1."):
 else:
     from numpy._core._multiarray_umath import __cpu_dispatch__ as dispatch, __cpu_features__ as features
 import tiny
-from hpcmcodec import codec, numerics
+from hpcmcodec import codec
+from hpcmcodec.exact.namespaces import NumpyNamespace
 
 oldest = "OPENBLAS_CORETYPE" in os.environ
 if oldest:
@@ -61,7 +66,7 @@ def forbidden(*args, **kwargs):
     raise AssertionError("the numpy path was used")
 
 for name in ("matmul", "sum", "rint_", "clamp_", "take", "concat", "maximum", "argsort", "take_along", "cast"):
-    setattr(numerics.NumpyNamespace, name, forbidden)
+    setattr(NumpyNamespace, name, forbidden)
 codec.LightEngine.__init__ = forbidden
 """
 DECODE = """
@@ -226,7 +231,7 @@ class FloatOps(ExactOps):
         super().__init__(*args)
         self.order = order
 
-    def _code_(self, x: Any, limit: int = numerics.CODE_MAX) -> Any:
+    def _code_(self, x: Any, limit: int = CODE_MAX) -> Any:
         return self.xp.clamp_(x, -limit, limit)  # no rounding
 
     def _linear(self, inputs: Any, layer: str, e_out: int) -> Any:
@@ -253,9 +258,9 @@ def code_and_decode(encoder: LatentCoder, decoder: LatentCoder, pictures: int) -
     """IntegrityError where decoding misses what was encoded."""
     for seed in range(pictures):
         y, z = tiny.latents(24, 24, seed)
-        coded, _ = encoder.encode(y, z, 5000)
+        coded, _ = encoder.encode(y, z, Quality(5000))
         streams, crcs = {s: c.data for s, c in coded.items()}, {s: c.latents_crc for s, c in coded.items()}
-        decoder.decode(streams, crcs, 5000, 24, 24)
+        decoder.decode(streams, crcs, Quality(5000), 24, 24)
 
 
 def coder(ops: ExactOps) -> LatentCoder:
@@ -290,9 +295,9 @@ def test_proof_that_these_tests_can_fail_exact_sums_in_another_order_are_not_cau
 FLOAT_ELSEWHERE = """
 import test_exactness
 y, z = tiny.latents(24, 24, 1)
-coded, y_hat = test_exactness.float_coder(0).encode(y, z, 5000)
+coded, y_hat = test_exactness.float_coder(0).encode(y, z, test_exactness.Quality(5000))
 said["float"] = [c.latents_crc for c in coded.values()]
-coded, y_hat = test_exactness.coder(tiny.exact_ops()).encode(y, z, 5000)
+coded, y_hat = test_exactness.coder(tiny.exact_ops()).encode(y, z, test_exactness.Quality(5000))
 said["exact"] = [c.latents_crc for c in coded.values()]
 print(json.dumps(said))
 """

@@ -20,7 +20,7 @@ import pytest
 
 from hpcmcodec import checksums, codec, weights
 from hpcmcodec.errors import HpcmError, InstallationError, IntegrityError
-from hpcmcodec.ops import build, loader
+from hpcmcodec.native import build, loader
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

@@ -1,9 +1,7 @@
 """The compiled kernels give the bits of the numpy reference: each operation, each copy, any number of threads."""
 
 import ctypes
-import inspect
 import multiprocessing
-import re
 import shutil
 import subprocess
 import threading
@@ -17,10 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmcodec import codec, weights
-from hpcmcodec.numerics import NUMPY, Act, ExactOps, exact_exp
-from hpcmcodec.ops import build, selftest
-from hpcmcodec.ops.biwkv import biwkv4_exact, decay_powers, own_factor
-from hpcmcodec.ops.compiled import KernelOps, Kernels
+from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
+from hpcmcodec.exact.elementary import exact_exp
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Scale, Wkv
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.ops import OPERATIONS, Act
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.native import abi, build, selftest
+from hpcmcodec.native.compiled import KernelOps, Kernels
+from hpcmcodec.quality import Quality
 from tests import tiny
 
 CHANNELS = {"narrow": (16, 9, 5), "lite": (128, 80, 320), "odd": (141, 33, 301)}  # width, outputs, second input
@@ -113,10 +116,12 @@ def test_inputs_may_be_views_of_larger_arrays(machine: Kernels) -> None:
     reference, ops = ExactOps(NUMPY, tensors, selftest.GRIDS), KernelOps(machine, tensors, selftest.GRIDS)
     whole = selftest.codes((1, 9, 9, 64), 3)
     for view in (whole[:, :7, :5, :32], whole[:, ::2, 1::2, 16:48], whole[..., ::2]):
-        expected = reference.linear(Act(view, "x"), "linear", 24, "out").x
-        np.testing.assert_array_equal(ops.linear(Act(view.astype(np.int16), "x"), "linear", 24, "out").x, expected)
-        expected = reference.depthwise(Act(view, "x"), "depthwise", "out").x
-        np.testing.assert_array_equal(ops.depthwise(Act(view, "x"), "depthwise", "out").x, expected)
+        expected = reference.linear(Act(view, "x"), Linear("linear", 24), "out").x
+        np.testing.assert_array_equal(
+            ops.linear(Act(view.astype(np.int16), "x"), Linear("linear", 24), "out").x, expected
+        )
+        expected = reference.depthwise(Act(view, "x"), Depthwise("depthwise"), "out").x
+        np.testing.assert_array_equal(ops.depthwise(Act(view, "x"), Depthwise("depthwise"), "out").x, expected)
 
 
 def test_shapes_that_do_not_fit_are_refused(machine: Kernels) -> None:
@@ -124,28 +129,22 @@ def test_shapes_that_do_not_fit_are_refused(machine: Kernels) -> None:
     x, wide = Act(selftest.codes((1, 4, 4, 32), 0), "x"), Act(selftest.codes((1, 4, 4, 48), 0), "x")
     gate, row = Act(x.x, "sigmoid"), Act(x.x[:, :2, :2], "x")
     for call in (
-        lambda: ops.linear(wide, "linear", 24, "out"),
-        lambda: ops.linear([x, Act(selftest.codes((1, 2, 4, 8), 0), "y")], "joint", 24, "out"),
-        lambda: ops.head([x, Act(selftest.codes((1, 4, 4, 8), 0), "y")], "head", 23),
-        lambda: ops.depthwise(wide, "depthwise", "out"),
-        lambda: ops.norm(wide, "norm", "out"),
-        lambda: ops.channel_scale(wide, "scale"),
+        lambda: ops.linear(wide, Linear("linear", 24), "out"),
+        lambda: ops.linear([x, Act(selftest.codes((1, 2, 4, 8), 0), "y")], Linear("joint", 24), "out"),
+        lambda: ops.head([x, Act(selftest.codes((1, 4, 4, 8), 0), "y")], Head("head", 23)),
+        lambda: ops.depthwise(wide, Depthwise("depthwise"), "out"),
+        lambda: ops.norm(wide, Norm("norm"), "out"),
+        lambda: ops.channel_scale(wide, Scale("scale")),
         lambda: ops.gate(gate, wide),
         lambda: ops.blend(gate, row, x),
         lambda: ops.add(x, wide),
-        lambda: ops.wkv(Act(x.x, "exp"), wide, "wkv", "fine"),
+        lambda: ops.wkv(Act(x.x, "exp"), wide, Wkv("wkv"), "fine"),
     ):
         with pytest.raises(ValueError, match=r"shape|wanted"):
             call()
 
 
 # --- the self-test ---------------------------------------------------------------------------------------------------
-
-OPERATIONS = [
-    name
-    for name, method in inspect.getmembers(ExactOps, inspect.isfunction)
-    if not name.startswith("_") and re.search(r"\b(Act|Array)\b", str(method.__annotations__["return"]))
-]
 
 
 def one_code_off(result: Any) -> Any:
@@ -239,7 +238,7 @@ def test_biwkv4_is_the_formula(machine: Kernels, tokens: int) -> None:
 
 def test_biwkv4_in_torch_numpy_and_cpp_is_the_same(machine: Kernels) -> None:
     torch = pytest.importorskip("torch")
-    from hpcmcodec.numerics import TorchNamespace
+    from hpcmcodec.exact.namespaces import TorchNamespace
 
     xp = TorchNamespace()
     e, v, powers, own = wkv_inputs(255, 13, 2, 8)
@@ -251,12 +250,18 @@ def test_biwkv4_in_torch_numpy_and_cpp_is_the_same(machine: Kernels) -> None:
 
 def float_biwkv4(kernels: Kernels, k, v, decay, boost, g) -> list[np.ndarray]:
     """y and the gradients by k, v, decay and boost; all float32, decay and boost float64."""
-    shape, at = k.shape, [a.ctypes.data for a in (k, v, decay, boost)]
-    y, gk, gv, sums = np.empty_like(k), np.empty_like(k), np.empty_like(k), np.empty((shape[0], 2, shape[2]))
-    by = np.empty_like(decay), np.empty_like(decay)
-    assert kernels.float_biwkv4(0, *shape, *at, y.ctypes.data) == 0
-    assert kernels.float_biwkv4_gradients(0, *shape, *at, *(a.ctypes.data for a in (g, gk, gv, *by, sums))) == 0
-    return [y, gk, gv, *by]
+    y, gk, gv, sums = np.empty_like(k), np.empty_like(k), np.empty_like(k), np.empty((k.shape[0], 2, k.shape[2]))
+    by_decay, by_boost = np.empty_like(decay), np.empty_like(decay)
+
+    def call(**arrays: np.ndarray) -> abi.Biwkv4:
+        own = {"k": k, "v": v, "decay": decay, "boost": boost, **arrays}
+        batch, tokens, channels = k.shape
+        return abi.Biwkv4(batch, tokens, abi.FLOAT32, channels, **{n: a.ctypes.data for n, a in own.items()})
+
+    assert kernels.float_biwkv4(call(y=y)) == 0
+    gradients = call(g=g, gk=gk, gv=gv, sums=sums)
+    assert kernels.float_biwkv4_gradients(gradients, by_decay.ctypes.data, by_boost.ctypes.data) == 0
+    return [y, gk, gv, by_decay, by_boost]
 
 
 @pytest.mark.parametrize("channels", [1, 8, 13])
@@ -289,7 +294,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> dict[str, 
 def test_fixtures_decode_to_the_same_latents_with_and_without_kernels(engines, name: str) -> None:
     reader = codec.container.Reader((tiny.DATA / f"{name}.hpcm").read_bytes())
     header = reader.header
-    streams = {s: reader.stream(s, 0) for s in codec.container.SCALES}
+    streams = {s: reader.stream(s, 0) for s in codec.container.STREAM_ORDER}
     crcs = {s: header.stream_info(s, 0).latents_crc for s in streams}
     size = header.latent_height, header.latent_width
     latents = [engines[e].coder.decode(streams, crcs, header.quality, *size) for e in ("reference", "cpp")]
@@ -299,7 +304,7 @@ def test_fixtures_decode_to_the_same_latents_with_and_without_kernels(engines, n
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (9, 14), (33, 20)])
 def test_latents_are_coded_to_the_same_bytes_with_and_without_kernels(engines, size: tuple[int, int]) -> None:
     y, z = tiny.latents(*size)
-    coded = {name: engine.coder.encode(y, z, 4321) for name, engine in engines.items()}
+    coded = {name: engine.coder.encode(y, z, Quality(4321)) for name, engine in engines.items()}
     assert coded["reference"][0] == coded["cpp"][0]
     np.testing.assert_array_equal(coded["reference"][1], coded["cpp"][1])
 
@@ -315,7 +320,7 @@ def test_lite_codes_to_the_same_bytes_with_and_without_kernels(monkeypatch: pyte
         codec.LatentCoder(w.config, ops, tables)
         for ops in (ExactOps(NUMPY, tensors, w.grids), KernelOps(machine, tensors, w.grids))
     ]
-    (expected, expected_y), (got, got_y) = (c.encode(y, z, 5000) for c in coders)
+    (expected, expected_y), (got, got_y) = (c.encode(y, z, Quality(5000)) for c in coders)
     assert got == expected
     np.testing.assert_array_equal(got_y, expected_y)
 
@@ -327,12 +332,12 @@ def test_threads_of_the_program_may_call_at_once(machine: Kernels) -> None:
     machine.set_threads(3)
     tensors = selftest.layers(64, 96, 8)
     x = Act(selftest.codes((1, 40, 50, 64), 1), "x")
-    expected = ExactOps(NUMPY, tensors, selftest.GRIDS).linear(x, "linear", 96, "out").x
+    expected = ExactOps(NUMPY, tensors, selftest.GRIDS).linear(x, Linear("linear", 96), "out").x
     wrong: list[int] = []
 
     def work(i: int) -> None:
         ops = KernelOps(machine, tensors, selftest.GRIDS)
-        wrong.extend(i for _ in range(20) if not np.array_equal(ops.linear(x, "linear", 96, "out").x, expected))
+        wrong.extend(i for _ in range(20) if not np.array_equal(ops.linear(x, Linear("linear", 96), "out").x, expected))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for t in threads:

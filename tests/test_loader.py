@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import stat
@@ -17,9 +18,9 @@ import pytest
 
 from hpcmcodec import cli, codec
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.numerics import ExactOps
-from hpcmcodec.ops import build, doctor, loader
-from hpcmcodec.ops.compiled import KernelOps
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.native import abi, build, doctor, loader
+from hpcmcodec.native.compiled import KernelOps
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,7 @@ class Place:
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "home"))
         monkeypatch.delenv("HPCM_OPS", raising=False)
         monkeypatch.setattr(build, "source_folder", lambda: self.sources)
-        monkeypatch.setattr(build, "__file__", str(self.package / "hpcmcodec" / "ops" / "build.py"))
+        monkeypatch.setattr(build, "__file__", str(self.package / "hpcmcodec" / "native" / "build.py"))
         monkeypatch.setattr(loader, "_started_build", False)
         self.compiler("copy")
 
@@ -102,7 +103,7 @@ class Place:
 
     def process(self) -> subprocess.Popen[str]:
         """What a build in the background is."""
-        command = [sys.executable, "-I", str(self.package / "hpcmcodec" / "ops" / "build.py"), "cache"]
+        command = [sys.executable, "-I", str(self.package / "hpcmcodec" / "native" / "build.py"), "cache"]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def libraries(self) -> list[Path]:
@@ -127,7 +128,7 @@ def codes_a_picture() -> None:
     """A file of the tiny model is decoded and its integers are checked, whatever operations are there."""
     header = codec.container.parse_header((tiny.DATA / "tiny-7x5.hpcm").read_bytes())
     reader = codec.container.Reader((tiny.DATA / "tiny-7x5.hpcm").read_bytes())
-    streams = {s: reader.stream(s, 0) for s in codec.container.SCALES}
+    streams = {s: reader.stream(s, 0) for s in codec.container.STREAM_ORDER}
     crcs = {s: header.stream_info(s, 0).latents_crc for s in streams}
     size = header.latent_height, header.latent_width
     codec.LightEngine(tiny.load()).coder.decode(streams, crcs, header.quality, *size)
@@ -161,6 +162,15 @@ def test_a_library_of_other_sources_is_not_used(place: Place) -> None:
     # Under the new name, but it says itself what it was built from.
     stale.rename(stale.with_name(stale.name.replace(place.source, build.source_hash(place.sources))))
     assert any("other sources" in r for r in finds_reference(background=False).reasons)
+
+
+@pytest.mark.parametrize("name", ["PANEL", "the size of Linear", "the place of Chunk.scale"])
+def test_a_library_that_takes_the_shared_structs_for_something_else_is_not_used(place: Place, name: str) -> None:
+    place.build()
+    place.monkeypatch.setitem(abi.VALUES, name, 48)
+    (why,) = [r for r in finds_reference(background=False).reasons if "Python" in r]
+    assert re.search(rf"{name} is \d+ in the kernels, 48 in Python$", why)
+    assert "\n" not in why
 
 
 def test_another_compiler_builds_a_library_of_its_own_and_without_one_any_will_do(place: Place) -> None:
@@ -613,7 +623,7 @@ def test_doctor_finds_kernels_that_compute_something_else(place: Place, capsys: 
     place.monkeypatch.setattr(kernels, "add", wrong)
     code, _, err = run_doctor(capsys)
     assert code == 5
-    assert "differ from the reference: add, add of one row, hyper-latent, place, segment;" in err  # all that add
+    assert "differ from the reference: add, add, one row, hyper_latent, place, segment;" in err  # which add
 
 
 def test_info_loads_no_kernels_and_no_numpy() -> None:
@@ -621,7 +631,7 @@ def test_info_loads_no_kernels_and_no_numpy() -> None:
         "import sys; from hpcmcodec import cli\n"
         f"try: cli.cli.main(['info', {str(tiny.DATA / 'tiny-7x5.hpcm')!r}])\n"
         "except SystemExit as end: assert not end.code\n"
-        "print([m for m in sys.modules if m == 'numpy' or m.startswith('hpcmcodec.ops')])"
+        "print([m for m in sys.modules if m == 'numpy' or m.startswith('hpcmcodec.native')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -16,23 +16,31 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hpcmcodec import numerics, strips, weights
+from hpcmcodec import strips, weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError, UnsupportedError
+from hpcmcodec.exact import constants
+from hpcmcodec.exact.constants import MEAN_SHIFT
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
 from hpcmcodec.model import entropy
 from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
 from hpcmcodec.model.config import LITE, TINY, Config
 from hpcmcodec.model.context import walk
+from hpcmcodec.model.declaration import declare
 from hpcmcodec.model.float_ops import FakeOps, FloatOps
-from hpcmcodec.model.hpcm import HPCM, from_weights, load_model
-from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
-from hpcmcodec.numerics import MEAN_SHIFT, NUMPY, Act, ExactOps
+from hpcmcodec.model.hpcm import HPCM
+from hpcmcodec.pretrained import from_weights, load_model
+from hpcmcodec.quality import Quality
 from hpcmcodec.rans import bits
 from hpcmcodec.torch_engine import TorchEngine
 from hpcmcodec.training.stages import loss_of
 
 ENTROPY = tiny.load().under("entropy")
-LAYERS, _ = entropy.declare(TINY)
+LAYERS, _ = declare(TINY)
+QUALITIES = st.builds(Quality, st.integers(0, 10000))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,7 +82,7 @@ def test_after_one_training_step_every_parameter_has_a_gradient(fake: bool) -> N
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
 
 
-def steps_of(ops: Any, y: np.ndarray, z: np.ndarray, quality: list[int]) -> dict[str, list[np.ndarray]]:
+def steps_of(ops: Any, y: np.ndarray, z: np.ndarray, quality: list[Quality]) -> dict[str, list[np.ndarray]]:
     """Run the exact walk on y (B, h, w, M) and z; every step's means, levels, and y_hat where it codes."""
     log: dict[str, list[np.ndarray]] = {"means": [], "levels": [], "y_hat": []}
 
@@ -105,7 +113,7 @@ def known_latents(h: int, w: int, seeds: tuple[int, ...] = (3,)) -> tuple[np.nda
 
 @lru_cache(maxsize=1)
 def baseline() -> dict[str, list[np.ndarray]]:
-    return steps_of(tiny.exact_ops(), *known_latents(7, 10), [4321])
+    return steps_of(tiny.exact_ops(), *known_latents(7, 10), [Quality(4321)])
 
 
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -128,7 +136,7 @@ def test_changing_any_tensor_of_the_entropy_path_changes_latents_or_tables(layer
     for name in names:
         changed = ENTROPY | {name: CHANGES[name.rpartition(".")[2]](ENTROPY[name])}
         assert changed[name].dtype == ENTROPY[name].dtype
-        found = steps_of(ExactOps(NUMPY, changed, tiny.load().grids), *known_latents(7, 10), [4321])
+        found = steps_of(ExactOps(NUMPY, changed, tiny.load().grids), *known_latents(7, 10), [Quality(4321)])
         different = [
             not np.array_equal(a, b)
             for what in ("y_hat", "levels")
@@ -148,7 +156,7 @@ def test_quality_changes_the_parameters_of_the_latents() -> None:
 
 def test_samples_of_a_batch_do_not_see_each_other() -> None:
     y, z = known_latents(6, 9, (1, 2, 3))
-    qualities = [0, 5000, 10000]
+    qualities = [Quality(0), Quality(5000), Quality(10000)]
     together = steps_of(tiny.exact_ops(), y, z, qualities)
     for i, quality in enumerate(qualities):
         alone = steps_of(tiny.exact_ops(), y[i : i + 1], z[i : i + 1], [quality])
@@ -219,12 +227,12 @@ def rounded(residuals: np.ndarray, levels: np.ndarray, rate_weight: float) -> np
     return np.rint(residuals).astype(np.int32)
 
 
-@pytest.mark.parametrize("quality", [4000, 6000, 8000])  # each on grids of its own
-def test_estimate_under_fake_quantisation_has_the_latents_of_the_real_coder(quality: int) -> None:
+@pytest.mark.parametrize("quality", [Quality.of(q) for q in (40, 60, 80)], ids=str)  # each on grids of its own
+def test_estimate_under_fake_quantisation_has_the_latents_of_the_real_coder(quality: Quality) -> None:
     torch.manual_seed(5)
     model = HPCM(TINY).eval()  # untrained, but its levels fit: few residuals need an escape, none is clamped
     with torch.no_grad():
-        q = torch.tensor([quality / 10000])
+        q = torch.tensor([quality.unit])
         y, z = model.analyse(to_tensor(tiny.picture(112, 80)), q)
         y_hat, likelihoods = model.estimate(y, z, q, ops=model.ops(fake_at=q))
     coder = model.coder()
@@ -239,7 +247,7 @@ def test_estimate_under_fake_quantisation_has_the_latents_of_the_real_coder(qual
         assert sum(costs[s] for s in scales) == pytest.approx(estimated, rel=0.05)
 
 
-def costs_of(coder: LatentCoder, coded: Mapping[str, Any], quality: int, h: int, w: int) -> dict[str, float]:
+def costs_of(coder: LatentCoder, coded: Mapping[str, Any], quality: Quality, h: int, w: int) -> dict[str, float]:
     """What the tables say that each stream costs, in bits."""
     costs: dict[str, float] = {}
 
@@ -262,14 +270,14 @@ def test_fake_quantisation_has_the_float_gradient() -> None:
     assert float(torch.cosine_similarity(gradients[0], gradients[1], dim=0)) > 0.9
 
 
-@given(st.integers(0, 10000), st.integers(0, 10000))
-def test_grids_get_finer_as_quality_falls_where_activations_follow_the_latents(one: int, other: int) -> None:
+@given(QUALITIES, QUALITIES)
+def test_grids_get_finer_as_quality_falls_where_activations_follow_the_latents(one: Quality, other: Quality) -> None:
     own = tiny.load().grids
     low, high = (entropy.grids_at(own, q) for q in sorted((one, other)))
     assert low.keys() == own.keys()
     assert all(0 <= low[g] - high[g] <= 2 for g in own)
     assert all(low[g] == own[g] for g in own if not g.endswith((".carry", ".context")) and ".prior." not in g)
-    assert entropy.grids_at(own, 10000) == own
+    assert entropy.grids_at(own, Quality(10000)) == own
 
 
 def test_float_and_exact_paths_agree_within_the_grids() -> None:
@@ -278,7 +286,7 @@ def test_float_and_exact_paths_agree_within_the_grids() -> None:
     y, z = known_latents(6, 6)
     pair = Paired(ExactOps(NUMPY, model.integers(), model.grids), FloatOps(model.derived(), model.grids))
     with torch.no_grad():
-        steps_of(pair, y, z, [5000])
+        steps_of(pair, y, z, [Quality(5000)])
     assert {name for name, _, _ in pair.errors} == set(Paired.METHODS)
     assert [entry for entry in pair.errors if entry[2] > 1] == []
 
@@ -307,7 +315,7 @@ class Paired:
             explained = 0.5 + 0.01  # the result's rounding, and float32's
             if name in ("linear", "depthwise"):
                 inputs = args[0] if isinstance(args[0], list) else [args[0]]
-                explained += self.of_weights(args[1], inputs, result, 9 if name == "depthwise" else 1)
+                explained += self.of_weights(args[1].name, inputs, result, 9 if name == "depthwise" else 1)
             self.errors.append((name, result.grid, float(difference.max() / explained)))
             return result
 
@@ -337,15 +345,15 @@ def coder() -> LatentCoder:
 
 
 def decoded(
-    coded: dict[str, Any], quality: int, h: int, w: int, scales: tuple[str, ...] = ("z", *SCALES)
+    coded: dict[str, Any], quality: Quality, h: int, w: int, scales: tuple[str, ...] = ("z", *SCALES)
 ) -> np.ndarray:
     streams, crcs = {s: coded[s].data for s in scales}, {s: coded[s].latents_crc for s in scales}
     return np.asarray(coder().decode(streams, crcs, quality, h, w))
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 13), st.integers(1, 13), st.integers(0, 1000), st.integers(0, 10000))
-def test_decoder_gets_the_encoders_y_hat(h: int, w: int, seed: int, quality: int) -> None:
+@given(st.integers(1, 13), st.integers(1, 13), st.integers(0, 1000), QUALITIES)
+def test_decoder_gets_the_encoders_y_hat(h: int, w: int, seed: int, quality: Quality) -> None:
     coded, y_hat = coder().encode(*tiny.latents(h, w, seed), quality)
     assert y_hat.dtype == np.int32
     np.testing.assert_array_equal(decoded(coded, quality, h, w), y_hat)
@@ -354,20 +362,20 @@ def test_decoder_gets_the_encoders_y_hat(h: int, w: int, seed: int, quality: int
 def test_skipping_symbols_is_what_leaves_errors_beyond_half_a_step() -> None:
     y, z = tiny.latents(16, 16)
     y = np.clip(y, -20, 20)  # within the tables around means near zero
-    _, y_hat = coder().encode(y, z, 5000)
+    _, y_hat = coder().encode(y, z, Quality(5000))
     error = np.abs(y - y_hat / 16)
     ours = LatentCoder(TINY, coder().ops, tiny.load().under("tables"))
     ours.skipped = np.zeros_like(ours.skipped)
-    _, y_hat = ours.encode(y, z, 5000)
+    _, y_hat = ours.encode(y, z, Quality(5000))
     assert (np.abs(y - y_hat / 16) <= 0.5).mean() > (error <= 0.5).mean() > 0
 
 
 @pytest.mark.parametrize("last", SCALES)
 def test_coarser_scales_alone_give_their_own_latents_and_zero_residuals_beyond(last: str) -> None:
     y, z = tiny.latents(9, 11)
-    coded, y_hat = coder().encode(y, z, 5000)
+    coded, y_hat = coder().encode(y, z, Quality(5000))
     scales = SCALES[: SCALES.index(last) + 1]
-    preview = decoded(coded, 5000, 9, 11, ("z", *scales))
+    preview = decoded(coded, Quality(5000), 9, 11, ("z", *scales))
     known = np.zeros((1, 9, 11, TINY.latent), bool)
     part = grid(last, 9, 11)
     for step in STEPS:
@@ -382,10 +390,10 @@ def test_coarser_scales_alone_give_their_own_latents_and_zero_residuals_beyond(l
 
 @pytest.mark.parametrize("scale", ["z", *SCALES])
 def test_latents_that_miss_their_crc_are_refused(scale: str) -> None:
-    coded, _ = coder().encode(*tiny.latents(5, 5), 5000)
+    coded, _ = coder().encode(*tiny.latents(5, 5), Quality(5000))
     wrong = coded | {scale: coded[scale]._replace(latents_crc=coded[scale].latents_crc ^ 1)}
     with pytest.raises(IntegrityError, match=f"latents of {scale} differ"):
-        decoded(wrong, 5000, 5, 5)
+        decoded(wrong, Quality(5000), 5, 5)
 
 
 def test_golden_latents_reach_skipped_levels_escapes_and_clamped_symbols() -> None:
@@ -419,8 +427,8 @@ def test_compress_and_decompress_are_inverses_as_in_compressai() -> None:
     assert 0 <= float(x_hat.min()) <= float(x_hat.max()) <= 1
     with torch.no_grad():
         y, z = model.analyse(x, q)
-        for i, hundredths in enumerate((2000, 8500)):
-            coded, y_hat = coder().encode(y[i].numpy(), z[i].numpy(), hundredths)
+        for i, quality in enumerate((Quality(2000), Quality(8500))):
+            coded, y_hat = coder().encode(y[i].numpy(), z[i].numpy(), quality)
             assert [s[i] for s in out["strings"]] == [coded[s].data for s in ("z", *SCALES)]
             expected = model.synthesise(torch.from_numpy(y_hat)[None] / 16, q[i : i + 1]).clamp(0, 1)
             torch.testing.assert_close(x_hat[i : i + 1], expected)
@@ -480,12 +488,14 @@ def test_export_writes_weights_and_graphs_that_code_as_the_model_does(tmp_path: 
     dtypes = {name.split(".")[0]: t.dtype for name, t in w.tensors.items() if not name.endswith("log_scale")}
     assert dtypes["g_a"] == dtypes["g_s"] == dtypes["h_a"] == np.float16
     light, other = LightEngine(w), TorchEngine(w, "cpu")
-    y, z = light.analyse(tiny.picture(64, 48), 5000, None)
-    for found, wanted in zip((y, z), other.analyse(tiny.picture(64, 48), 5000, None), strict=True):
+    y, z = light.analyse(tiny.picture(64, 48), Quality(5000), None)
+    for found, wanted in zip((y, z), other.analyse(tiny.picture(64, 48), Quality(5000), None), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    coded, y_hat = light.coder.encode(y, z, 5000)
-    assert {s: c.data for s, c in other.coder.encode(y, z, 5000)[0].items()} == {s: c.data for s, c in coded.items()}
-    assert light.synthesise(y_hat, 5000, None).shape == (48, 64, 3)
+    coded, y_hat = light.coder.encode(y, z, Quality(5000))
+    assert {s: c.data for s, c in other.coder.encode(y, z, Quality(5000))[0].items()} == {
+        s: c.data for s, c in coded.items()
+    }
+    assert light.synthesise(y_hat, Quality(5000), None).shape == (48, 64, 3)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
@@ -504,7 +514,7 @@ def test_fitted_tables_code_what_they_were_fitted_to_in_fewer_bits() -> None:
 
     torch.manual_seed(6)
     model = HPCM(TINY).eval()
-    photographs = [(tiny.picture(256, 256, s), q) for s, q in ((0, 2000), (1, 8000))]
+    photographs = [(tiny.picture(256, 256, s), Quality(q)) for s, q in ((0, 2000), (1, 8000))]
     bits: dict[str, list[float]] = {"z": [], "y": []}
     for tables in (model.tables(), fit_tables(model, model.integers(), photographs)):
         ours = LatentCoder(TINY, ExactOps(NUMPY, model.integers(), model.grids), tables)
@@ -512,7 +522,7 @@ def test_fitted_tables_code_what_they_were_fitted_to_in_fewer_bits() -> None:
         total = dict.fromkeys(bits, 0.0)
         for pixels, quality in photographs:
             with torch.no_grad():
-                y, z = model.analyse(to_tensor(pixels), torch.tensor([quality / 10000]))
+                y, z = model.analyse(to_tensor(pixels), torch.tensor([quality.unit]))
             coded, _ = ours.encode(y[0].numpy(), z[0].numpy(), quality)
             costs = costs_of(ours, coded, quality, *y.shape[1:3])
             total["z"] += costs["z"]
@@ -568,7 +578,7 @@ def test_model_id_depends_on_grids_arithmetic_and_decoding_fields(monkeypatch: p
     assert model_id(grids=w.grids | {"s3.cell.in": 9}) != w.model_id
     assert model_id(replace(w.config, memory_temperature=0.2)) != w.model_id
     assert model_id(replace(w.config, name="other", analysis_blocks=(3, 3), hyper_analysis_width=64)) == w.model_id
-    monkeypatch.setattr(numerics, "ARITHMETIC", numerics.ARITHMETIC + 1)
+    monkeypatch.setattr(constants, "ARITHMETIC", constants.ARITHMETIC + 1)
     assert model_id() != w.model_id
 
 
@@ -607,7 +617,7 @@ def test_other_members_of_the_family_code_too(change: dict[str, Any]) -> None:
 def test_stored_tables_are_one_a_level_symmetric_and_one_a_channel_and_band_of_z(name: str) -> None:
     w = weights.load_file(weights.packaged()[name])
     t = w.under("tables")
-    assert len(t["y.sizes"]) == numerics.LEVELS
+    assert len(t["y.sizes"]) == constants.LEVELS
     assert len(t["z.sizes"]) == entropy.Z_BANDS * w.config.hyper
     for cdf, size, low in zip(t["y.cdf"], t["y.sizes"], t["y.offsets"], strict=True):
         counts = np.diff(cdf[:size])
@@ -632,13 +642,13 @@ def test_zeros_are_reconstructed_at_the_mean_and_others_on_their_way_to_it() -> 
     assert (table[:, 0] == 0).all()
     assert ((table >= 0) & (table <= 8)).all()
     assert (np.diff(table, axis=0) <= 0).all()  # narrow distributions lean more
-    _, y_hat = coder().encode(*tiny.latents(8, 8), 5000)
+    _, y_hat = coder().encode(*tiny.latents(8, 8), Quality(5000))
     other = copy(coder())
     other.centroids = np.zeros_like(other.centroids)
-    assert not np.array_equal(other.encode(*tiny.latents(8, 8), 5000)[1], y_hat)
+    assert not np.array_equal(other.encode(*tiny.latents(8, 8), Quality(5000))[1], y_hat)
 
 
-@given(st.lists(st.tuples(st.floats(-40, 40), st.integers(0, numerics.LEVELS - 1)), min_size=1, max_size=50))
+@given(st.lists(st.tuples(st.floats(-40, 40), st.integers(0, constants.LEVELS - 1)), min_size=1, max_size=50))
 @example([(-7.5, 19)])  # where a table gives -8 a count more than 8: both are priced as 8
 def test_encoder_takes_the_nearest_symbol_or_the_one_below_by_error_and_bits(drawn: list[tuple[float, int]]) -> None:
     ours = coder()
@@ -657,7 +667,7 @@ def test_encoder_takes_the_nearest_symbol_or_the_one_below_by_error_and_bits(dra
     assert (price(symbols) <= np.minimum(price(nearest), price(below)) + 1e-4)[common].all()
 
 
-@given(st.lists(st.tuples(st.floats(-40, 40), st.floats(0, numerics.LEVELS - 1)), min_size=1, max_size=50))
+@given(st.lists(st.tuples(st.floats(-40, 40), st.floats(0, constants.LEVELS - 1)), min_size=1, max_size=50))
 def test_training_takes_the_symbols_that_an_encoder_takes(drawn: list[tuple[float, float]]) -> None:
     model = HPCM(TINY)
     ours = model.coder()  # its tables are the logistic's, as training assumes
@@ -706,8 +716,8 @@ def test_integer_cdf_has_the_sum_2_16_no_zero_and_is_within_a_count_of_its_share
 
 
 @pytest.mark.parametrize("name", [tiny.NAME, weights.DEFAULT_MODEL])
-@pytest.mark.parametrize("quality", [0, 4321, 10000])
-def test_onnxruntime_gives_torchs_latents_and_pixels(name: str, quality: int) -> None:
+@pytest.mark.parametrize("quality", [Quality(0), Quality(4321), Quality(10000)], ids=str)
+def test_onnxruntime_gives_torchs_latents_and_pixels(name: str, quality: Quality) -> None:
     pixels = tiny.picture(144, 80)
     y, z = engine("light", name).analyse(pixels, quality, None)
     y_torch, z_torch = engine("torch", name).analyse(pixels, quality, None)
@@ -725,8 +735,8 @@ def test_onnxruntime_gives_torchs_latents_and_pixels(name: str, quality: int) ->
 
 
 @pytest.mark.parametrize("name", [tiny.NAME, weights.DEFAULT_MODEL])
-@pytest.mark.parametrize("quality", [0, 4321, 10000])
-def test_onnxruntime_gives_torchs_gradient(name: str, quality: int) -> None:
+@pytest.mark.parametrize("quality", [Quality(0), Quality(4321), Quality(10000)], ids=str)
+def test_onnxruntime_gives_torchs_gradient(name: str, quality: Quality) -> None:
     pixels = tiny.picture(144, 80)
     y_hat = np.rint(engine("light", name).analyse(pixels, quality, None)[0] * 16).astype(np.int32)
     weight = np.random.RandomState(0).rand(80, 144, 1).astype(np.float32)
@@ -769,21 +779,21 @@ def test_transforms_under_autocast_keep_the_precision_of_high_qualities() -> Non
 @pytest.mark.parametrize("name", [tiny.NAME, weights.DEFAULT_MODEL])
 def test_strips_leave_no_seam(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = tiny.picture(48, 16 * 27)
-    whole = engine(kind, name).analyse(pixels, 5000, None)
+    whole = engine(kind, name).analyse(pixels, Quality(5000), None)
     y_hat = np.rint(whole[0] * 16).astype(np.int32)
-    whole_pixels = engine(kind, name).synthesise(y_hat, 5000, None)
+    whole_pixels = engine(kind, name).synthesise(y_hat, Quality(5000), None)
     monkeypatch.setattr(strips, "STRIP_LATENTS", 12)  # four rows of three
     ticks: list[float] = []
-    found = engine(kind, name).analyse(pixels, 5000, ticks.append)
+    found = engine(kind, name).analyse(pixels, Quality(5000), ticks.append)
     assert len(ticks) == 7
     for a, b in zip(found, whole, strict=True):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()  # oneDNN sums in another order for another height
-    difference = np.abs(engine(kind, name).synthesise(y_hat, 5000, None).astype(int) - whole_pixels)
+    difference = np.abs(engine(kind, name).synthesise(y_hat, Quality(5000), None).astype(int) - whole_pixels)
     # The same reason moves a value that lies between two levels; a halo that is too narrow moves whole rows.
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
     weight = np.ones((16 * 27, 48, 1), np.float32)
-    gradient = engine(kind, name).gradient(y_hat, pixels, weight, 5000, None)
+    gradient = engine(kind, name).gradient(y_hat, pixels, weight, Quality(5000), None)
     monkeypatch.undo()
-    whole_gradient = engine(kind, name).gradient(y_hat, pixels, weight, 5000, None)
+    whole_gradient = engine(kind, name).gradient(y_hat, pixels, weight, Quality(5000), None)
     assert np.abs(gradient - whole_gradient).max() <= 1e-4 * np.abs(whole_gradient).max()

@@ -26,32 +26,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpcmcodec import weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.constants import CHUNK, CODE_MAX, LEVELS, MEAN_MAX, SUM_BOUND, WEIGHT_ONE
+from hpcmcodec.exact.elementary import exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
+from hpcmcodec.exact.namespaces import NUMPY, NumpyNamespace, TorchNamespace, probe
+from hpcmcodec.exact.ops import COMPUTING, Act
+from hpcmcodec.exact.quantisation import chunks, quantise_rows
+from hpcmcodec.exact.reference import ExactOps, interpolate
+from hpcmcodec.exact.schedule import STEPS, positions
 from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.model.entropy import declare
+from hpcmcodec.model.declaration import declare
 from hpcmcodec.model.memory import MemoryBank
-from hpcmcodec.model.schedule import STEPS, positions
-from hpcmcodec.numerics import (
-    CHUNK,
-    CODE_MAX,
-    LEVELS,
-    MEAN_MAX,
-    NUMPY,
-    SUM_BOUND,
-    WEIGHT_ONE,
-    Act,
-    ExactOps,
-    NumpyNamespace,
-    TorchNamespace,
-    chunks,
-    exact_exp,
-    exp_table,
-    interpolate,
-    memory_weight_table,
-    probe,
-    quantise_rows,
-    rsqrt,
-    sigmoid_table,
-)
+from hpcmcodec.quality import Quality
 from hpcmcodec.torch_engine import TorchEngine
 
 TORCH = TorchNamespace()
@@ -114,7 +100,7 @@ def test_tables_are_the_functions_that_they_stand_for() -> None:
 
 @given(arrays(np.int32, (3, 4), elements=CODES), st.integers(0, 10000))
 def test_quality_table_is_interpolated_to_the_nearest_integer(table: np.ndarray, quality: int) -> None:
-    for column, found in zip(table.T.tolist(), interpolate(table, quality), strict=True):
+    for column, found in zip(table.T.tolist(), interpolate(table, Quality(quality)), strict=True):
         position = Fraction(quality * 2, 10000)
         i = min(int(position), 1)
         exact = column[i] + (column[i + 1] - column[i]) * (position - i)
@@ -128,8 +114,9 @@ import hashlib, os, sys
 import numpy as np
 import tiny
 from hpcmcodec import codec
-from hpcmcodec.numerics import NUMPY, exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
-from hpcmcodec.ops.biwkv import decay_powers, own_factor
+from hpcmcodec.exact.elementary import exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.biwkv import decay_powers, own_factor
 
 rng = np.random.RandomState(5)
 x = np.arange(-700_000, 700_001) / np.full(1, 1000.0)
@@ -265,7 +252,7 @@ def test_linear_is_int64_arithmetic_to_the_bit(xp: Any, widths: Sequence[int], e
         signs = np.split(np.where(tensors["l.weight"][0] < 0, -CODE_MAX, CODE_MAX), np.cumsum(widths)[:-1])
         for x, s in zip(inputs, signs, strict=True):
             x[0, 0, 0] = s
-    got = run_op(xp, lambda act: ops.linear([act(x, f"in{i}") for i, x in enumerate(inputs)], "l", 24, "out"))
+    got = run_op(xp, lambda act: ops.linear([act(x, f"in{i}") for i, x in enumerate(inputs)], Linear("l", 24), "out"))
     sums = int64_sums(inputs, tensors["l.weight"], widths)
     dtype: Any = np.float32 if len(sums) == 1 else np.float64
     expected = np.zeros((1, 9, 11, 24), dtype)
@@ -284,7 +271,7 @@ def test_head_gives_wide_means_and_levels_in_range_as_int32(xp: Any) -> None:
     tensors["l.step"] = tensors["l.step"] * np.float32(200)
     x = codes(3, 1, 5, 7, 64)
     ops = ExactOps(xp, tensors, {"in": 4})
-    means, levels = ops.head([Act(xp.array(x), "in")], "l", 8)
+    means, levels = ops.head([Act(xp.array(x), "in")], Head("l", 8))
     acc = int64_sums([x], tensors["l.weight"], (64,))[0].astype(np.float32)
     out = np.rint(acc * tensors["l.step"][0] + tensors["l.bias"] * np.float32(16))
     assert same_bits(xp.numpy(means), np.clip(out[..., :8], -MEAN_MAX, MEAN_MAX).astype(np.int32))
@@ -298,7 +285,8 @@ def test_head_gives_wide_means_and_levels_in_range_as_int32(xp: Any) -> None:
 def test_place_adds_the_vector_of_the_group_that_a_position_carries(xp: Any, step: Any, size: tuple[int, int]) -> None:
     table = np.random.RandomState(7).standard_normal((len(step.groups), 12)).astype(np.float32) * 60
     x = codes(8, 2, *size, 12)
-    got = ExactOps(xp, {"l.table": table}, {"in": 4}).place(Act(xp.array(x), "in"), step, "l")
+    layer = Place("l", len(step.groups))
+    got = ExactOps(xp, {"l.table": table}, {"in": 4}).place(Act(xp.array(x), "in"), step, layer)
     group = np.full(size, -1)
     for g, at in positions(step):
         group[at[1:]] = g
@@ -330,7 +318,8 @@ def test_depthwise_is_int64_arithmetic_to_the_bit(xp: Any, size: tuple[int, int]
     weight, step = quantise_rows(np.random.RandomState(4).standard_t(3, (12, 9)))
     tensors = {"d.weight": weight, "d.step": step[None] * np.float32(0.02), "d.bias": codes(5, 12) / np.float32(4096)}
     x = codes(6, 1, h, w, 12)
-    got = run_op(xp, lambda act: ExactOps(xp, tensors, {"in": 3, "out": 5}).depthwise(act(x, "in"), "d", "out"))
+    ops = ExactOps(xp, tensors, {"in": 3, "out": 5})
+    got = run_op(xp, lambda act: ops.depthwise(act(x, "in"), Depthwise("d"), "out"))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(np.int64)
     acc = np.zeros((1, h, w, 12), np.int64)
     for i in range(9):
@@ -352,14 +341,14 @@ def test_no_partial_sum_of_any_stored_layer_reaches_2_24(name: str) -> None:
     layers, grids = declare(w.config)
     assert sorted(w.grids) == grids
     entropy = w.under("entropy")
-    with_weights = [n for n, layer in layers.items() if layer.kind in ("linear", "head", "depthwise", "omnishift")]
+    with_weights = [n for n, layer in layers.items() if isinstance(layer, (Linear, Head, Depthwise))]
     assert {n.removesuffix(".weight") for n in entropy if n.endswith(".weight")} == set(with_weights)
     for layer in with_weights:
         stored = entropy[f"{layer}.weight"]
         assert stored.dtype == np.int16
-        assert stored.shape == (layers[layer].out, sum(layers[layer].widths))
+        assert stored.shape == (layers[layer].out, sum(layers[layer].inputs))
         # The largest sum of magnitudes over a chunk bounds every partial sum, in any order.
-        start, pieces = 0, chunks(layers[layer].widths)
+        start, pieces = 0, chunks(layers[layer].inputs)
         for _, a, b in pieces:
             magnitudes = np.abs(stored[:, start : start + b - a].astype(np.int64)).sum(1)
             assert magnitudes.max() * CODE_MAX < SUM_BOUND, layer
@@ -419,7 +408,7 @@ def test_norm_is_layer_norm_with_an_epsilon_of_one_squared_code(x: np.ndarray) -
     ops, act = plain({"n.gamma": gamma, "n.beta": beta}, {"in": 5, "out": 7})
     centred = x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64)
     expected = (centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1) * gamma + beta) * 2.0**7
-    got = ops.norm(act(x, "in"), "n", "out").x
+    got = ops.norm(act(x, "in"), Norm("n"), "out").x
     assert np.abs(got - np.clip(expected, -CODE_MAX, CODE_MAX)).max() <= HALF
 
 
@@ -430,7 +419,7 @@ def test_norm_is_exact_where_sums_of_squares_pass_2_24() -> None:
     ops, act = plain({"n.gamma": np.ones(128, np.float32), "n.beta": np.zeros(128, np.float32)}, {"in": 0, "out": 10})
     wide = x.astype(np.float64)
     expected = (wide - wide.mean()) / np.sqrt(wide.var() + 1) * 1024
-    assert np.abs(ops.norm(act(x, "in"), "n", "out").x - expected).max() <= HALF
+    assert np.abs(ops.norm(act(x, "in"), Norm("n"), "out").x - expected).max() <= HALF
 
 
 @given(arrays(np.float32, (1, 2, 2, 5), elements=CODES), arrays(np.float32, (1, 2, 2, 5), elements=CODES))
@@ -450,7 +439,7 @@ def test_relu_squared_lrelu_and_scale_act_on_the_code(x: np.ndarray, e: int) -> 
     assert np.abs(ops.relu_squared(act(x, "in"), "out").x - np.minimum(squared, CODE_MAX)).max() <= HALF
     assert np.abs(ops.lrelu(act(x, "in")).x - np.where(x > 0, x, 0.1 * x.astype(np.float64))).max() <= HALF
     scaled = np.clip(x * scale.astype(np.float64), -CODE_MAX, CODE_MAX)
-    assert np.abs(ops.channel_scale(act(x, "in"), "c").x - scaled).max() <= HALF
+    assert np.abs(ops.channel_scale(act(x, "in"), Scale("c")).x - scaled).max() <= HALF
 
 
 @given(arrays(np.float32, (2, 1, 3, 4), elements=CODES), arrays(np.float32, (2, 1, 3, 4), elements=CODES))
@@ -542,29 +531,31 @@ def test_context_sees_y_hat_in_eighths_rounded_half_up(y_hat: np.ndarray) -> Non
 @given(arrays(np.int32, (1, 1, 2, 8), elements=st.integers(-(2**20), 2**20)), st.integers(0, 10000))
 def test_hyper_latent_is_z_on_its_grid_plus_the_bias_of_the_quality(z: np.ndarray, quality: int) -> None:
     ops = tiny.exact_ops()
-    bias = np.array(interpolate(ops.tensors["h_s.quality.table"], quality))
+    bias = np.array(interpolate(ops.tensors["h_s.quality.table"], Quality(quality)))
     scaled = np.clip(z.astype(np.int64) << tiny.load().grids["h_s.z"], -CODE_MAX, CODE_MAX)
-    got = ops.hyper_latent(z, "h_s.quality", "h_s.z", [quality])
+    got = ops.hyper_latent(z, QualityBias("h_s.quality", "h_s.z", 8), [Quality(quality)])
     np.testing.assert_array_equal(got.x, np.clip(scaled + bias, -CODE_MAX, CODE_MAX))
 
 
 # --- numpy and torch --------------------------------------------------------------------------------------------------
 
 BLOCK = "s3.cell.block"
-OPERATIONS: dict[str, Callable[[ExactOps, Callable[[np.ndarray, str], Act], np.ndarray, np.ndarray], Any]] = {
-    "linear": lambda o, act, a, b: o.linear(act(a, "s3.context"), "s3.prior.0.up", 32),
-    "linear of two": lambda o, act, a, b: o.linear([act(a, "s3.context"), act(b, "s3.carry")], "s3.cell.in", 16),
-    "head": lambda o, act, a, b: o.xp.concat(list(o.head([act(a, "s3.context")], "s1.first.1", 8)), 3),
-    "depthwise": lambda o, act, a, b: o.depthwise(act(a, "s3.context"), "s3.prior.0.dw"),
-    "norm": lambda o, act, a, b: o.norm(act(a, "s3.cell.in"), f"{BLOCK}.norm1"),
+CALLS: dict[str, Callable[[ExactOps, Callable[[np.ndarray, str], Act], np.ndarray, np.ndarray], Any]] = {
+    "linear": lambda o, act, a, b: o.linear(act(a, "s3.context"), Linear("s3.prior.0.up", 32)),
+    "linear of two": lambda o, act, a, b: o.linear(
+        [act(a, "s3.context"), act(b, "s3.carry")], Linear("s3.cell.in", 16)
+    ),
+    "head": lambda o, act, a, b: o.xp.concat(list(o.head([act(a, "s3.context")], Head("s1.first.1", 8))), 3),
+    "depthwise": lambda o, act, a, b: o.depthwise(act(a, "s3.context"), Depthwise("s3.prior.0.dw")),
+    "norm": lambda o, act, a, b: o.norm(act(a, "s3.cell.in"), Norm(f"{BLOCK}.norm1")),
     "lrelu": lambda o, act, a, b: o.lrelu(act(a, "s3.context")),
     "relu squared": lambda o, act, a, b: o.relu_squared(act(a, f"{BLOCK}.channel.k"), f"{BLOCK}.channel.k2"),
     "gate": lambda o, act, a, b: o.gate(act(a, "sigmoid"), act(b, "s3.carry")),
     "blend": lambda o, act, a, b: o.blend(act(a, "sigmoid"), act(b[:, :1, :1], "s3.carry"), act(b, "s3.carry")),
     "add": lambda o, act, a, b: o.add(act(a, "s3.carry"), act(b, "s3.carry")),
-    "channel scale": lambda o, act, a, b: o.channel_scale(act(a, "s3.context"), "step7.scale"),
-    "place": lambda o, act, a, b: o.place(act(a, "s3.context"), STEPS[7], "step7.place"),
-    "wkv": lambda o, act, a, b: o.wkv(act(a, "exp"), act(b, f"{BLOCK}.spatial.v"), f"{BLOCK}.spatial.wkv"),
+    "channel scale": lambda o, act, a, b: o.channel_scale(act(a, "s3.context"), Scale("step7.scale")),
+    "place": lambda o, act, a, b: o.place(act(a, "s3.context"), STEPS[7], Place("step7.place", 8)),
+    "wkv": lambda o, act, a, b: o.wkv(act(a, "exp"), act(b, f"{BLOCK}.spatial.v"), Wkv(f"{BLOCK}.spatial.wkv")),
     "pool": lambda o, act, a, b: o.pool(act(a, "s3.carry"), "memory.pool"),
     "recall": lambda o, act, a, b: o.recall(
         act(a[:, :1, :1], "memory.query"),
@@ -573,35 +564,26 @@ OPERATIONS: dict[str, Callable[[ExactOps, Callable[[np.ndarray, str], Act], np.n
         0.1,
     ),
     "hyper latent": lambda o, act, a, b: o.hyper_latent(
-        o.xp.cast(act(a[..., :8], "").x, o.xp.i4), "h_s.quality", "h_s.z", [3333]
+        o.xp.cast(act(a[..., :8], "").x, o.xp.i4), QualityBias("h_s.quality", "h_s.z", 8), [Quality(3333)]
     ),
     "latent code": lambda o, act, a, b: o.latent_code(o.xp.cast(act(a, "").x, o.xp.i4)),
 }
 IMAGES = st.tuples(st.integers(1, 4), st.integers(1, 5)).flatmap(
     lambda s: arrays(np.float32, (2, 1, *s, 16), elements=CODES)
 )
-FLOWS = (
-    "empty_latent",
-    "folded",
-    "gather",
-    "on",
-    "scatter",
-    "segment",
-    "unfold",
-)  # they move values and compute nothing: the whole walk has them
 
 
 def test_every_operation_is_compared() -> None:
-    named = {name.replace(" ", "_").removesuffix("_of_two") for name in OPERATIONS}
-    assert named == {n for n, v in vars(ExactOps).items() if callable(v) and not n.startswith("_")} - set(FLOWS)
+    named = {name.replace(" ", "_").removesuffix("_of_two") for name in CALLS}
+    assert named == set(COMPUTING)  # the others move values: the whole walk has them
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", CALLS)
 @settings(max_examples=30)
 @given(images=IMAGES)
 def test_operation_gives_the_same_bits_in_numpy_and_torch(name: str, images: np.ndarray) -> None:
-    a = run_op(NUMPY, lambda act: OPERATIONS[name](tiny.exact_ops(NUMPY), act, *images))
-    b = run_op(TORCH, lambda act: OPERATIONS[name](tiny.exact_ops(TORCH), act, *images))
+    a = run_op(NUMPY, lambda act: CALLS[name](tiny.exact_ops(NUMPY), act, *images))
+    b = run_op(TORCH, lambda act: CALLS[name](tiny.exact_ops(TORCH), act, *images))
     assert same_bits(a, b)
     assert a.dtype in (np.float32, np.int32)
     assert np.array_equal(a, np.rint(a))
@@ -777,12 +759,12 @@ EXTREME = (tiny.DATA / f"{tiny.EXTREME}.hpcm").read_bytes()
 
 def decode_streams(coder: LatentCoder) -> np.ndarray:
     """y_hat of the golden file that needs all that the coder can do, checked against its CRCs."""
-    from hpcmcodec.container import SCALES, Reader
+    from hpcmcodec.container import STREAM_ORDER, Reader
 
     reader = Reader(EXTREME)
     header = reader.header
-    streams = {s: reader.stream(s, 0) for s in SCALES}
-    crcs = {s: header.stream_info(s, 0).latents_crc for s in SCALES}
+    streams = {s: reader.stream(s, 0) for s in STREAM_ORDER}
+    crcs = {s: header.stream_info(s, 0).latents_crc for s in STREAM_ORDER}
     return np.asarray(
         coder.decode(streams, crcs, header.quality, header.latent_height, header.latent_width), dtype=np.int32
     )
@@ -945,8 +927,8 @@ def test_exact_mode_puts_torch_settings_back_also_after_an_error() -> None:
 
 def test_exact_products_stand_in_an_enclosing_autocast() -> None:
     x = codes(1, 1, 6, 6, 16)
-    expected = tiny.exact_ops().linear(Act(x, "s3.context"), "s3.prior.0.up", 32).x
+    expected = tiny.exact_ops().linear(Act(x, "s3.context"), Linear("s3.prior.0.up", 32)).x
     ops = tiny.exact_ops(TORCH)
     with torch.autocast("cpu"), TORCH.exact_mode():
-        found = ops.linear(Act(TORCH.array(x), "s3.context"), "s3.prior.0.up", 32).x
+        found = ops.linear(Act(TORCH.array(x), "s3.context"), Linear("s3.prior.0.up", 32)).x
     assert same_bits(np.asarray(found), expected)

@@ -21,7 +21,7 @@ from packaging.version import Version
 from PIL import Image
 
 import hpcmcodec
-from hpcmcodec.ops import build as kernels
+from hpcmcodec.native import build as kernels
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -107,7 +107,7 @@ def test_coding_needs_nothing_beyond_the_core_dependencies(photos: dict[str, Pat
     ("statement", "extra"),
     [
         ("import hpcmcodec; hpcmcodec.load_model", "torch"),
-        ("from hpcmcodec.ops import doctor; list(doctor.report())", "torch"),
+        ("from hpcmcodec.native import doctor; list(doctor.report())", "torch"),
         ("import runpy; runpy.run_module('hpcmcodec.training', run_name='__main__')", "train"),
     ],
 )
@@ -304,7 +304,7 @@ def refuse(event, arguments):
         raise FileNotFoundError(2, "No such file or directory", arguments[0])
 
 sys.addaudithook(refuse)
-from hpcmcodec.ops import build
+from hpcmcodec.native import build
 build.prebuilt = lambda folder, source: None
 from hpcmcodec import cli
 cli.main()

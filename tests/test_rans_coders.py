@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from hpcmcodec import cli, codec, rans_check, rans_coders
 from hpcmcodec.errors import IntegrityError, UnsupportedError
-from hpcmcodec.ops import build, loader
+from hpcmcodec.native import build, loader
 from hpcmcodec.rans import MAX_SYMBOL, Decoder, Encoder, Tables
 from hpcmcodec.rans_coders import Coder, CompressAI, Native
 from tests import coders, test_rans, tiny

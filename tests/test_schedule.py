@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcmcodec.model.schedule import (
+from hpcmcodec.exact.schedule import (
     CODED_FROM,
     GROUPS,
     PARTS,

@@ -29,19 +29,21 @@ from torch import nn
 
 from hpcmcodec import codec, weights
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
+from hpcmcodec.exact.constants import CODE_MAX
 from hpcmcodec.model import transforms
 from hpcmcodec.model.config import TINY, Config
 from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.entropy import grids_at
-from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits, from_weights
-from hpcmcodec.numerics import CODE_MAX
+from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Estimator, WithoutContext, bits
+from hpcmcodec.pretrained import from_weights
+from hpcmcodec.quality import Quality
 from hpcmcodec.training import config, export, loop, records, report, stages, states, synthetic
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import Rates, Recipe, Run
 from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
 from hpcmcodec.training.optim import is_matrix, optimisers, part_of, rate_factor
 from hpcmcodec.training.speed import table
-from hpcmcodec.training.stand_in import StandIn, centre_of_mass, from_pretraining, start_from_principal_axes
+from hpcmcodec.training.stand_in import StandIn, centre_of_mass, start_from_principal_axes
 
 ROOT = Path(__file__).parent.parent
 
@@ -544,7 +546,7 @@ def test_only_tensors_of_the_same_name_and_shape_are_taken_over() -> None:
 
 
 @pytest.mark.parametrize("kind", [HPCM, StandIn, WithoutContext])
-def test_load_model_gives_the_model_that_the_state_is_of(kind: type[HPCM], tmp_path: Path) -> None:
+def test_load_model_gives_the_model_that_the_state_is_of(kind: type[Estimator], tmp_path: Path) -> None:
     model = kind(TINY)
     facts = {"preset": "tiny", "config": TINY.to_json(), "grids": model.grids | {"h_s.1": 9}, "step": 3, "stage": "c"}
     state = states.State(facts, {f"ema/{k}": v for k, v in model.state_dict().items()})
@@ -558,7 +560,7 @@ def test_load_model_gives_the_model_that_the_state_is_of(kind: type[HPCM], tmp_p
         states.load_model(tmp_path / "state")
 
 
-def test_h_s_of_the_pretraining_scripts_gives_the_same_features_under_our_names() -> None:
+def test_h_s_is_convolutions_and_pixel_shuffles_of_torch() -> None:
     def block(c: int) -> nn.Sequential:
         layers = {
             "dw": nn.Conv2d(c, c, 3, padding=1, groups=c),
@@ -584,8 +586,15 @@ def test_h_s_of_the_pretraining_scripts_gives_the_same_features_under_our_names(
     )
     table = torch.randn(TINY.qualities, n)
     model = HPCM(TINY).eval()
-    state = {f"h_s.net.{k}": v for k, v in theirs.state_dict().items()} | {"h_s.qbias": table}
-    match = states.start_from(model, states.State({}, {f"ema/{k}": v for k, v in from_pretraining(state).items()}))
+    values = {"quality/table": table}
+    for name, value in theirs.state_dict().items():
+        index, layer, tensor = name.split(".")
+        v = value.flatten(1) if value.ndim == 4 else value
+        if index in ("1", "3"):  # before a shuffle, channels are (C, row, column) there and (row, column, C) here
+            values[f"{index}/{tensor}"] = v.reshape(-1, 4, *v.shape[1:]).transpose(0, 1).reshape(v.shape)
+        else:
+            values[f"{index}/{layer}/{tensor}"] = v
+    match = states.start_from(model, states.State({}, {f"ema/raw.h_s/{k}": v for k, v in values.items()}))
     assert match.unused == []
     z = torch.randint(-2, 3, (1, 2, 3, n)).float()
     with torch.no_grad():
@@ -793,7 +802,7 @@ def test_grids_that_ship_are_as_fine_as_the_activations_allow_and_never_coarser(
     model = tiny.make_model()
     model.grids = {g: e if g in FIXED_GRIDS else max(0, e - 2) for g, e in model.grids.items()}
     model.grids["s3.cell.in"] = 11  # saturated: the network may have learned with its clamp
-    photographs = [(tiny.picture(128, 128, s), q) for s, q in ((0, 500), (1, 4000), (2, 6000), (3, 10000))]
+    photographs = [(tiny.picture(128, 128, s), Quality(q)) for s, q in ((0, 500), (1, 4000), (2, 6000), (3, 10000))]
     fitted = export.fit_grids(model, photographs)
     assert {g: fitted[g] for g in (*FIXED_GRIDS, "s3.cell.in")} == {
         g: model.grids[g] for g in (*FIXED_GRIDS, "s3.cell.in")
@@ -805,7 +814,7 @@ def test_grids_that_ship_are_as_fine_as_the_activations_allow_and_never_coarser(
     finer.grids = fitted
     error = {model: 0.0, finer: 0.0}
     for pixels, quality in photographs:
-        x, q = to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]), torch.tensor([quality / 10000])
+        x, q = to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]), torch.tensor([quality.unit])
         for g, peak in stages.peaks(model, x, q, False, 0.999).items():
             full[g] = max(full.get(g, 0.0), peak * 2.0 ** grids_at(fitted, quality)[g] / CODE_MAX)
         with torch.no_grad():
@@ -956,7 +965,7 @@ def test_two_minutes_of_training_give_a_model_whose_files_are_as_large_as_estima
         options = {"stage": stage, "end_hours": seconds / 3600, "init_from": str(tmp_path / start) if start else ""}
         loop.train(config.load("tiny").override(common | options), tmp_path / stage)
         means[stage] = [r["mean"] for r in records.read_log(tmp_path / stage / "log.jsonl") if "validation" in r]
-    untrained = stages.validate(first_values().eval(), validation_images(held), False, joint=True, fake=False)
+    untrained = stages.validate(first_values().eval(), validation_images(held), False, joint=True)
     assert means["c"][-1] < 0.8 * sum(row[-1] for row in untrained) / len(untrained)
     assert means["b"][-1] < 0.8 * means["b"][0]  # bits alone, on transforms that stay as they are
     assert means["a"][-1] < means["a"][0]

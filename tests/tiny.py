@@ -5,7 +5,7 @@ varied), `tests/data/*.hpcm` are files of it and `golden.json` says what they de
 of this alone; a change of the format, of the exact arithmetic or of the schedule does not.
 
 `python -m tests.tiny`, from the root of the repository, makes everything anew. That breaks every file that anybody has,
-so it goes together with a new format version or with a new `numerics.ARITHMETIC`. Random generators promise no stable
+so it goes together with a new format version or with a new `constants.ARITHMETIC`. Random generators promise no stable
 stream: what it makes is compared with nothing, only what is committed counts.
 """
 
@@ -24,8 +24,10 @@ import numpy as np
 
 from hpcmcodec import codec, container, weights
 from hpcmcodec.container import LATENT
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.entropy import z_tables_of
-from hpcmcodec.numerics import NUMPY, ExactOps
+from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Decoder
 
 DATA = Path(__file__).parent / "data"
@@ -160,11 +162,11 @@ def write_golden() -> None:
     engine = codec.LightEngine(load())
     files = {name: encode(w, h, quality) for name, (w, h, quality) in PICTURES.items()}
     y, z = latents(9, 14)
-    coded, _ = engine.coder.encode(y, z, 3000)
+    coded, _ = engine.coder.encode(y, z, Quality(3000))
     streams = {s: [container.Stream(c.data, c.latents_crc)] for s, c in coded.items()}
     size = {"width": 14 * LATENT - 3, "height": 9 * LATENT - 15}
     files[EXTREME] = container.pack(
-        model_id=load().model_id, quality=3000, streams=streams, metadata={"XMP": b"<x/>"}, **size
+        model_id=load().model_id, quality=Quality(3000), streams=streams, metadata={"XMP": b"<x/>"}, **size
     )
     said = {}
     for name, data in files.items():

@@ -34,8 +34,12 @@ from PIL import Image
 from hpcmcodec import weights
 from hpcmcodec.evaluation import compressai_models, process, sample_photo
 from hpcmcodec.evaluation.codecs import CODECS
+from hpcmcodec.exact.layers import Depthwise, Head, Linear
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.context import walk
-from hpcmcodec.numerics import NUMPY, ExactOps
+from hpcmcodec.quality import Quality
 from tools import facts
 
 SIZES: Mapping[str, tuple[int, int]] = {"0.4": (768, 512), "2": (1728, 1152), "12": (4224, 2816)}
@@ -199,7 +203,7 @@ def macs_per_pixel(w: weights.Weights) -> dict[str, float]:
     side = 32  # latents: a multiple of every scale's stride
     counter = _Counter(ExactOps(NUMPY, w.under("entropy"), w.grids))
     z = np.zeros((1, side // 4, side // 4, w.config.hyper), np.int32)
-    walk(counter, w.config, z, [5000], side, side, lambda step, means, levels, mask: np.zeros_like(means))
+    walk(counter, w.config, z, [Quality.of(50)], side, side, lambda step, means, levels, mask: np.zeros_like(means))
     entropy = counter.macs / (16 * side) ** 2
     return {"encode": parts["g_a"] + parts["h_a"] + entropy, "decode": parts["g_s"] + entropy}
 
@@ -214,18 +218,18 @@ class _Counter:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
-    def linear(self, inputs: Any, layer: str, out: int, *args: Any, **kwargs: Any) -> Any:
-        for each in inputs if isinstance(inputs, list) else [inputs]:
-            self.macs += each.x.size * out
-        return self._ops.linear(inputs, layer, out, *args, **kwargs)
+    def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
+        for each in [inputs] if isinstance(inputs, Act) else inputs:
+            self.macs += each.x.size * layer.out
+        return self._ops.linear(inputs, layer, grid)
 
-    def head(self, inputs: Any, layer: str, channels: int) -> Any:
-        self.macs += sum(a.x.size for a in inputs) * 2 * channels
-        return self._ops.head(inputs, layer, channels)
+    def head(self, inputs: Sequence[Act], layer: Head) -> Any:
+        self.macs += sum(a.x.size for a in inputs) * layer.out
+        return self._ops.head(inputs, layer)
 
-    def depthwise(self, a: Any, layer: str, *args: Any, **kwargs: Any) -> Any:
-        self.macs += a.x.size * self._ops.tensors[f"{layer}.weight"].shape[1]
-        return self._ops.depthwise(a, layer, *args, **kwargs)
+    def depthwise(self, a: Act, layer: Depthwise, grid: str | None = None) -> Act:
+        self.macs += a.x.size * layer.k**2
+        return self._ops.depthwise(a, layer, grid)
 
 
 def markdown(results: Results, macs: Mapping[str, float], rate: float) -> str:

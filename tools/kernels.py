@@ -29,9 +29,10 @@ import numpy as np
 
 from hpcmcodec import threads
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.numerics import NUMPY, ExactOps
-from hpcmcodec.ops import loader, selftest
-from hpcmcodec.ops.compiled import KernelOps
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.native import loader, selftest
+from hpcmcodec.native.compiled import KernelOps
 from tools import facts
 
 GRIDS = {"Kodak": (32, 48), "12 MP": (192, 256)}
@@ -74,16 +75,16 @@ WORK = {
     "head": _Work(2 * (WIDTH + SECOND) + 4 * 2 * OUTPUTS, (WIDTH + SECOND) * 2 * OUTPUTS),
     "depthwise": _Work(4 * WIDTH, 9 * WIDTH),
     "norm": _Work(4 * WIDTH, 0),
-    "channel scale": _Work(4 * WIDTH, 0),
+    "channel_scale": _Work(4 * WIDTH, 0),
     "place": _Work(4 * WIDTH, 0),
-    "Bi-WKV4": _Work(6 * WIDTH, _WKV_PRODUCTS * WIDTH, np.float64),
-    "leaky ReLU": _Work(4 * WIDTH, 0),
-    "ReLU squared": _Work(4 * WIDTH, 0),
+    "wkv": _Work(6 * WIDTH, _WKV_PRODUCTS * WIDTH, np.float64),
+    "lrelu": _Work(4 * WIDTH, 0),
+    "relu_squared": _Work(4 * WIDTH, 0),
     "gate": _Work(6 * WIDTH, 0),
     "blend": _Work(6 * WIDTH, 0),
     "add": _Work(6 * WIDTH, 0),
     "pool": _Work(2 * WIDTH, 0),
-    "latent code": _Work(6 * WIDTH, 0),
+    "latent_code": _Work(6 * WIDTH, 0),
 }
 
 
@@ -143,7 +144,7 @@ def measure_training(rates: Rates, rounds: int) -> list[Row]:
     """Bi-WKV4 forward and backward in float32: torch's own operators and ours."""
     import torch
 
-    from hpcmcodec.ops import biwkv, torch_ops
+    from hpcmcodec.native import torch_ops
 
     before, rows = torch.get_num_threads(), []
     torch.set_num_threads(1)
@@ -157,7 +158,7 @@ def measure_training(rates: Rates, rounds: int) -> list[Row]:
             def step(function: Callable[..., torch.Tensor], inputs: list[torch.Tensor], g: torch.Tensor) -> None:
                 torch.autograd.grad(function(*inputs), inputs, g)
 
-            theirs, ours = (best(partial(step, f, inputs, g), rounds) for f in (biwkv.biwkv4, torch_ops.biwkv4))
+            theirs, ours = (best(partial(step, f, inputs, g), rounds) for f in (torch_ops.in_torch, torch_ops.biwkv4))
             rows.append(Row("Bi-WKV4, training", grid, theirs, ours, *rates.bound(_TRAINING, batch * tokens)))
     finally:
         torch.set_num_threads(before)

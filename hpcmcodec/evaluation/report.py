@@ -155,7 +155,7 @@ def _decoded(file: Path, original: Pixels, max_pixels: int | None, *, labelled: 
         with file.open("rb") as stream:
             data = container.read(stream, max_pixels=max_pixels)
         pixels = np.asarray(codec.decode(data, max_pixels=max_pixels))
-        quality = container.parse_header(data, max_pixels=max_pixels).quality / 100
+        quality = container.parse_header(data, max_pixels=max_pixels).quality.percent
         bits = bits_per_pixel(codec.bits_map(data, max_pixels=max_pixels))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error

@@ -20,12 +20,14 @@ import numpy as np
 
 from hpcmcodec import rans_coders
 from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.constants import MEAN_SHIFT
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, symbols_of
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
 from hpcmcodec.model.cost import step_cost, z_cost
 from hpcmcodec.model.entropy import grids_at, skipped_levels, z_tables_of
-from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, symbols_of
-from hpcmcodec.numerics import MEAN_SHIFT, ExactOps
+from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Decoder, Encoder, Tables, bits
 
 # What a bit is worth to the encoder, in squared quantisation steps. On three held-out photographs 0.05 and 0.07 make
@@ -61,9 +63,9 @@ class LatentCoder:
         self._thresholds: dict[float, np.ndarray] = {}  # by the weight of a bit; only encoders need them
 
     def encode(
-        self, y: np.ndarray, z: np.ndarray, quality: int, tick: Tick | None = None, rate_weight: float = RATE_WEIGHT
+        self, y: np.ndarray, z: np.ndarray, quality: Quality, tick: Tick | None = None, rate_weight: float = RATE_WEIGHT
     ) -> tuple[dict[str, Coded], Ints]:
-        """y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32; quality in hundredths of q; rate_weight: `thresholds`.
+        """y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32; rate_weight: `thresholds`.
 
         Returns the stream of each scale, and y_hat (h, w, M) int32 in sixteenths.
         """
@@ -120,7 +122,7 @@ class LatentCoder:
         self,
         streams: Mapping[str, bytes],
         crcs: Mapping[str, int] | None,
-        quality: int,
+        quality: Quality,
         h: int,
         w: int,
         tick: Tick | None = None,
@@ -173,7 +175,7 @@ class LatentCoder:
     def _walk(
         self,
         z_hat: Ints,
-        quality: int,
+        quality: Quality,
         h: int,
         w: int,
         residuals: Callable[[Step, Ints, Ints, Any], Ints],

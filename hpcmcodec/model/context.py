@@ -7,7 +7,7 @@
     to the finer scale: carry -> fusion net -> 1x1 to 4 D -> pixel shuffle, plus the finer scale's features
 
 `walk` is the only driver: encoder, decoder, previews and training hand it a `code` function that turns a step's
-parameters into its y_hat. Written over `ops` (exact: `numerics.ExactOps`; float and fake-quantised: `float_ops`).
+parameters into its y_hat. Written over `ops`, which are exact, float or fake-quantised.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, Place, QualityBias, Scale
+from hpcmcodec.exact.ops import Act, Array, Ops, Qualities
+from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, grid, refine, valid
 from hpcmcodec.model import rwkv
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.memory import MemoryBank
-from hpcmcodec.model.schedule import GROUPS, SCALES, STEPS, Step, grid, refine, valid
-from hpcmcodec.numerics import Act
 
 Code = Callable[[Step, Any, Any, Any], Any]
 """code(step, means, levels, mask) -> y_hat, all folded (B, rows, columns, M / groups); mask None or bool (1, ...)."""
 
 
-def walk(ops: Any, config: Config, z: Any, quality: Any, h: int, w: int, code: Code) -> Any:
+def walk(ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int, code: Code) -> Array:
     """Run the eleven steps for y of h x w latents; returns y_hat (B, h, w, M).
 
-    z: (B, ceil(h/4), ceil(w/4), N) symbols; quality: one a sample (exact: hundredths of q). Exact ops give and take
+    z: (B, ceil(h/4), ceil(w/4), N) symbols; quality: one a sample (`exact.ops.Qualities`). Exact ops give and take
     means and y_hat as int32 sixteenths and levels as int32 0..63.
     """
     hyper = hyper_synthesis(ops, config, z, quality)
@@ -60,7 +61,7 @@ def walk(ops: Any, config: Config, z: Any, quality: Any, h: int, w: int, code: C
                 context, inputs = carry, [carry]
             else:
                 context = ops.segment(prior, ops, config, step, carry, seen)
-                around = ops.folded(ops.depthwise(seen, f"step{step.index}.around", seen.grid), step)
+                around = ops.folded(ops.depthwise(seen, Depthwise(f"step{step.index}.around"), seen.grid), step)
                 inputs = [context, evidence[scale], around]
             means, levels = parameters(ops, config, inputs, step, f"{scale}.first" if first else f"{scale}.head")
             mask = valid(step, h, w, config.latent)
@@ -88,14 +89,14 @@ def remember(memory: MemoryBank, carry: Act, step: Step) -> Act:
     return carry
 
 
-def residual_block(ops: Any, x: Act, layer: str, rate: int = 2) -> Act:
+def residual_block(ops: Ops, x: Act, layer: str, rate: int = 2) -> Act:
     """x + [depthwise 3x3 -> 1x1 -> LeakyReLU -> 1x1] (HPCM's DWConvRB)."""
     width = x.x.shape[-1]
-    hidden = ops.lrelu(ops.linear(ops.depthwise(x, f"{layer}.dw"), f"{layer}.up", rate * width))
-    return ops.add(x, ops.linear(hidden, f"{layer}.down", width, x.grid, residual=True))
+    hidden = ops.lrelu(ops.linear(ops.depthwise(x, Depthwise(f"{layer}.dw")), Linear(f"{layer}.up", rate * width)))
+    return ops.add(x, ops.linear(hidden, Linear(f"{layer}.down", width, branch=True), x.grid))
 
 
-def shuffle(ops: Any, a: Act) -> Act:
+def shuffle(ops: Ops, a: Act) -> Act:
     """(B, H, W, 4 C) -> (B, 2 H, 2 W, C); channels are ordered (row, column, C), so that whole pixels move."""
     b, h, w, c4 = a.x.shape
     x = a.x.reshape(b, h, w, 2, 2, c4 // 4)
@@ -103,7 +104,7 @@ def shuffle(ops: Any, a: Act) -> Act:
     return Act(x.reshape(b, 2 * h, 2 * w, c4 // 4), a.grid)
 
 
-def unshuffle(ops: Any, a: Act, stride: int) -> Act:
+def unshuffle(ops: Ops, a: Act, stride: int) -> Act:
     """(B, H, W, C) -> (B, H / s, W / s, s * s * C), the inverse order of `shuffle`."""
     b, h, w, c = a.x.shape
     x = a.x.reshape(b, h // stride, stride, w // stride, stride, c)
@@ -116,48 +117,51 @@ def crop(a: Act, rows: int, columns: int) -> Act:
     return Act(a.x[:, :rows, :columns], a.grid)
 
 
-def hyper_synthesis(ops: Any, config: Config, z: Any, quality: Any) -> Act:
+def hyper_synthesis(ops: Ops, config: Config, z: Array, quality: Qualities) -> Act:
     """h_s: z (B, hz, wz, N) -> features (B, 4 hz, 4 wz, F), the quality entering as a bias on z."""
     n, f = config.hyper, config.features
-    x = residual_block(ops, ops.hyper_latent(z, "h_s.quality", "h_s.z", quality), "h_s.0")
-    x = residual_block(ops, shuffle(ops, ops.linear(x, "h_s.1", 4 * n)), "h_s.2")
-    return residual_block(ops, shuffle(ops, ops.linear(x, "h_s.3", 4 * f)), "h_s.4")
+    bias = QualityBias("h_s.quality", "h_s.z", config.qualities)
+    x = residual_block(ops, ops.hyper_latent(z, bias, quality), "h_s.0")
+    x = residual_block(ops, shuffle(ops, ops.linear(x, Linear("h_s.1", 4 * n))), "h_s.2")
+    return residual_block(ops, shuffle(ops, ops.linear(x, Linear("h_s.3", 4 * f))), "h_s.4")
 
 
-def scale_features(ops: Any, config: Config, x: Act, h: int, w: int) -> dict[str, Act]:
+def scale_features(ops: Ops, config: Config, x: Act, h: int, w: int) -> dict[str, Act]:
     """What each scale sees of h_s: a 1x1 projection of the unshuffled features, cut to the scale's grid."""
     out = {}
     for scale, stride in (("s1", 4), ("s2", 2), ("s3", 1)):
         seen = crop(x if stride == 1 else unshuffle(ops, x, stride), *grid(scale, h, w))
-        out[scale] = ops.linear(seen, f"{scale}.features", config.width, f"{scale}.carry")
+        out[scale] = ops.linear(seen, Linear(f"{scale}.features", config.width), f"{scale}.carry")
     return out
 
 
-def to_finer(ops: Any, config: Config, carry: Act, scale: str, features: Act) -> Act:
+def to_finer(ops: Ops, config: Config, carry: Act, scale: str, features: Act) -> Act:
     """The carry of `scale` on the next finer grid, plus that scale's features (whose grid it takes)."""
     if config.fusion == "rwkv":
         carry = rwkv.fusion_net(ops, carry, f"{scale}.fusion", config.fusion_rate)
-    up = shuffle(ops, ops.linear(carry, f"{scale}.finer", 4 * config.width, features.grid))
+    finer = ops.linear(carry, Linear(f"{scale}.finer", 4 * config.width, start="same"), features.grid)
+    up = shuffle(ops, finer)
     return ops.add(crop(up, *features.x.shape[1:3]), features)
 
 
-def prior(ops: Any, config: Config, step: Step, carry: Act, seen: Act) -> Act:
+def prior(ops: Ops, config: Config, step: Step, carry: Act, seen: Act) -> Act:
     """context (B, rows, columns, D) of a step: adaptor (one a step), then the spatial prior shared by the scale's
     steps.
     """
     shared = "s3" if step.scale == "s3" else "s12"
     before, after = config.prior_blocks[shared == "s3"]
-    x = ops.linear([carry, seen], f"step{step.index}.adaptor", config.width, f"{shared}.context")
-    x = ops.place(x, step, f"step{step.index}.place")
+    adaptor = Linear(f"step{step.index}.adaptor", config.width, start="first")
+    x = ops.linear([carry, seen], adaptor, f"{shared}.context")
+    x = ops.place(x, step, Place(f"step{step.index}.place", len(step.groups)))
     for i in range(before):
         x = residual_block(ops, x, f"{shared}.prior.{i}")
-    x = ops.channel_scale(x, f"step{step.index}.scale")
+    x = ops.channel_scale(x, Scale(f"step{step.index}.scale"))
     for i in range(before, before + after):
         x = residual_block(ops, x, f"{shared}.prior.{i}")
     return x
 
 
-def parameters(ops: Any, config: Config, inputs: list[Act], step: Step, layer: str) -> tuple[Any, Any]:
+def parameters(ops: Ops, config: Config, inputs: list[Act], step: Step, layer: str) -> tuple[Any, Any]:
     """Means and levels of a step, folded; each group's head runs on the positions that carry the group alone.
 
     Head: hidden = LeakyReLU(1x1(inputs)), parameters = 1x1(inputs, hidden): a direct way and one around a corner.
@@ -168,7 +172,7 @@ def parameters(ops: Any, config: Config, inputs: list[Act], step: Step, layer: s
     for g, rows in ops.gather([a.x for a in inputs], step):
         parts = [Act(x, a.grid) for x, a in zip(rows, inputs, strict=True)]
         if hidden:
-            parts.append(ops.lrelu(ops.linear(parts, f"{layer}.{g}.hidden", hidden, f"{layer}.hidden")))
-        results.append((g, ops.head(parts, f"{layer}.{g}", n)))
+            parts.append(ops.lrelu(ops.linear(parts, Linear(f"{layer}.{g}.hidden", hidden), f"{layer}.hidden")))
+        results.append((g, ops.head(parts, Head(f"{layer}.{g}", n))))
     shape = (*inputs[0].x.shape[:3], n)
     return tuple(ops.scatter([(g, r[i]) for g, r in results], step, shape) for i in range(2))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.model.schedule import GROUPS, PHASE_IN_Y, STRIDE, Step, grid, unfold
+from hpcmcodec.exact.schedule import GROUPS, PHASE_IN_Y, STRIDE, Step, grid, unfold
 from hpcmcodec.rans import Tables, bits
 
 __all__ = ["step_cost", "z_cost"]

@@ -1,39 +1,21 @@
-"""From a config to its layers, from float layers to the integers that coding uses, and the tables of the coder.
-
-`declare` runs the flow of `context.walk` once over arrays of zeros and records each layer that it names, so that there
-is no second list of layers to keep in step. `quantise` turns derived float tensors into the integer tensors of
-`numerics.ExactOps`; export and fake quantisation both call it.
-
-Tensors of a layer, by kind (names are `<layer>.<tensor>`):
-
-    linear, head   weight int16 (O, sum of inputs), step float32 (chunks, O), bias float32 (O), widths int32 (inputs)
-    depthwise      weight int16 (C, k * k), step float32 (1, C), bias float32 (C)
-    norm           gamma, beta float32 (C)
-    scale          scale float32 (C)
-    wkv            decay, boost float32 (C)
-    quality        table int32 (anchors, N), on the grid of z
-    place          table float32 (groups, C)
-"""
+"""Levels, grids by quality, and the integer tables of the entropy coder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from hpcmcodec.model.config import Config
-from hpcmcodec.model.context import walk
-from hpcmcodec.model.schedule import Step
-from hpcmcodec.numerics import CODE_MAX, LEVELS, NUMPY, Act, Array, chunks, quantise_rows
+from hpcmcodec.exact.constants import LEVELS
+from hpcmcodec.quality import Quality
 
 LEVELS_PER_OCTAVE = 6
 LEVEL_OF_ONE = 26  # level of scale 1: level 0 is 0.0496, level 63 is 71.8
-# Latents shrink with the quality, and with them the context's activations: below a quality (hundredths of q) there is
+# Latents shrink with the quality, and with them the context's activations: below a quality there is
 # room for more bits on the grids of contexts and priors, and on those of carries. Without them what means are made of
 # is rounded to eighths of a step, which costs 2% of the bits at q 10.
-FINER_BELOW = ((5000, 2, 1), (7500, 1, 1))
+FINER_BELOW = ((Quality.of(50), 2, 1), (Quality.of(75), 1, 1))
 # z spreads with the quality too, and training knows one prior for all: each fifth of the qualities has its own tables.
 Z_BANDS = 5
 SKIP_PROBABILITY = 0.998  # symbols of a table that gives zero more than this are not coded: they are zero by rule
@@ -44,164 +26,14 @@ def scale_of_level(level: np.ndarray) -> np.ndarray:
     return np.asarray(2.0 ** ((level - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE))
 
 
-def grids_at(grids: Mapping[str, int], quality: int) -> dict[str, int]:
-    """Exponents of the grids for coding at a quality (hundredths of q), from those of the best."""
+def grids_at(grids: Mapping[str, int], quality: Quality) -> dict[str, int]:
+    """Exponents of the grids for coding at a quality, from those of the best."""
     for below, inside, carries in FINER_BELOW:
         if quality < below:
             more = {g: inside for g in grids if g.endswith(".context") or ".prior." in g}
             more |= {g: carries for g in grids if g.endswith(".carry")}
             return {g: e + more.get(g, 0) for g, e in grids.items()}
     return dict(grids)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """kind: of the module docstring, or omnishift; `branch`: it ends a residual branch; `biased`: it has a bias."""
-
-    kind: str
-    widths: tuple[int, ...]
-    out: int
-    branch: bool = False
-    biased: bool = True
-
-
-class _Declaration:
-    """Operations that compute nothing and remember the layers and grids that the flow names."""
-
-    xp = NUMPY
-
-    def __init__(self) -> None:
-        self.layers: dict[str, Layer] = {}
-        self.grids: set[str] = {"y"}
-
-    def _note(self, like: Act, layer: str, made: Layer, grid: str | None) -> Act:
-        known = self.layers.setdefault(layer, made)
-        if known != made:
-            raise ValueError(f"layer {layer} is used as {made} and as {known}")
-        grid = grid or layer
-        self.grids.add(grid)
-        return Act(np.zeros((*like.x.shape[:-1], made.out), np.float32), grid)
-
-    def linear(
-        self,
-        inputs: Act | Sequence[Act],
-        layer: str,
-        out: int,
-        grid: str | None = None,
-        *,
-        residual: bool = False,
-        biased: bool = True,
-    ) -> Act:
-        parts = [inputs] if isinstance(inputs, Act) else list(inputs)
-        made = Layer("linear", tuple(p.x.shape[-1] for p in parts), out, residual, biased)
-        return self._note(parts[0], layer, made, grid)
-
-    def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Array, Array]:
-        made = Layer("head", tuple(p.x.shape[-1] for p in inputs), 2 * channels)
-        out = self._note(inputs[0], layer, made, inputs[0].grid).x
-        return out[..., :channels].astype(np.int32), out[..., channels:].astype(np.int32)
-
-    def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
-        return self._note(a, layer, Layer("omnishift" if omni else "depthwise", (9,), a.x.shape[-1]), grid)
-
-    def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
-        return self._note(a, layer, Layer("norm", (), a.x.shape[-1]), grid)
-
-    def place(self, a: Act, step: Step, layer: str) -> Act:
-        return self._note(a, layer, Layer("place", (len(step.groups),), a.x.shape[-1]), a.grid)
-
-    def folded(self, a: Act, step: Step) -> Act:
-        return Act(a.x[..., : a.x.shape[-1] // len(step.groups)], a.grid)
-
-    def channel_scale(self, a: Act, layer: str) -> Act:
-        return self._note(a, layer, Layer("scale", (), a.x.shape[-1]), a.grid)
-
-    def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
-        return self._note(v, layer, Layer("wkv", (), v.x.shape[-1]), grid)
-
-    def hyper_latent(self, z: Array, layer: str, grid: str, quality: Sequence[int]) -> Act:
-        return self._note(Act(z, grid), layer, Layer("quality", (), z.shape[-1]), grid)
-
-    def relu_squared(self, a: Act, grid: str) -> Act:
-        self.grids.add(grid)
-        return Act(a.x, grid)
-
-    def pool(self, a: Act, grid: str) -> Act:
-        self.grids.add(grid)
-        return Act(a.x[:, :1, :1], grid)
-
-    def lrelu(self, a: Act) -> Act:
-        return a
-
-    def gate(self, r: Act, a: Act) -> Act:
-        return a
-
-    def blend(self, r: Act, a: Act, b: Act) -> Act:
-        return b
-
-    def add(self, a: Act, b: Act) -> Act:
-        return a
-
-    def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
-        return values[0]
-
-    def latent_code(self, y_hat: Array) -> Array:
-        return y_hat.astype(np.float32)
-
-    def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
-        return np.zeros(shape, np.int32), Act(np.zeros(shape, np.float32), "y")
-
-    def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
-        return f(*arguments)
-
-    def gather(self, xs: Sequence[Array], step: Step) -> list[tuple[int, list[Array]]]:
-        return [(g, [x[:, :1, :1] for x in xs]) for g in range(len(step.groups))]
-
-    def scatter(self, rows: Sequence[tuple[int, Array]], step: Step, shape: Sequence[int]) -> Array:
-        return np.zeros(shape, np.int32)
-
-    def unfold(self, folded: Array, step: Step, target: Array) -> Array:
-        return target
-
-
-def declare(config: Config) -> tuple[dict[str, Layer], list[str]]:
-    """The layers of the entropy path by name, in the order of the flow, and the names of its grids, sorted."""
-    d = _Declaration()
-    walk(d, config, np.zeros((1, 2, 2, config.hyper), np.int32), [0], 8, 8, lambda step, means, levels, mask: means)
-    return d.layers, sorted(d.grids)
-
-
-TENSORS = {"norm": ("gamma", "beta"), "scale": ("scale",), "wkv": ("decay", "boost"), "place": ("table",)}
-
-
-def quantise(
-    layers: Mapping[str, Layer], derived: Mapping[str, np.ndarray], grids: Mapping[str, int]
-) -> dict[str, np.ndarray]:
-    """Integer tensors of every layer from its derived float tensors (`<layer>.<tensor>`, float32)."""
-    out: dict[str, np.ndarray] = {}
-    for name, layer in layers.items():
-        if layer.kind in ("linear", "head", "depthwise", "omnishift"):
-            w, widths = derived[f"{name}.weight"], layer.widths
-            pieces, start = [], 0
-            for _, a, b in chunks(widths):
-                pieces.append(quantise_rows(w[:, start : start + b - a]))
-                start += b - a
-            out[f"{name}.weight"] = np.concatenate([i for i, _ in pieces], 1)
-            out[f"{name}.step"] = np.stack([s for _, s in pieces])
-            if layer.biased:
-                out[f"{name}.bias"] = derived[f"{name}.bias"].astype(np.float32)
-            if layer.kind in ("linear", "head"):
-                out[f"{name}.widths"] = np.array(widths, np.int32)
-        elif layer.kind == "quality":
-            table = np.rint(derived[f"{name}.table"].astype(np.float64) * 2.0 ** grids["h_s.z"])
-            out[f"{name}.table"] = np.clip(table, -CODE_MAX, CODE_MAX).astype(np.int32)
-        else:
-            for tensor in TENSORS[layer.kind]:
-                out[f"{name}.{tensor}"] = derived[f"{name}.{tensor}"].astype(np.float32)
-    return out
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def logistic_cdf(x: np.ndarray) -> np.ndarray:
@@ -287,9 +119,9 @@ def factorised_tables(cdf: np.ndarray, low: int) -> dict[str, np.ndarray]:
     return pack_tables(rows)
 
 
-def z_tables_of(quality: int, channels: int) -> np.ndarray:
-    """int (channels,): the row of z's tables that each channel is coded with, at a quality in hundredths of q."""
-    return min(quality * Z_BANDS // 10000, Z_BANDS - 1) * channels + np.arange(channels)
+def z_tables_of(quality: Quality, channels: int) -> np.ndarray:
+    """int (channels,): the row of z's tables that each channel is coded with, at a quality."""
+    return min(quality.hundredths * Z_BANDS // 10000, Z_BANDS - 1) * channels + np.arange(channels)
 
 
 def skipped_levels(cdf: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -1,14 +1,14 @@
 """The entropy path's operations in float, differentiable, and under fake quantisation (torch).
 
-`FloatOps` has the methods of `numerics.ExactOps` over real values: clamped to what the grid's codes can hold, not
-rounded. `FakeOps` returns the exact operation's result with the float operation's gradient, exact + (f - f.detach()),
-so training sees what coding will do and there is no third implementation of the arithmetic.
+`FloatOps` are the operations over real values: clamped to what the grid's codes can hold, not rounded. `FakeOps`
+returns the exact operation's result with the float operation's gradient, exact + (f - f.detach()), so training sees
+what coding will do and there is no third implementation of the arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -17,20 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hpcmcodec.model.schedule import Step, positions
-from hpcmcodec.numerics import (
-    CODE_MAX,
-    LEVELS,
-    MEAN_MAX,
-    MEAN_SHIFT,
-    SIMILARITY_ONE,
-    SLOPE,
-    Y_GRID,
-    Act,
-    ExactOps,
-    TorchNamespace,
-)
-from hpcmcodec.ops.torch_ops import biwkv4
+from hpcmcodec.exact.constants import CODE_MAX, LEVELS, MEAN_MAX, MEAN_SHIFT, SIMILARITY_ONE, SLOPE, Y_GRID
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
+from hpcmcodec.exact.namespaces import TorchNamespace
+from hpcmcodec.exact.ops import COMPUTING, Act, Qualities
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.exact.schedule import Step, positions
+from hpcmcodec.native.torch_ops import biwkv4
+from hpcmcodec.quality import Quality
 
 
 class _Bounded(torch.autograd.Function):
@@ -86,56 +80,37 @@ class FloatOps:
         limit = CODE_MAX * 2.0 ** -self.grids[grid]
         return Act(F.hardtanh(x, -limit, limit), grid)  # clamp, with a backward of one kernel instead of four
 
-    def linear(
-        self,
-        inputs: Act | Sequence[Act],
-        layer: str,
-        out: int,
-        grid: str | None = None,
-        *,
-        residual: bool = False,
-        biased: bool = True,
-    ) -> Act:
-        parts = [inputs] if isinstance(inputs, Act) else list(inputs)
-        w, b = self.p[f"{layer}.weight"], self.p.get(f"{layer}.bias")
+    def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
+        parts, grid = [inputs] if isinstance(inputs, Act) else list(inputs), grid or layer.name
+        w, b = self.p[f"{layer.name}.weight"], self.p.get(f"{layer.name}.bias")
         if len({p.x.shape[:-1] for p in parts}) == 1:
             x = parts[0].x if len(parts) == 1 else torch.cat([p.x for p in parts], -1)
-            return self._act(F.linear(x, w, b), grid or layer)
+            return self._act(F.linear(x, w, b), grid)
         y, start = torch.zeros_like(w[:, 0]) if b is None else b, 0
         for p in parts:
             y = y + F.linear(p.x, w[:, start : start + p.x.shape[-1]])
             start += p.x.shape[-1]
-        return self._act(y, grid or layer)
+        return self._act(y, grid)
 
-    def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Tensor, Tensor]:
+    def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Tensor, Tensor]:
         """Means in quantisation steps and real-valued levels in 0..63; float32 throughout, since means reach
         hundreds.
         """
         x = torch.cat([a.x.float() for a in inputs], -1)
         with torch.autocast(x.device.type, enabled=False):
-            o = F.linear(x, self.p[f"{layer}.weight"], self.p[f"{layer}.bias"])
-        limit = MEAN_MAX / 2**MEAN_SHIFT
-        return o[..., :channels].clamp(-limit, limit), bounded(o[..., channels:] * 2**MEAN_SHIFT, 0, LEVELS - 1)
+            o = F.linear(x, self.p[f"{layer.name}.weight"], self.p[f"{layer.name}.bias"])
+        limit, means = MEAN_MAX / 2**MEAN_SHIFT, o[..., : layer.channels]
+        return means.clamp(-limit, limit), bounded(o[..., layer.channels :] * 2**MEAN_SHIFT, 0, LEVELS - 1)
 
-    def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
-        w = self.p[f"{layer}.weight"]
-        k = int(round(w.shape[1] ** 0.5))
-        x = F.conv2d(
-            a.x.permute(0, 3, 1, 2), w.view(-1, 1, k, k), self.p[f"{layer}.bias"], padding=k // 2, groups=w.shape[0]
-        )
-        return self._act(x.permute(0, 2, 3, 1), grid or layer)
+    def depthwise(self, a: Act, layer: Depthwise, grid: str | None = None) -> Act:
+        w, b, k = self.p[f"{layer.name}.weight"], self.p[f"{layer.name}.bias"], layer.k
+        x = F.conv2d(a.x.permute(0, 3, 1, 2), w.view(-1, 1, k, k), b, padding=k // 2, groups=w.shape[0])
+        return self._act(x.permute(0, 2, 3, 1), grid or layer.name)
 
-    def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
-        return self._act(
-            F.layer_norm(
-                a.x.float(),
-                a.x.shape[-1:],
-                self.p[f"{layer}.gamma"],
-                self.p[f"{layer}.beta"],
-                4.0 ** -self.grids[a.grid],
-            ),
-            grid or layer,
-        )
+    def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
+        gamma, beta = self.p[f"{layer.name}.gamma"], self.p[f"{layer.name}.beta"]
+        x = F.layer_norm(a.x.float(), a.x.shape[-1:], gamma, beta, 4.0 ** -self.grids[a.grid])
+        return self._act(x, grid or layer.name)
 
     def lrelu(self, a: Act) -> Act:
         return Act(F.leaky_relu(a.x, SLOPE), a.grid)
@@ -152,22 +127,18 @@ class FloatOps:
     def add(self, a: Act, b: Act) -> Act:
         return self._act(a.x + b.x, a.grid)
 
-    def channel_scale(self, a: Act, layer: str) -> Act:
-        return self._act(a.x * self.p[f"{layer}.scale"], a.grid)
+    def channel_scale(self, a: Act, layer: Scale) -> Act:
+        return self._act(a.x * self.p[f"{layer.name}.scale"], a.grid)
 
-    def place(self, a: Act, step: Step, layer: str) -> Act:
-        table = self.p[f"{layer}.table"]
+    def place(self, a: Act, step: Step, layer: Place) -> Act:
+        table = self.p[f"{layer.name}.table"]
         return self._act(a.x + _mask(step, *a.x.shape[1:3], a.x.device).to(table.dtype) @ table, a.grid)
 
-    def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
+    def wkv(self, k: Act, v: Act, layer: Wkv, grid: str | None = None) -> Act:
         b, h, w, c = v.x.shape
-        out = biwkv4(
-            k.x.reshape(b, h * w, c),
-            v.x.reshape(b, h * w, c),
-            self.p[f"{layer}.decay"],
-            self.p[f"{layer}.boost"],
-        )
-        return self._act(out.reshape(b, h, w, c), grid or layer)
+        decay, boost = self.p[f"{layer.name}.decay"], self.p[f"{layer.name}.boost"]
+        out = biwkv4(k.x.reshape(b, h * w, c), v.x.reshape(b, h * w, c), decay, boost)
+        return self._act(out.reshape(b, h, w, c), grid or layer.name)
 
     def pool(self, a: Act, grid: str) -> Act:
         return self._act(a.x.float().mean((1, 2), keepdim=True), grid)
@@ -184,10 +155,10 @@ class FloatOps:
         chosen = stacked.gather(-2, order[:, None, None, :, None].expand(-1, 1, 1, -1, stacked.shape[-1]))
         return Act((weights * chosen).sum(-2), values[0].grid)
 
-    def hyper_latent(self, z: Tensor, layer: str, grid: str, quality: Sequence[float] | Tensor) -> Act:
-        """z (B, H, W, N) plus the bias at quality q in [0, 1] (B,), linear between the anchors."""
-        bias = interpolate(self.p[f"{layer}.table"], torch.as_tensor(quality, device=z.device, dtype=torch.float32))
-        return self._act(self._act(z, grid).x + bias[:, None, None, :], grid)
+    def hyper_latent(self, z: Tensor, layer: QualityBias, quality: Qualities) -> Act:
+        q = torch.as_tensor(quality, device=z.device, dtype=torch.float32)
+        bias = interpolate(self.p[f"{layer.name}.table"], q)
+        return self._act(self._act(z, layer.grid).x + bias[:, None, None, :], layer.grid)
 
     def latent_code(self, y_hat: Tensor) -> Tensor:
         return self._act(y_hat, "y").x
@@ -261,6 +232,7 @@ def interpolate(table: Tensor, q: Tensor) -> Tensor:
 
 
 def _faked(method: str) -> Any:
+    @wraps(getattr(FloatOps, method))
     def run(self: FakeOps, *args: Any, **kwargs: Any) -> Any:
         f = getattr(FloatOps, method)(self, *args, **kwargs)
         with self.namespace.exact_mode():
@@ -278,7 +250,7 @@ def _straight(exact: Tensor, f: Tensor) -> Tensor:
 
 
 class FakeOps(FloatOps):
-    """FloatOps whose forward values are those of ExactOps over `integers` (from `entropy.quantise` of the same p)."""
+    """FloatOps whose forward values are those of ExactOps over `integers` (from `layers.quantise` of the same p)."""
 
     def __init__(
         self, p: Mapping[str, Tensor], grids: Mapping[str, int], integers: Mapping[str, Any], *, recompute: bool = False
@@ -294,12 +266,12 @@ class FakeOps(FloatOps):
             return [self._codes(i) for i in a]
         return a
 
-    def hyper_latent(self, z: Tensor, layer: str, grid: str, quality: Sequence[float] | Tensor) -> Act:
-        f = super().hyper_latent(z, layer, grid, quality)
-        hundredths = [int(round(float(q) * 10000)) for q in quality]
+    def hyper_latent(self, z: Tensor, layer: QualityBias, quality: Qualities) -> Act:
+        f = super().hyper_latent(z, layer, quality)
+        rounded = [Quality.of_unit(float(q)) for q in quality]
         with self.namespace.exact_mode():
-            e = self.exact.hyper_latent(z.detach().round().int(), layer, grid, hundredths)
-        return Act(_straight(e.x * 2.0 ** -self.grids[grid], f.x), grid)
+            e = self.exact.hyper_latent(z.detach().round().int(), layer, rounded)
+        return Act(_straight(e.x * 2.0 ** -self.grids[layer.grid], f.x), layer.grid)
 
     def latent_code(self, y_hat: Tensor) -> Tensor:
         f = super().latent_code(y_hat)
@@ -308,20 +280,6 @@ class FakeOps(FloatOps):
         return _straight(e * 2.0**-Y_GRID, f)
 
 
-for _name in (
-    "linear",
-    "head",
-    "depthwise",
-    "norm",
-    "lrelu",
-    "relu_squared",
-    "gate",
-    "blend",
-    "add",
-    "channel_scale",
-    "place",
-    "wkv",
-    "pool",
-    "recall",
-):
-    setattr(FakeOps, _name, _faked(_name))
+for _name in COMPUTING:
+    if _name not in vars(FakeOps):
+        setattr(FakeOps, _name, _faked(_name))

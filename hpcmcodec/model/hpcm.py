@@ -3,14 +3,14 @@
             x --g_a, gain(q)--> y --h_a--> z --Q--> h_s, eleven steps (`context.walk`) --> means, scales --> y_hat
             x_hat <--g_s-- ungain(q) <-----------------------------------------------------------------------+
 
-The entropy path has no modules: `raw` holds a flat dictionary of parameters for the layers that `entropy.declare`
-finds, `derived()` merges them (OmniShift's kernels, branch gains) into what float ops, fake quantisation and export all
-read.
+The entropy path has no modules: `raw` holds a flat dictionary of parameters for the layers that `declaration.declare`
+finds, `derived()` merges them (`model.parameters`) into what float ops, fake quantisation and export all read.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,38 +20,36 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hpcmcodec import weights
+from hpcmcodec.exact.constants import LEVELS, MEAN_SHIFT, Y_GRID
+from hpcmcodec.exact.layers import quantise
+from hpcmcodec.exact.namespaces import TorchNamespace
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.exact.schedule import SCALES, Step, decimate, grid
+from hpcmcodec.model import parameters
 from hpcmcodec.model.coder import LatentCoder, thresholds
 from hpcmcodec.model.config import Config, lmbda
 from hpcmcodec.model.context import hyper_synthesis, walk
+from hpcmcodec.model.declaration import declare
 from hpcmcodec.model.entropy import (
     LEVEL_OF_ONE,
     LEVELS_PER_OCTAVE,
-    TENSORS,
     Z_BANDS,
-    Layer,
     centroids,
-    declare,
     factorised_tables,
     grids_at,
     logistic_tables,
-    quantise,
 )
 from hpcmcodec.model.float_ops import FakeOps, FloatOps, bounded
+from hpcmcodec.model.parameters import FIRST_LEVEL, LEVELS_PER_NEPER
 from hpcmcodec.model.rwkv import EXP_GRID, GATE_GRID
-from hpcmcodec.model.schedule import SCALES, Step, decimate, grid
 from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis
-from hpcmcodec.numerics import EXPONENT_MAX, LEVELS, MEAN_SHIFT, Y_GRID, ExactOps, TorchNamespace, chunks
+from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Tables
 
 DEFAULT_GRID = 7
 FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID}
 Z_REACH = 40  # z values within +-Z_REACH have table entries of their own,
 Z_EDGES = np.arange(-Z_REACH, Z_REACH + 2) - 0.5  # between these
-FIRST_LEVEL = 20.0  # level that heads start from: scale 0.5
-# Heads learn the natural logarithm of the scale, a number of about one as the means are: levels move by tens, and
-# optimisers whose steps have one size for all rows of a matrix would take ten times as long over them.
-LEVELS_PER_NEPER = LEVELS_PER_OCTAVE / math.log(2)
 
 
 class FactorisedPrior(nn.Module):
@@ -90,55 +88,11 @@ def ste_round(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def _identity(out: int, n: int) -> Tensor:
-    """A matrix (out, n) that passes inputs on: channel i reads input i mod n."""
-    w = torch.zeros(out, n)
-    w[torch.arange(out), torch.arange(out) % n] = 1
-    return w
+class Estimator(nn.Module, ABC):
+    """What trains and estimates: transforms, gains, hyperprior and the parameters of the entropy path's layers.
 
-
-def _first_values(name: str, layer: Layer, anchors: int) -> dict[str, Tensor]:
-    """Raw parameters of a layer. Every branch starts small and every path open, so that all receive gradients at
-    once.
+    grids: exponents of the activations' grids.
     """
-    c = layer.out
-    if layer.kind in ("linear", "head"):
-        n = sum(layer.widths)
-        w, bias = torch.randn(c, n) / math.sqrt(n), torch.zeros(c)
-        last = name.rsplit(".", 1)[-1]
-        if layer.kind == "head":
-            w, bias = 0.3 * w, torch.cat([torch.zeros(c // 2), torch.full((c // 2,), FIRST_LEVEL / LEVELS_PER_NEPER)])
-            w[c // 2 :] /= LEVELS_PER_NEPER
-        elif layer.branch:
-            w = 0.3 * w
-        elif last in ("in", "adaptor"):
-            passed = layer.widths[:1] if last == "adaptor" else layer.widths
-            w = 0.3 * w
-            for i, k in enumerate(passed):
-                w[:, sum(layer.widths[:i]) :][:, :k] += _identity(c, k) / len(passed)
-        elif last in ("out", "finer"):
-            w = 0.2 * w + _identity(c, n)
-        values = {"weight": w} | ({"bias": bias} if layer.biased else {})
-        return values | ({"gain": torch.ones(c)} if layer.branch else {})
-    if layer.kind == "depthwise":
-        w = torch.randn(c, 9) * 0.1
-        w[:, 4] += 1
-        return {"weight": w, "bias": torch.zeros(c)}
-    if layer.kind == "omnishift":
-        return {"mix": torch.tensor([0.6, 0.2, 0.3]), "w1": torch.ones(c), "w3": torch.randn(c, 9) * 0.2 + 1 / 9}
-    if layer.kind == "norm":
-        return {"gamma": torch.ones(c), "beta": torch.zeros(c)}
-    if layer.kind == "scale":
-        return {"scale": torch.ones(c)}
-    if layer.kind == "wkv":
-        return {"decay": torch.linspace(0.5, EXPONENT_MAX - 1, c), "boost": torch.zeros(c)}
-    if layer.kind == "place":
-        return {"table": torch.zeros(*layer.widths, c)}
-    return {"table": torch.zeros(anchors, c)}
-
-
-class HPCM(nn.Module):
-    """A member of the family, built from its config; `grids` are the exponents of the activations' grids."""
 
     def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
         super().__init__()
@@ -156,60 +110,24 @@ class HPCM(nn.Module):
         self.register_buffer("centroids", torch.from_numpy(centroids()), persistent=False)
         least = thresholds(Tables(**logistic_tables()), centroids())
         self.register_buffer("thresholds", torch.from_numpy(least), persistent=False)
-        # Integers and tables of a shipped model: what its files are coded with.
-        self.stored: dict[str, Any] | None = None
         self.raw = nn.ParameterDict()
-        for name, layer in self.layers.items():
-            for tensor, value in _first_values(name, layer, config.qualities).items():
-                self.raw[f"{name}.{tensor}".replace(".", "/")] = nn.Parameter(value)
+        for layer in self.layers.values():
+            for name, value in parameters.first_values(layer).items():
+                self.raw[name] = nn.Parameter(value)
 
     centroids: Tensor
     thresholds: Tensor
     recompute = False  # the context's priors and cells run again in the backward pass: less memory, more time
 
     def derived(self) -> dict[str, Tensor]:
-        """The flat dictionary that ops and `entropy.quantise` read: gains merged into branches, OmniShift into one
-        kernel.
-        """
-        p: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-
-            def raw(tensor: str, prefix: str = name.replace(".", "/")) -> Tensor:
-                return self.raw[f"{prefix}/{tensor}"]
-
-            if layer.kind in ("linear", "head"):
-                merged = {"weight": raw("weight")} | ({"bias": raw("bias")} if layer.biased else {})
-                if layer.branch:
-                    merged = {k: _scale_rows(v, raw("gain")) for k, v in merged.items()}
-                if layer.kind == "head":
-                    rows = torch.ones(layer.out, device=merged["weight"].device)
-                    # ops scale both halves as means: FloatOps.head
-                    rows[layer.out // 2 :] = LEVELS_PER_NEPER * 2.0**-MEAN_SHIFT
-                    merged = {k: _scale_rows(v, rows) for k, v in merged.items()}
-                p |= {f"{name}.{k}": v for k, v in merged.items()}
-            elif layer.kind == "omnishift":
-                mix, w3 = raw("mix"), raw("w3")
-                centre = torch.zeros_like(w3)
-                centre[:, 4] = 1
-                p[f"{name}.weight"] = mix[2] * w3 + (mix[0] + mix[1] * raw("w1"))[:, None] * centre
-                p[f"{name}.bias"] = torch.zeros_like(w3[:, 0])
-            elif layer.kind == "wkv":
-                p[f"{name}.decay"], p[f"{name}.boost"] = F.softplus(raw("decay")), raw("boost")
-            else:
-                for tensor in {
-                    "depthwise": ("weight", "bias"),
-                    "norm": ("gamma", "beta"),
-                    "scale": ("scale",),
-                    "quality": ("table",),
-                    "place": ("table",),
-                }[layer.kind]:
-                    p[f"{name}.{tensor}"] = raw(tensor)
-        return p
+        """The flat dictionary that ops and `layers.quantise` read."""
+        raw = dict(self.raw.items())
+        return {k: v for layer in self.layers.values() for k, v in parameters.derived(layer, raw).items()}
 
     def integers(self, derived: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
         """The integer tensors that coding would use now (numpy)."""
         p = self.derived() if derived is None else derived
-        return quantise(self.layers, {k: v.detach().float().cpu().numpy() for k, v in p.items()}, self.grids)
+        return quantise(self.layers.values(), {k: v.detach().float().cpu().numpy() for k, v in p.items()}, self.grids)
 
     def ops(self, *, fake_at: Tensor | None = None) -> FloatOps:
         """Float operations, or those under fake quantisation at the qualities `fake_at` (B,) in [0, 1]: on the grids of
@@ -217,7 +135,7 @@ class HPCM(nn.Module):
         """
         p = self.derived()
         if fake_at is not None:
-            grids = grids_at(self.grids, int((fake_at.max() * 10000).round()))
+            grids = grids_at(self.grids, Quality.of_unit(float(fake_at.max())))
             return FakeOps(p, grids, self.integers(p), recompute=self.recompute)
         return FloatOps(p, self.grids, recompute=self.recompute)
 
@@ -261,6 +179,7 @@ class HPCM(nn.Module):
             change = symbols - nearer * 2.0**-MEAN_SHIFT - residuals
         return residuals + change
 
+    @abstractmethod
     def estimate(
         self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -269,6 +188,28 @@ class HPCM(nn.Module):
         In training mode rates are taken at uniform noise around the residual; values are always those of coding, with
         the gradient of the residual.
         """
+
+    def forward(self, x: Tensor, q: Tensor, *, fake: bool = False) -> dict[str, Any]:
+        """x (B, 3, H, W) in [0, 1], H and W multiples of 16; q (B,) in [0, 1].
+
+        Returns {"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}} as CompressAI's models do; likelihoods are flat,
+        (B, n).
+        """
+        y, z = self.analyse(x, q)
+        y_hat, likelihoods = self.estimate(y, z, q, ops=self.ops(fake_at=q if fake else None))
+        return {"x_hat": self.synthesise(y_hat, q), "likelihoods": likelihoods}
+
+
+class HPCM(Estimator):
+    """A member of the family, built from its config: it codes."""
+
+    # Integers and tables of a shipped model: what its files are coded with.
+    stored: dict[str, Any] | None = None
+
+    def estimate(
+        self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As Estimator.estimate."""
         ops = ops or self.ops()
         parts: list[Tensor] = []
         scales: dict[str, Tensor] = {}
@@ -291,16 +232,6 @@ class HPCM(nn.Module):
         likelihood_z = self.z_prior.likelihood(self.quantity(z, z.round())).flatten(1)
         y_hat = walk(ops, self.config, ste_round(z), q, y.shape[1], y.shape[2], code)
         return y_hat, {"y": torch.cat(parts, 1), "z": likelihood_z}
-
-    def forward(self, x: Tensor, q: Tensor, *, fake: bool = False) -> dict[str, Any]:
-        """x (B, 3, H, W) in [0, 1], H and W multiples of 16; q (B,) in [0, 1].
-
-        Returns {"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}} as CompressAI's models do; likelihoods are flat,
-        (B, n).
-        """
-        y, z = self.analyse(x, q)
-        y_hat, likelihoods = self.estimate(y, z, q, ops=self.ops(fake_at=q if fake else None))
-        return {"x_hat": self.synthesise(y_hat, q), "likelihoods": likelihoods}
 
     def coder(self) -> LatentCoder:
         """Codes latents with the shipped integers of a loaded model, else with what export would make of the parameters
@@ -336,7 +267,7 @@ class HPCM(nn.Module):
         """
         y, z = (t.cpu().numpy() for t in self.analyse(x, q))
         coder = self.coder()
-        coded = [coder.encode(a, b, _hundredths(v))[0] for a, b, v in zip(y, z, q, strict=True)]
+        coded = [coder.encode(a, b, Quality.of_unit(float(v)))[0] for a, b, v in zip(y, z, q, strict=True)]
         return {"strings": [[c[s].data for c in coded] for s in ("z", *SCALES)], "shape": tuple(y.shape[1:3])}
 
     @torch.no_grad()
@@ -346,16 +277,11 @@ class HPCM(nn.Module):
         """
         coder = self.coder()
         y_hat = [
-            coder.decode(dict(zip(("z", *SCALES), s, strict=True)), None, _hundredths(v), *shape)
+            coder.decode(dict(zip(("z", *SCALES), s, strict=True)), None, Quality.of_unit(float(v)), *shape)
             for s, v in zip(zip(*strings, strict=True), q, strict=True)
         ]
         steps = torch.stack([torch.from_numpy(v) for v in y_hat]).to(q.device).float() * 2.0**-MEAN_SHIFT
         return {"x_hat": self.synthesise(steps, q).clamp(0, 1)}
-
-
-def _scale_rows(v: Tensor, scale: Tensor) -> Tensor:
-    """A weight (O, n) or bias (O,) times scale (O,)."""
-    return v * (scale if v.ndim == 1 else scale[:, None])
 
 
 def _index(levels: Tensor) -> Tensor:
@@ -363,61 +289,8 @@ def _index(levels: Tensor) -> Tensor:
     return torch.nan_to_num(levels).round().long()
 
 
-def _hundredths(q: Tensor) -> int:
-    return round(float(q) * 10000)
-
-
-def load_model(name: str = weights.DEFAULT_MODEL) -> HPCM:
-    """A packaged model as a torch module, in eval mode. Raises UnsupportedError for an unknown name."""
-    return from_weights(weights.load(name)).eval()
-
-
-def from_weights(w: weights.Weights) -> HPCM:
-    """The module of a weights file: its derived tensors are integer * step; it codes with the integers themselves."""
-    with torch.random.fork_rng(devices=[]):  # the initial values are drawn and thrown away
-        model = HPCM(w.config, w.grids).float()
-    entropy = w.under("entropy")
-    state = {k: torch.from_numpy(v).float() for k, v in w.tensors.items() if not k.startswith(("entropy.", "tables."))}
-    for name, layer in model.layers.items():
-        prefix = f"raw.{name.replace('.', '/')}/"
-        for tensor, value in raw_from_integers(name, layer, entropy, w.grids).items():
-            state[prefix + tensor] = value
-    model.load_state_dict(state, strict=False)
-    model.stored = {"entropy": entropy, "tables": w.under("tables")}
-    return model
-
-
-def raw_from_integers(
-    name: str, layer: Layer, entropy: Mapping[str, Any], grids: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """Raw parameters whose derived tensors are a layer's stored integers times their steps."""
-
-    def stored(tensor: str) -> Tensor:
-        return torch.from_numpy(entropy[f"{name}.{tensor}"]).float()
-
-    if layer.kind in ("linear", "head", "depthwise", "omnishift"):
-        widths = [b - a for _, a, b in chunks(layer.widths)]
-        step = torch.repeat_interleave(stored("step"), torch.tensor(widths), 0).T
-        values = {"weight": stored("weight") * step} | ({"bias": stored("bias")} if layer.biased else {})
-        if layer.kind == "omnishift":
-            return {"mix": torch.tensor([0.0, 0.0, 1.0]), "w1": torch.zeros(layer.out), "w3": values["weight"]}
-        if layer.kind == "head":
-            rows = torch.ones(layer.out)
-            rows[layer.out // 2 :] = 2.0**MEAN_SHIFT / LEVELS_PER_NEPER
-            values = {k: _scale_rows(v, rows) for k, v in values.items()}
-        return values | ({"gain": torch.ones(layer.out)} if layer.branch else {})
-    if layer.kind == "wkv":
-        return {"decay": torch.log(torch.expm1(stored("decay").clamp_min(1e-6))), "boost": stored("boost")}
-    if layer.kind == "quality":
-        return {"table": stored("table") * 2.0 ** -grids["h_s.z"]}
-    return {t: stored(t) for t in TENSORS[layer.kind]}
-
-
-class WithoutContext(HPCM):
-    """The yardstick of the context model: means and scales from a 1x1 head on h_s alone, all in one step.
-
-    It trains and estimates, it does not code.
-    """
+class WithoutContext(Estimator):
+    """The yardstick of the context model: means and scales from a 1x1 head on h_s alone, all in one step."""
 
     def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
         super().__init__(config, grids)
@@ -431,7 +304,7 @@ class WithoutContext(HPCM):
     def estimate(
         self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As HPCM.estimate."""
+        """As Estimator.estimate."""
         features = hyper_synthesis(ops or self.ops(), self.config, ste_round(z), q).x[:, : y.shape[1], : y.shape[2]]
         with torch.autocast(y.device.type, enabled=False):
             means, scales = self.head(features.float()).chunk(2, -1)

@@ -8,16 +8,15 @@ out = gate * recalled + (1 - gate) * current. The state belongs to one walk over
 
 from __future__ import annotations
 
-from typing import Any
-
+from hpcmcodec.exact.layers import Linear
+from hpcmcodec.exact.ops import Act, Ops
 from hpcmcodec.model.rwkv import GATE_GRID
-from hpcmcodec.numerics import Act
 
 
 class MemoryBank:
     """One image's (or batch's) references; first in, first out beyond `references`."""
 
-    def __init__(self, ops: Any, layer: str, references: int, compression: int, temperature: float) -> None:
+    def __init__(self, ops: Ops, layer: str, references: int, compression: int, temperature: float) -> None:
         self.ops, self.layer = ops, layer
         self.references, self.compression, self.temperature = references, compression, temperature
         self.keys: list[Act] = []
@@ -27,15 +26,15 @@ class MemoryBank:
         """Store the carry (B, H, W, D) as one reference."""
         width = carry.x.shape[-1]
         pooled = self.ops.pool(carry, f"{self.layer}.pool")
-        self.keys.append(self.ops.linear(pooled, f"{self.layer}.key", width // self.compression))
-        self.values.append(self.ops.linear(pooled, f"{self.layer}.value", width, carry.grid))
+        self.keys.append(self.ops.linear(pooled, Linear(f"{self.layer}.key", width // self.compression)))
+        self.values.append(self.ops.linear(pooled, Linear(f"{self.layer}.value", width), carry.grid))
         del self.keys[: -self.references], self.values[: -self.references]
 
     def retrieve_and_fuse(self, carry: Act) -> Act:
         """The carry blended with what the memory recalls for it; (B, H, W, D) on the carry's grid."""
         width = carry.x.shape[-1]
         pooled = self.ops.pool(carry, f"{self.layer}.pool")
-        query = self.ops.linear(pooled, f"{self.layer}.query", width // self.compression)
+        query = self.ops.linear(pooled, Linear(f"{self.layer}.query", width // self.compression))
         recalled = self.ops.recall(query, self.keys, self.values, self.temperature)
-        gate = self.ops.linear([carry, recalled], f"{self.layer}.gate", width, GATE_GRID)
+        gate = self.ops.linear([carry, recalled], Linear(f"{self.layer}.gate", width), GATE_GRID)
         return self.ops.blend(gate, recalled, carry)

@@ -144,11 +144,15 @@ def join(state: Path, folder: Path | None) -> None:
 @click.option("--crops", default=120, show_default=True, help="Crops of 384 pixels to fit grids and tables to.")
 def export(state: Path, name: str, out: Path, cache: Path, crops: int) -> None:
     """Write the weights and graphs that ship from STATE."""
+    from hpcmcodec.model.hpcm import HPCM
     from hpcmcodec.training.export import crops_at_all_qualities
     from hpcmcodec.training.export import export as run
     from hpcmcodec.training.states import load_model
 
-    model_id = run(load_model(state), name, out, crops_at_all_qualities(cache, crops))
+    model = load_model(state)
+    if not isinstance(model, HPCM):
+        raise click.UsageError(f"{state} is a {type(model).__name__}, which has no context to code with")
+    model_id = run(model, name, out, crops_at_all_qualities(cache, crops))
     click.echo(f"{name}: model id {model_id.hex()}")
 
 

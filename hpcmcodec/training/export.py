@@ -27,6 +27,9 @@ from torch import Tensor, nn
 from hpcmcodec import checksums, weights
 from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.constants import LEVELS, MEAN_SHIFT
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.entropy import (
@@ -39,8 +42,9 @@ from hpcmcodec.model.entropy import (
     z_tables_of,
 )
 from hpcmcodec.model.float_ops import FakeOps
-from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Z_EDGES, Z_REACH, from_weights
-from hpcmcodec.numerics import LEVELS, MEAN_SHIFT, NUMPY, ExactOps
+from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Z_EDGES, Z_REACH
+from hpcmcodec.pretrained import from_weights
+from hpcmcodec.quality import Quality
 from hpcmcodec.training import stages
 from hpcmcodec.training.data import Crops, to_unit
 
@@ -92,12 +96,11 @@ def export(
     model: HPCM,
     name: str,
     out: Path,
-    photographs: Iterable[tuple[np.ndarray, int]],
-    lineage: Mapping[str, str] | None = None,
+    photographs: Iterable[tuple[np.ndarray, Quality]],
 ) -> bytes:
     """Write `out/name.safetensors`, its three graphs, and their digests into the list there; returns the model id.
 
-    photographs: (pixels (16 h, 16 w, 3) uint8, quality in hundredths) to fit grids and tables to, and to check
+    photographs: (pixels (16 h, 16 w, 3) uint8, quality) to fit grids and tables to, and to check
     the files on.
 
     Raises IntegrityError where what was written computes something else than the model; nothing is replaced then.
@@ -124,7 +127,6 @@ def export(
         "config": model.config.to_json(),
         "grids": weights.canonical_json(model.grids),
         "model_id": model_id.hex(),
-        **(lineage or {}),
     }
     out.mkdir(parents=True, exist_ok=True)
     from safetensors.numpy import save_file
@@ -146,7 +148,7 @@ def export(
 
 
 @torch.no_grad()
-def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndarray, int]]) -> None:
+def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndarray, Quality]]) -> None:
     """Hold weights and their graphs to the trained model.
 
     Raises IntegrityError where latents, bits, pixels or gradients of all photographs together are further from it than
@@ -199,19 +201,19 @@ def _error_gradient(model: HPCM, y_hat: Tensor, x: Tensor, q: Tensor) -> np.ndar
     return gradient[0].numpy()
 
 
-def _model_inputs(pixels: np.ndarray, quality: int) -> tuple[Tensor, Tensor]:
-    """x (1, 3, H, W) in [0, 1] and q (1,) of pixels (H, W, 3) uint8 and a quality in hundredths."""
-    return to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]), torch.tensor([quality / 10000])
+def _model_inputs(pixels: np.ndarray, quality: Quality) -> tuple[Tensor, Tensor]:
+    """x (1, 3, H, W) in [0, 1] and q (1,) of pixels (H, W, 3) uint8 and a quality."""
+    return to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]), torch.tensor([quality.unit])
 
 
-def crops_at_all_qualities(cache: Path, n: int, side: int = 384) -> Iterator[tuple[np.ndarray, int]]:
+def crops_at_all_qualities(cache: Path, n: int, side: int = 384) -> Iterator[tuple[np.ndarray, Quality]]:
     """n random crops (side, side, 3) uint8, their qualities spread evenly over the range."""
     crops, rng = Crops(cache), np.random.default_rng(1)
     for i in range(n):
-        yield crops.batch(rng, 1, side)[0].permute(1, 2, 0).numpy(), round(10000 * i / max(1, n - 1))
+        yield crops.batch(rng, 1, side)[0].permute(1, 2, 0).numpy(), Quality.of_unit(i / max(1, n - 1))
 
 
-def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, int]]) -> dict[str, int]:
+def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, Quality]]) -> dict[str, int]:
     """Exponents of the grids for coding: as fine as leaves 99.9% of a grid's values in every photograph within 0.7 of
     the clamp, but never coarser than those of training, since the network may lean on their clamps.
     """
@@ -225,7 +227,7 @@ def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, int]]) -> dic
 
 
 def fit_tables(
-    model: HPCM, integers: Mapping[str, np.ndarray], photographs: Iterable[tuple[np.ndarray, int]]
+    model: HPCM, integers: Mapping[str, np.ndarray], photographs: Iterable[tuple[np.ndarray, Quality]]
 ) -> dict[str, np.ndarray]:
     """Tables of z and y (`z.cdf`, `y.cdf`, ...), counted over the photographs with the exact path."""
     first, cdf = model.tables(), model.z_cdf()

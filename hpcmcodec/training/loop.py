@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from hpcmcodec.errors import InputError
-from hpcmcodec.model.hpcm import HPCM
+from hpcmcodec.model.hpcm import Estimator
 from hpcmcodec.training import stages, states
 from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.data import Crops, to_unit, validation_images
@@ -118,7 +118,7 @@ class Trainer:
 
     # --- where a run starts -------------------------------------------------------------------------------------------
 
-    def _start(self, model: HPCM) -> tuple[list[str], set[str]]:
+    def _start(self, model: Estimator) -> tuple[list[str], set[str]]:
         """First values: another state's, or stage A's principal axes; returns what to tell, and the grids that came
         along.
         """
@@ -140,7 +140,7 @@ class Trainer:
         self.first = run.first_step if run.first_step >= 0 else int(state.facts.get("step", 0)) if same else 0
         return match.lines(), set(state.facts.get("grids", ()))
 
-    def _resume(self, model: HPCM, facts: dict[str, Any]) -> None:
+    def _resume(self, model: Estimator, facts: dict[str, Any]) -> None:
         run = self.recipe.run
         for name in ("preset", "stage"):
             if facts[name] != getattr(run, name):
@@ -277,7 +277,7 @@ class Trainer:
             return
         start = time.time()
         rows = stages.validate(
-            self.ema, self.held, self.fast, joint=self.joint, fake=False, distortion=self.recipe.objective.distortion
+            self.ema, self.held, self.fast, joint=self.joint, distortion=self.recipe.objective.distortion
         )
         self._record(validation=rows, mean=round(sum(r[-1] for r in rows) / len(rows), 5))
         self.since += time.time() - start

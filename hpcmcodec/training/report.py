@@ -11,7 +11,7 @@ import torch
 
 from hpcmcodec.errors import InputError
 from hpcmcodec.evaluation.plots import THEMES
-from hpcmcodec.model.hpcm import HPCM, bits
+from hpcmcodec.model.hpcm import Estimator, bits
 from hpcmcodec.training.data import validation_images
 from hpcmcodec.training.records import read_log
 
@@ -19,7 +19,7 @@ RD_CURVES = 6  # validations whose RD points are shown, evenly spread over the r
 
 
 @torch.no_grad()
-def mean_bpp(model: HPCM, folder: Path, qualities: Sequence[float], *, fake: bool) -> list[float]:
+def mean_bpp(model: Estimator, folder: Path, qualities: Sequence[float], *, fake: bool) -> list[float]:
     """Mean estimated bpp over the PNGs of a folder (cut to multiples of 16) at each quality 0..100.
 
     Rounded symbols, float32, the logistic that training assumes. `fake`: under fake quantisation, which computes what

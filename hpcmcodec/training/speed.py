@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.model.context import hyper_synthesis
-from hpcmcodec.model.hpcm import HPCM, bits, ste_round
+from hpcmcodec.model.hpcm import Estimator, bits, ste_round
 from hpcmcodec.training import stages
 from hpcmcodec.training.config import STAGES, Recipe
 from hpcmcodec.training.optim import optimisers
@@ -56,7 +56,7 @@ def _measure(recipe: Recipe, device: torch.device, fast: bool, rounds: int) -> d
 
 
 def _step(
-    model: HPCM, x: Tensor, q: Tensor, fast: bool, steppers: tuple[torch.optim.Optimizer, ...], *, joint: bool
+    model: Estimator, x: Tensor, q: Tensor, fast: bool, steppers: tuple[torch.optim.Optimizer, ...], *, joint: bool
 ) -> dict[str, float]:
     seconds = dict.fromkeys(PARTS, 0.0)
 

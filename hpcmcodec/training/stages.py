@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hpcmcodec.errors import InputError
+from hpcmcodec.exact.constants import CODE_MAX
 from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.float_ops import FloatOps
-from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, WithoutContext, bits
+from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.model.transforms import Block
-from hpcmcodec.numerics import CODE_MAX
 from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.stand_in import StandIn
 
@@ -33,10 +33,10 @@ VALIDATION_QUALITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
 MS_SSIM_WEIGHT = 1280  # CompressAI's lambdas for MS-SSIM are 1222 to 1340 times those for MSE of the same rate
 
 
-def build(recipe: Recipe) -> HPCM:
+def build(recipe: Recipe) -> Estimator:
     """The model of a stage, with its first values; what the stage does not train is frozen."""
     run = recipe.run
-    kind = StandIn if run.stage == "a" else WithoutContext if run.without_context else HPCM
+    kind: type[Estimator] = StandIn if run.stage == "a" else WithoutContext if run.without_context else HPCM
     model = kind(recipe.model_config())
     if run.stage == "b":
         for part in (model.g_a, model.g_s, model.gain, model.ungain):
@@ -44,12 +44,12 @@ def build(recipe: Recipe) -> HPCM:
     return model
 
 
-def place(model: HPCM, device: torch.device) -> HPCM:
+def place(model: Estimator, device: torch.device) -> Estimator:
     """The model on a device, its convolutions channels last: what CPUs and tensor cores are quick with."""
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def recompute_blocks(model: HPCM) -> None:
+def recompute_blocks(model: Estimator) -> None:
     """Let the transforms' blocks and the context's priors and cells keep their inputs alone and run again in the
     backward pass.
     """
@@ -64,7 +64,7 @@ def autocast(device: str, fast: bool) -> Any:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=fast)
 
 
-def rate(model: HPCM, x: Tensor, q: Tensor, fast: bool, *, fake: bool) -> tuple[Tensor, Tensor]:
+def rate(model: Estimator, x: Tensor, q: Tensor, fast: bool, *, fake: bool) -> tuple[Tensor, Tensor]:
     """Bits per pixel (B,) of x and y_hat. g_a runs without gradient where it is frozen."""
     kind = x.device.type
     with autocast(kind, fast), torch.set_grad_enabled(torch.is_grad_enabled() and model.g_a.stem.weight.requires_grad):
@@ -95,7 +95,7 @@ def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def loss_of(
-    model: HPCM,
+    model: Estimator,
     x: Tensor,
     q: Tensor,
     fast: bool,
@@ -124,7 +124,7 @@ def limited(cost: Tensor, limit: float) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    model: HPCM, images: list[Tensor], fast: bool, *, joint: bool, fake: bool, distortion: str = "mse"
+    model: Estimator, images: list[Tensor], fast: bool, *, joint: bool, distortion: str = "mse"
 ) -> list[list[float]]:
     """For each validation quality: q, mean bpp, and (joint) mean PSNR in dB and mean loss."""
     model.eval()
@@ -133,7 +133,7 @@ def validate(
         bpps, psnrs, losses = [], [], []
         for x in images:
             q = torch.full((1,), quality, device=x.device)
-            bpp, y_hat = rate(model, x, q, fast, fake=fake)
+            bpp, y_hat = rate(model, x, q, fast, fake=False)
             bpps.append(bpp.item())
             if joint:
                 with autocast(x.device.type, fast):
@@ -146,7 +146,7 @@ def validate(
 
 
 @torch.no_grad()
-def peaks(model: HPCM, x: Tensor, q: Tensor, fast: bool, share: float) -> dict[str, float]:
+def peaks(model: Estimator, x: Tensor, q: Tensor, fast: bool, share: float) -> dict[str, float]:
     """Magnitude by grid that `share` of its values stay within, at x (B, 3, H, W) in [0, 1] and q (B,).
 
     The clamps stay in place while it looks, since the network may lean on them.
@@ -170,7 +170,7 @@ def room(peak: float, within: float) -> float:
     return min(11.0, math.log2(within * CODE_MAX / max(peak, 1e-3)))
 
 
-def calibrate(model: HPCM, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
+def calibrate(model: Estimator, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
     """Exponents from the activations' own spread: the largest e with 99.99% of the values within half the clamp.
 
     A grid that saturates is widened by one bit a call at most. Grids whose meaning is fixed (sigmoid, exp, y) stay.

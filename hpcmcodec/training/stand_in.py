@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpcmcodec.exact.constants import LEVELS
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.float_ops import FloatOps, bounded
-from hpcmcodec.model.hpcm import FIRST_LEVEL, HPCM, LEVELS_PER_NEPER, logistic_likelihood, scale_of, ste_round
+from hpcmcodec.model.hpcm import Estimator, logistic_likelihood, scale_of, ste_round
+from hpcmcodec.model.parameters import FIRST_LEVEL, LEVELS_PER_NEPER
 from hpcmcodec.model.transforms import SLOPE, Block
-from hpcmcodec.numerics import LEVELS
 
 
 class _Causal(nn.Conv2d):
@@ -42,10 +43,8 @@ class _Causal(nn.Conv2d):
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=2)
 
 
-class StandIn(HPCM):
-    """The model with the stand-in context; of the entropy path it has h_s alone. It trains and estimates, it does not
-    code.
-    """
+class StandIn(Estimator):
+    """The model with the stand-in context; of the entropy path it has h_s alone."""
 
     def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
         super().__init__(config, grids)
@@ -69,7 +68,7 @@ class StandIn(HPCM):
     def estimate(
         self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As HPCM.estimate."""
+        """As Estimator.estimate."""
         x = hyper_synthesis(ops or self.ops(), self.config, ste_round(z), q).x[:, : y.shape[1], : y.shape[2]]
         features, y = x.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
         with torch.autocast(y.device.type, enabled=False):  # means reach hundreds
@@ -102,7 +101,7 @@ def centre_of_mass(v: Tensor, levels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def start_from_principal_axes(model: HPCM, patches: Tensor) -> None:
+def start_from_principal_axes(model: Estimator, patches: Tensor) -> None:
     """Let the transforms start as the best linear ones for patches (N, 3, 16, 16) in [0, 1]."""
     g_a, g_s = model.g_a, model.g_s
 
@@ -134,26 +133,3 @@ def start_from_principal_axes(model: HPCM, patches: Tensor) -> None:
             torch.nn.init.zeros_(block.down.bias)  # type: ignore[arg-type]
             block.dw.weight.mul_(0.3)  # near the identity in space
             block.dw.weight[:, 0, 1, 1] += 1
-
-
-def from_pretraining(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the scripts that came before stage A (separate log gains, h_s as a module), under the model's
-    names.
-    """
-    out: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name in ("log_gain", "log_ungain"):
-            out[f"{name.removeprefix('log_')}.log_scale"] = value
-        elif name == "h_s.qbias":
-            out["raw.h_s/quality/table"] = value
-        elif name.startswith("h_s.net."):
-            index, layer, tensor = name.removeprefix("h_s.net.").split(".")
-            v = value.flatten(1) if value.ndim == 4 else value
-            if index in ("1", "3"):  # a 1x1 convolution and a shuffle: (C, row, column) -> (row, column, C)
-                v = v.reshape(-1, 4, *v.shape[1:]).transpose(0, 1).reshape(v.shape)
-                out[f"raw.h_s/{index}/{tensor}"] = v
-            else:
-                out[f"raw.h_s/{index}/{layer}/{tensor}"] = v
-        else:
-            out[name] = value
-    return out

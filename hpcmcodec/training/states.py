@@ -36,8 +36,8 @@ from torch import Tensor
 
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.model.config import PRESETS, Config
-from hpcmcodec.model.hpcm import HPCM, WithoutContext
-from hpcmcodec.training.stand_in import StandIn, from_pretraining
+from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext
+from hpcmcodec.training.stand_in import StandIn
 
 MAGIC = b"HPCMPACK"
 PIECE = 16 * 2**20 - 1
@@ -156,7 +156,7 @@ def write(path: Path, data: bytes) -> None:
 
 def read(path: Path, say: Callable[[str], None] = print) -> State:
     """The state of a file (a checkpoint, a packed one, pieces of one under its own name, or a file of torch.save from
-    earlier versions and from `pretrain.py`), or the newest whole checkpoint of a run's folder.
+    earlier versions), or the newest whole checkpoint of a run's folder.
 
     Raises InputError where there is none, IntegrityError where it is damaged.
     """
@@ -178,8 +178,8 @@ def read(path: Path, say: Callable[[str], None] = print) -> State:
 
 def _from_torch(path: Path) -> State:
     s = torch.load(path, map_location="cpu", weights_only=True)
-    if "preset" not in s:
-        s |= {"preset": "lite", "stage": "a", "ema": from_pretraining(s["ema"])}
+    if not {"preset", "ema"} <= set(s):
+        raise InputError(f"{path}: not a state of a training run, which has `preset` and `ema`")
     facts = {k: s[k] for k in ("preset", "stage", "step", "grids", "spent") if k in s}
     return State(facts, {f"ema/{k}": v for k, v in s["ema"].items()})
 
@@ -241,20 +241,18 @@ def newest(folder: Path, say: Callable[[str], None] = print) -> State | None:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def load_model(path: Path) -> HPCM:
+def load_model(path: Path) -> Estimator:
     """The EMA of a state in eval mode: an HPCM, the yardstick's `WithoutContext`, or stage A's `StandIn`.
 
     Raises UnsupportedError where the model has changed since.
     """
     state = read(path)
     ema = state.under("ema")
-    kind = (
-        StandIn
-        if any(k.startswith("stand_in.") for k in ema)
-        else WithoutContext
-        if any(k.startswith("head.") for k in ema)
-        else HPCM
-    )
+    kind: type[Estimator] = HPCM
+    if any(k.startswith("stand_in.") for k in ema):
+        kind = StandIn
+    elif any(k.startswith("head.") for k in ema):
+        kind = WithoutContext
     facts = state.facts
     config = Config.from_json(facts["config"]) if "config" in facts else PRESETS[facts["preset"]]
     model = kind(config, facts["grids"])
@@ -285,7 +283,7 @@ class Match:
         ]
 
 
-def start_from(model: HPCM, state: State) -> Match:
+def start_from(model: Estimator, state: State) -> Match:
     """Give a model the EMA's tensors whose names and shapes are its own, and the grids of the same names."""
     own, theirs = model.state_dict(), state.under("ema")
     fits = {k: v.float() for k, v in theirs.items() if k in own and own[k].shape == v.shape}

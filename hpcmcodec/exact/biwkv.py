@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.numerics import BLOCK, EXPONENT_MAX, exact_exp
+from hpcmcodec.exact.constants import BLOCK, EXPONENT_MAX
+from hpcmcodec.exact.elementary import exact_exp
 
 
 def decay_powers(decay: np.ndarray, tokens: int) -> np.ndarray:
@@ -77,28 +78,3 @@ def _direction(xp: Any, slab: Any, power: Any, order: range, block_order: range)
     for i, j in enumerate(order):
         out[j] += carries * power[i]
     return out
-
-
-def biwkv4(k: Any, v: Any, decay: Any, boost: Any) -> Any:
-    """Differentiable form in PyTorch. k, v (B, T, C) float32, decay and boost (C,); returns (B, T, C).
-
-    Since w T = decay <= 16, rescaling each term by exp(+-i w) keeps cumulative sums within float32, and no kernel or
-    running maximum is needed: sum_{i<t} exp(-(t-1-i) w + k_i) = exp(-(t-1) w) * sum_{i<t} exp(k_i + i w).
-    """
-    import torch
-
-    tokens = k.shape[1]
-    w = decay.clamp(0, EXPONENT_MAX) / tokens
-    u = boost.clamp(-EXPONENT_MAX, EXPONENT_MAX) / tokens
-    ramp = torch.arange(tokens, device=k.device, dtype=k.dtype)[:, None] * w  # (T, C): i w
-    e = k.exp()
-    pair = torch.cat([e * v, e], -1)
-    grow, shrink = ramp.exp().repeat(1, 2), (-ramp).exp().repeat(1, 2)
-    step = w.exp().repeat(2)
-    left_terms = pair * grow
-    left = (left_terms.cumsum(1) - left_terms) * (shrink * step)
-    right_terms = pair * shrink
-    right = (right_terms.flip(1).cumsum(1).flip(1) - right_terms) * (grow * step)
-    total = left + right + pair * u.exp().repeat(2)
-    numerator, denominator = total.chunk(2, -1)
-    return numerator / denominator

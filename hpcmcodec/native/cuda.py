@@ -4,7 +4,7 @@
     2. nvcc, where there is one: `$CUDA_HOME/bin`, PATH, /usr/local/cuda/bin
     3. NVRTC, which torch's CUDA builds bring along
 
-`python -m hpcmcodec.ops.cuda 90` compiles into the cache for devices of capability 9.0.
+`python -m hpcmcodec.native.cuda 90` compiles into the cache for devices of capability 9.0.
 
 The image is machine code for the device; a device that is newer than the compiler gets PTX, which the driver
 translates. torch owns the device, its memory and its streams: kernels run on torch's current stream, on pointers of
@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.numerics import TorchNamespace
-from hpcmcodec.ops import build, selftest
-from hpcmcodec.ops.compiled import MAX_CHUNKS, SIGNATURES, KernelOps, Kernels
+from hpcmcodec.exact.namespaces import TorchNamespace
+from hpcmcodec.native import abi, build, selftest
+from hpcmcodec.native.compiled import SIGNATURES, KernelOps, Kernels
 
 __all__ = ["CudaKernels", "Found", "find"]
 
-SOURCES = ("core.h", "kernels.cu")
+SOURCES = ("abi.h", "core.h", "kernels.cu")  # the last is what is compiled
 FLAGS = (
     "--std=c++17",
     "--fmad=false",
@@ -109,10 +109,12 @@ def nvrtc() -> Compiler | None:
         return sorted(known)
 
     def make(architecture: str, folder: Path, out: Path) -> None:
-        header, source = ((folder / n).read_bytes() for n in SOURCES)
-        program = _pointer()
-        headers, names = (ctypes.c_char_p * 1)(header), (ctypes.c_char_p * 1)(SOURCES[0].encode())
-        created = rtc.nvrtcCreateProgram(ctypes.byref(program), source, SOURCES[1].encode(), 1, headers, names)
+        *headers, source = ((folder / n).read_bytes() for n in SOURCES)
+        program, names = _pointer(), [n.encode() for n in SOURCES[:-1]]
+        several = ctypes.c_char_p * len(headers)
+        created = rtc.nvrtcCreateProgram(
+            *(ctypes.byref(program), source, SOURCES[-1].encode(), len(headers), several(*headers), several(*names))
+        )
         _checked_rtc(rtc, created)
         try:
             options = [o.encode() for o in (*FLAGS, f"--gpu-architecture={architecture}")]
@@ -198,24 +200,6 @@ class Driver:
         self._check(code, f"{kernel} cannot be launched")
 
 
-class _Chunk(ctypes.Structure):
-    _fields_ = (("a", _long), ("stride", _long), ("inputs", _long), ("weights", _long), ("scale", _long))
-
-
-class _Linear(ctypes.Structure):
-    _fields_ = (
-        *(("rows", _long), ("outputs", _int), ("n_chunks", _int), ("form", _int), ("bias", _pointer)),
-        *(("low", _pointer), ("high", _pointer), ("out", _pointer), ("chunks", _Chunk * MAX_CHUNKS)),
-    )
-
-
-class _Biwkv4(ctypes.Structure):
-    _fields_ = (
-        *(("batch", _long), ("tokens", _long), ("real", _int), ("channels", _int)),
-        *((name, _pointer) for name in ("k", "v", "g", "decay", "boost", "y", "gk", "gv", "sums", "scratch")),
-    )
-
-
 class _DeviceMemory:
     """Tensors of one device, where `compiled.HostMemory` has numpy arrays."""
 
@@ -249,10 +233,16 @@ _DTYPES = {
 
 
 class CudaKernels(Kernels):
-    """The interface of `Kernels` over tensors of a device. `stream`: gives the handle of the stream to launch on."""
+    """The interface of `Kernels` over tensors of a device. `stream`: gives the handle of the stream to launch on.
+
+    Raises UnsupportedError where the image takes abi.h for something else than Python does.
+    """
 
     def __init__(self, driver: Driver, device: torch.device, stream: Callable[[], int]) -> None:
         self.driver, self.stream, self.memory = driver, stream, _DeviceMemory(device)
+        values = self.memory.empty(len(abi.VALUES), np.int64)
+        self._launch("hpcm_abi", len(abi.VALUES), [_pointer(values.data_ptr())])
+        abi.check(values.tolist())
         for name, count in _ELEMENTS.items():
             setattr(self, name, self._simple(name, count))
 
@@ -272,13 +262,8 @@ class CudaKernels(Kernels):
 
         return call
 
-    def linear(
-        self, rows: int, outputs: int, n_chunks: int, chunks: int, bias: int, form: int, low: Any, high: Any, out: int
-    ) -> None:
-        table = (_Chunk * MAX_CHUNKS)()
-        ctypes.memmove(table, chunks, n_chunks * ctypes.sizeof(_Chunk))
-        layer = _Linear(rows, outputs, n_chunks, form, bias, low, high, out, table)
-        self._launch("hpcm_linear", rows * outputs, [layer])
+    def linear(self, call: abi.Linear) -> None:
+        self._launch("hpcm_linear", call.rows * call.outputs, [call])
 
     def wkv(self, *arguments: Any) -> None:
         batch, tokens, channels, length, k, v, table, powers, own, factor, ends, out = arguments
@@ -298,23 +283,21 @@ class CudaKernels(Kernels):
     def wkv_scratch(self, batch: int, tokens: int, channels: int, length: int) -> int:
         return batch * -(-tokens // length) * channels * 4
 
-    def float_biwkv4(
-        self, real: int, batch: int, tokens: int, channels: int, k: int, v: int, decay: int, boost: int, y: int
-    ) -> int:
-        scratch = self.memory.empty((3, tokens, batch * channels), np.float64)
-        call = _Biwkv4(
-            batch, tokens, real, channels, k=k, v=v, decay=decay, boost=boost, y=y, scratch=scratch.data_ptr()
-        )
-        self._launch("hpcm_float_biwkv4", batch * channels, [call], _SEQUENCE_THREADS)
+    def float_biwkv4(self, call: abi.Biwkv4) -> int:
+        self._sequences(call, 3)
         return 0
 
-    def float_biwkv4_gradients(self, real: int, batch: int, tokens: int, channels: int, *pointers: int) -> int:
-        k, v, decay, boost, g, gk, gv, g_decay, g_boost, sums = pointers
-        scratch = self.memory.empty((5, tokens, batch * channels), np.float64)
-        call = _Biwkv4(batch, tokens, real, channels, k, v, g, decay, boost, 0, gk, gv, sums, scratch.data_ptr())
-        self._launch("hpcm_float_biwkv4", batch * channels, [call], _SEQUENCE_THREADS)
-        self._launch("hpcm_float_biwkv4_sum", channels, [call, _pointer(g_decay), _pointer(g_boost)])
+    def float_biwkv4_gradients(self, call: abi.Biwkv4, g_decay: int, g_boost: int) -> int:
+        self._sequences(call, 5)
+        self._launch("hpcm_float_biwkv4_sum", call.channels, [call, _pointer(g_decay), _pointer(g_boost)])
         return 0
+
+    def _sequences(self, call: abi.Biwkv4, kept: int) -> None:
+        """One thread a sample and channel; each keeps so many numbers a token."""
+        items = call.batch * call.channels
+        scratch = self.memory.empty((kept, call.tokens, items), np.float64)
+        call.scratch = scratch.data_ptr()
+        self._launch("hpcm_float_biwkv4", items, [call], _SEQUENCE_THREADS)
 
 
 # How many threads a kernel takes, from its arguments.
@@ -415,7 +398,7 @@ def image_for(capability: int, reasons: list[str], *, wait: bool) -> tuple[bytes
 def _compile_in_background(capability: int) -> None:
     with contextlib.suppress(OSError):
         process = subprocess.Popen(
-            [sys.executable, "-m", "hpcmcodec.ops.cuda", str(capability)],
+            [sys.executable, "-m", "hpcmcodec.native.cuda", str(capability)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -6,8 +6,8 @@
                 where there is a compiler, the kernels are built in the background for the next time
     reference   numpy alone
     cpp         as auto, but built on the spot where they are not there; UnsupportedError where that fails
-    cuda        kernels.cu on the GPU, with `--device cuda` (ops/cuda.py), compiled on the spot where that has not been
-                done; UnsupportedError where there is no GPU or no compiler, and on the processor
+    cuda        kernels.cu on the GPU, with `--device cuda` (native/cuda.py), compiled on the spot where that has not
+                been done; UnsupportedError where there is no GPU or no compiler, and on the processor
 
 Nothing waits for a compiler unless `cpp` asks for it. Loading costs 2 ms. A prebuilt library that was damaged is an
 error, since it came with the installation; one in the cache is passed over and made anew.
@@ -29,9 +29,10 @@ import numpy as np
 
 from hpcmcodec import threads
 from hpcmcodec.errors import InstallationError, UnsupportedError
-from hpcmcodec.numerics import NUMPY, ExactOps
-from hpcmcodec.ops import build
-from hpcmcodec.ops.compiled import KernelOps, Kernels
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.native import build
+from hpcmcodec.native.compiled import KernelOps, Kernels
 
 __all__ = ["CHOICES", "Status", "choice", "exact_ops", "find"]
 
@@ -164,7 +165,7 @@ def _open(path: Path, source: str, reasons: list[str]) -> Kernels | None:
                     reasons.append(f"{path} was built from other sources")
                     return None
                 _loaded[path] = Kernels(library, threads.count())
-            except (OSError, AttributeError) as error:
+            except (OSError, AttributeError, UnsupportedError) as error:
                 reasons.append(f"{path} cannot be loaded: {error}")
                 return None
         return _loaded[path]

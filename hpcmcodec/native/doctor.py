@@ -9,8 +9,8 @@ import numpy as np
 
 from hpcmcodec import threads
 from hpcmcodec.errors import IntegrityError, UnsupportedError
-from hpcmcodec.ops import build, loader, selftest
-from hpcmcodec.ops.compiled import KernelOps
+from hpcmcodec.native import build, loader, selftest
+from hpcmcodec.native.compiled import KernelOps
 
 __all__ = ["build_now", "report"]
 
@@ -69,7 +69,7 @@ def _gpu() -> Iterator[tuple[str, str]]:
         raise UnsupportedError(
             'HPCM_OPS=cuda needs torch, which is not installed: pip install "hpcmcodec[torch]"'
         ) from error
-    from hpcmcodec.ops import cuda
+    from hpcmcodec.native import cuda
 
     index = torch.cuda.current_device() if torch.cuda.is_available() else 0
     found = cuda.find(index, wait=True)

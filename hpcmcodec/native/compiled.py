@@ -1,4 +1,4 @@
-"""The exact operations in compiled kernels: `KernelOps`, bit-equal to `numerics.ExactOps`, which stays the definition.
+"""The exact operations in compiled kernels: `KernelOps`, bit-equal to `exact.reference.ExactOps`, the definition.
 
 Activations are int16 here instead of float32 (codes are integers within +-2047): half the memory traffic, and integer
 dot products, which processors do at twice the rate of float32 ones or better. A linear layer is one pass: the integer
@@ -19,20 +19,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcmcodec.model.schedule import Step, positions
-from hpcmcodec.numerics import LEVELS, MEAN_MAX, MEAN_SHIFT, NUMPY, Act, ExactOps, _same_grid, chunks
+from hpcmcodec.exact.constants import BLOCK, LEVELS, MEAN_MAX, MEAN_SHIFT
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, Scale, Wkv
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.quantisation import chunks
+from hpcmcodec.exact.reference import ExactOps, same_grid
+from hpcmcodec.exact.schedule import Step, positions
+from hpcmcodec.native import abi
 
 __all__ = ["KernelOps", "Kernels"]
-
-MAX_CHUNKS = 16  # of one linear: the size of an array in kernels.cpp
-_PANEL = 16  # outputs side by side in packed weights
-_CODES, _WIDE = range(2)  # what becomes of a linear's sums (kernels.cpp, enum Form)
 
 Array = Any  # of numpy, or a tensor on the device of the kernels
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "hpcm_linear": (_long, _int, _int, _pointer, _pointer, _int, _pointer, _pointer, _pointer),
     "hpcm_depthwise": (_long, _long, _long, _int, _int, _pointer, _pointer, _pointer, _pointer, _pointer),
     "hpcm_norm": (_long, _int, _pointer, _pointer, _pointer, _pointer),
     "hpcm_lrelu": (_long, _pointer, _pointer),
@@ -47,11 +48,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         *(_long, _long, _int, _int),
         *(_pointer, _pointer, _pointer, _pointer, _pointer, ctypes.c_double, _pointer, _pointer),
     ),
-}
-# For torch alone (torch_ops.py). They allocate, and return 1 where there is no memory.
-_FLOAT_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "hpcm_float_biwkv4": (_int, _long, _long, _int, *[_pointer] * 5),
-    "hpcm_float_biwkv4_gradients": (_int, _long, _long, _int, *[_pointer] * 10),
 }
 # For rans_coders.py. They check what they are given, and return a number of symbols.
 _RANS_SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -82,21 +78,30 @@ class HostMemory:
 
 
 class Kernels:
-    """The loaded library. `library`: from `ops.loader`; `threads`: how many threads a kernel may use."""
+    """The loaded library. `library`: from `native.loader`; `threads`: how many threads a kernel may use.
+
+    Raises UnsupportedError where the library takes abi.h for something else than Python does.
+    """
 
     memory: Any = HostMemory()
 
     def __init__(self, library: ctypes.CDLL, threads: int = 1) -> None:
         self.library = library
+        library.hpcm_abi.argtypes, library.hpcm_abi.restype = (_pointer,), _int
+        values = (_long * library.hpcm_abi(None))()
+        library.hpcm_abi(values)
+        abi.check(values)
         for name, arguments in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
             setattr(self, name.removeprefix("hpcm_"), function)
-        for signatures, result in ((_FLOAT_SIGNATURES, _int), (_RANS_SIGNATURES, _long)):
-            for name, arguments in signatures.items():
-                function = getattr(library, name)
-                function.argtypes, function.restype = arguments, result
-                setattr(self, name.removeprefix("hpcm_"), function)
+        library.hpcm_linear.argtypes, library.hpcm_linear.restype = (_pointer,), None
+        for name, arguments in _RANS_SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, _long
+            setattr(self, name.removeprefix("hpcm_"), function)
+        library.hpcm_float_biwkv4.argtypes = (_pointer,)
+        library.hpcm_float_biwkv4_gradients.argtypes = (_pointer, _pointer, _pointer)
         library.hpcm_wkv_scratch.argtypes, library.hpcm_wkv_scratch.restype = (_long, _long, _int, _int), _long
         library.hpcm_threads.argtypes, library.hpcm_threads.restype = (_int,), None
         library.hpcm_choose.argtypes = (ctypes.c_char_p,)
@@ -104,7 +109,6 @@ class Kernels:
             getattr(library, name).restype = ctypes.c_char_p
         self.set_threads(threads)
 
-    linear: Any
     depthwise: Any
     norm: Any
     lrelu: Any
@@ -116,10 +120,20 @@ class Kernels:
     blend: Any
     sum_rows: Any
     wkv: Any
-    float_biwkv4: Any
-    float_biwkv4_gradients: Any
     rans_encode: Any
     rans_decode: Any
+
+    def linear(self, call: abi.Linear) -> None:
+        """Sums of products, scaled, rounded, limited and stored."""
+        self.library.hpcm_linear(ctypes.byref(call))
+
+    def float_biwkv4(self, call: abi.Biwkv4) -> int:
+        """Bi-WKV4 for training (torch_ops.py). It allocates; 1 where there is no memory, else 0."""
+        return int(self.library.hpcm_float_biwkv4(ctypes.byref(call)))
+
+    def float_biwkv4_gradients(self, call: abi.Biwkv4, g_decay: int, g_boost: int) -> int:
+        """Its gradients, those by decay and boost (float64) at these addresses."""
+        return int(self.library.hpcm_float_biwkv4_gradients(ctypes.byref(call), g_decay, g_boost))
 
     @property
     def variant(self) -> str:
@@ -149,7 +163,7 @@ class Kernels:
         batch, tokens, channels = v.shape
         dtype: Any = np.float64 if table is None else np.int16
         length = powers.shape[0] - 1
-        if powers.shape[1:] != own.shape or own.shape != (channels,) or length != min(64, tokens):
+        if powers.shape[1:] != own.shape or own.shape != (channels,) or length != min(BLOCK, tokens):
             raise ValueError(
                 f"powers {powers.shape} and own {own.shape} do not fit {tokens} tokens of {channels} channels"
             )
@@ -171,15 +185,13 @@ class Kernels:
 class _Plan(NamedTuple):
     """What a linear's calls share; the arrays behind the addresses are kept by the operations' `_prepared`.
 
-    table: (chunks, 5) int64 as hpcm_linear wants it, without the addresses of the inputs.
+    call: all of it that calls do not differ in.
     """
 
     widths: list[int]
     chunks: list[tuple[int, int, int]]
-    table: Array
     scales: list[Array]
-    bias: int
-    outputs: int
+    call: abi.Linear
 
 
 class KernelOps(ExactOps):
@@ -187,6 +199,9 @@ class KernelOps(ExactOps):
 
     xp: numpy for the C++ kernels, torch on the device that CUDA kernels are for.
     """
+
+    INHERITED = frozenset({"hyper_latent", "folded", "gather", "scatter", "unfold", "segment"})
+    """The operations that the reference's code does: it moves arrays of any type, or has one vector an image to do."""
 
     def __init__(
         self, kernels: Kernels, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], xp: Any = NUMPY
@@ -196,26 +211,17 @@ class KernelOps(ExactOps):
 
     # -- linear layers --
 
-    def linear(
-        self,
-        inputs: Act | Sequence[Act],
-        layer: str,
-        out: int,
-        grid: str | None = None,
-        *,
-        residual: bool = False,
-        biased: bool = True,
-    ) -> Act:
-        grid = grid or layer
+    def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
+        grid = grid or layer.name
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
-        return Act(self._products(parts, layer, self.grids[grid], _CODES), grid)
+        return Act(self._products(parts, layer.name, self.grids[grid], abi.CODES), grid)
 
-    def head(self, inputs: Sequence[Act], layer: str, channels: int) -> tuple[Array, Array]:
-        ends = [-MEAN_MAX, 0], [MEAN_MAX, LEVELS - 1]
+    def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
+        ends, channels = ([-MEAN_MAX, 0], [MEAN_MAX, LEVELS - 1]), layer.channels
         limits = self._keep(
             ("limits", channels), lambda: [self.xp.array(np.repeat(np.array(e, np.float32), channels)) for e in ends]
         )
-        out = self._products(inputs, layer, MEAN_SHIFT, _WIDE, limits)
+        out = self._products(inputs, layer.name, MEAN_SHIFT, abi.WIDE, limits)
         return out[..., :channels], out[..., channels:]
 
     def _products(
@@ -236,33 +242,32 @@ class KernelOps(ExactOps):
             s[:3] != ((batch, 1, 1) if one else (batch, h, w)) for s, one in zip(shapes, spread, strict=True)
         ):
             raise ValueError(f"inputs of {layer} have the shapes {shapes}, their widths are {plan.widths}")
-        if limits is not None and len(limits[0]) != plan.outputs:
-            raise ValueError(f"{layer} gives {plan.outputs} parameters, {len(limits[0])} wanted")
-        out = self.memory.empty((batch, h, w, plan.outputs), np.int32 if form == _WIDE else np.int16)
-        bounds = (None, None) if limits is None else tuple(at(t) for t in limits)
+        outputs = plan.call.outputs
+        if limits is not None and len(limits[0]) != outputs:
+            raise ValueError(f"{layer} gives {outputs} parameters, {len(limits[0])} wanted")
+        out = self.memory.empty((batch, h, w, outputs), np.int32 if form == abi.WIDE else np.int16)
+        low, high = (None, None) if limits is None else (at(t) for t in limits)
         # A part of one row a sample is multiplied once a sample, so these go one by one.
         samples = [(out, arrays)] if not any(spread) else [(out[i], [x[i] for x in arrays]) for i in range(batch)]
         for target, xs in samples:
-            table = plan.table.copy()
+            call = abi.Linear.from_buffer_copy(plan.call)
+            call.rows, call.form, call.low, call.high, call.out = _count(target) // outputs, form, low, high, at(target)
             kept = []  # alive until the call
             for i, (part, a, b) in enumerate(plan.chunks):
-                rows = xs[part].reshape(-1, plan.widths[part])
+                rows, chunk = xs[part].reshape(-1, plan.widths[part]), call.chunks[i]
                 if spread[part]:
                     row, matrix = (self.xp.cast(t, self.xp.f8) for t in (rows[:, a:b], self._matrices(layer)[i]))
                     kept.append(self.xp.matmul(row, matrix) * plan.scales[i])
-                    table[i] = 0, 0, 0, 0, at(kept[-1])
+                    chunk.a, chunk.inputs, chunk.scale = None, 0, at(kept[-1])
                 elif (b - a) % 2:
                     even = self.memory.empty((len(rows), b - a + 1), np.int16)
                     even[:, :-1] = rows[:, a:b]
                     even[:, -1] = 0
                     kept.append(even)
-                    table[i, :2] = at(even), b - a + 1
+                    chunk.a, chunk.stride = at(even), b - a + 1
                 else:
-                    table[i, 0] = at(rows) + 2 * a
-            self.kernels.linear(
-                *(_count(target) // plan.outputs, plan.outputs, len(table), HostMemory.at(table), plan.bias, form),
-                *(*bounds, at(target)),
-            )
+                    chunk.a = at(rows) + 2 * a
+            self.kernels.linear(call)
         return out
 
     def _plan(self, layer: str, e_in: tuple[int, ...], e_out: int) -> _Plan:
@@ -270,40 +275,39 @@ class KernelOps(ExactOps):
             scales, bias = self._scales(layer, e_in, e_out)
             packed, widths = self._packed(layer), self.tensors[f"{layer}.widths"].tolist()
             pieces = chunks(widths)
-            if len(pieces) > MAX_CHUNKS:
-                raise ValueError(f"{layer} has {len(pieces)} chunks of inputs, the kernels take {MAX_CHUNKS}")
-            table = [
-                (0, widths[part], b - a + (b - a) % 2, self._at(w), self._at(s))
-                for (part, a, b), w, s in zip(pieces, packed, scales, strict=True)
-            ]
-            return _Plan(widths, pieces, np.array(table, np.int64), scales, self._at(bias), len(bias))
+            if len(pieces) > abi.MAX_CHUNKS:
+                raise ValueError(f"{layer} has {len(pieces)} chunks of inputs, the kernels take {abi.MAX_CHUNKS}")
+            call = abi.Linear(outputs=len(bias), n_chunks=len(pieces), bias=self._at(bias))
+            for i, ((part, a, b), w, s) in enumerate(zip(pieces, packed, scales, strict=True)):
+                call.chunks[i] = abi.Chunk(None, widths[part], b - a + (b - a) % 2, self._at(w), self._at(s))
+            return _Plan(widths, pieces, scales, call)
 
         return self._keep((layer, e_in, e_out, "plan"), make)  # type: ignore[no-any-return]
 
     def _packed(self, layer: str) -> list[Array]:
-        """Each chunk's weights as kernels.cpp wants them ("Packed weights")."""
+        """Each chunk's weights as abi.h wants them ("Packed weights")."""
 
         def make() -> list[Array]:
             w = self.tensors[f"{layer}.weight"]
             packed = []
             for a, b in self._edges(layer):
-                n, inputs = -(-w.shape[0] // _PANEL), b - a + (b - a) % 2
-                full = np.zeros((n * _PANEL, inputs), np.int16)
+                n, inputs = -(-w.shape[0] // abi.PANEL), b - a + (b - a) % 2
+                full = np.zeros((n * abi.PANEL, inputs), np.int16)
                 full[: w.shape[0], : b - a] = w[:, a:b]
-                packed.append(self.xp.array(full.reshape(n, _PANEL, inputs // 2, 2).transpose(0, 2, 1, 3)))
+                packed.append(self.xp.array(full.reshape(n, abi.PANEL, inputs // 2, 2).transpose(0, 2, 1, 3)))
             return packed
 
         return self._keep((layer, "packed"), make)  # type: ignore[no-any-return]
 
     # -- other layers --
 
-    def depthwise(self, a: Act, layer: str, grid: str | None = None, *, omni: bool = False) -> Act:
-        grid = grid or layer
+    def depthwise(self, a: Act, layer: Depthwise, grid: str | None = None) -> Act:
+        name, grid = layer.name, grid or layer.name
         x = self._int16(a.x)
         out = self._like(x)
-        scale, bias = self._tap_scale(layer, self.grids[a.grid], self.grids[grid])
-        taps = self._keep((layer, "int16 taps"), lambda: self.xp.array(self.tensors[f"{layer}.weight"].T))
-        _check(len(scale) == x.shape[-1], layer, x)
+        scale, bias = self._tap_scale(name, self.grids[a.grid], self.grids[grid])
+        taps = self._keep((name, "int16 taps"), lambda: self.xp.array(self.tensors[f"{name}.weight"].T))
+        _check(len(scale) == x.shape[-1], name, x)
         b, h, w, c = x.shape
         self.kernels.depthwise(
             *(b, h, w, c, int(round(len(taps) ** 0.5))),
@@ -311,27 +315,27 @@ class KernelOps(ExactOps):
         )
         return Act(out, grid)
 
-    def norm(self, a: Act, layer: str, grid: str | None = None) -> Act:
-        grid = grid or layer
+    def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
+        grid = grid or layer.name
         x = self._int16(a.x)
         out = self._like(x)
-        gamma, beta = self._affine(layer, self.grids[grid])
-        _check(len(gamma) == x.shape[-1], layer, x)
+        gamma, beta = self._affine(layer.name, self.grids[grid])
+        _check(len(gamma) == x.shape[-1], layer.name, x)
         self.kernels.norm(
             _count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(gamma), self._at(beta), self._at(out)
         )
         return Act(out, grid)
 
-    def channel_scale(self, a: Act, layer: str) -> Act:
+    def channel_scale(self, a: Act, layer: Scale) -> Act:
         x = self._int16(a.x)
-        out, scale = self._like(x), self._channel_factors(layer)
-        _check(len(scale) == x.shape[-1], layer, x)
+        out, scale = self._like(x), self._channel_factors(layer.name)
+        _check(len(scale) == x.shape[-1], layer.name, x)
         self.kernels.channel_scale(_count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(scale), self._at(out))
         return Act(out, a.grid)
 
-    def place(self, a: Act, step: Step, layer: str) -> Act:
+    def place(self, a: Act, step: Step, layer: Place) -> Act:
         x, e = self._int16(a.x), self.grids[a.grid]
-        table = self._keep((layer, e, "int16"), lambda: self._int16(self._place_codes(layer, e)))
+        table = self._keep((layer.name, e, "int16"), lambda: self._int16(self._place_codes(layer.name, e)))
         moved, out = self._like(x), self._like(x)
         for g, at in positions(step):
             moved[at] = table[g]
@@ -341,10 +345,10 @@ class KernelOps(ExactOps):
     def _empty_fold(self, x: Array, groups: int) -> Array:
         return self.memory.empty((*x.shape[:-1], x.shape[-1] // groups), np.int16)
 
-    def wkv(self, k: Act, v: Act, layer: str, grid: str | None = None) -> Act:
-        grid = grid or layer
+    def wkv(self, k: Act, v: Act, layer: Wkv, grid: str | None = None) -> Act:
+        grid = grid or layer.name
         b, h, w, c = v.x.shape
-        table, powers, own = self._wkv_constants(layer, h * w, self.grids[k.grid])
+        table, powers, own = self._wkv_constants(layer.name, h * w, self.grids[k.grid])
         factor = 2.0 ** (self.grids[grid] - self.grids[v.grid])
         out = self.kernels.biwkv4(
             self._int16(k.x).reshape(b, h * w, c), self._int16(v.x).reshape(b, h * w, c), table, powers, own, factor
@@ -383,7 +387,7 @@ class KernelOps(ExactOps):
             self.kernels.blend(
                 h * w, c, self._at(gates[i]), self._at(x[i]), self._at(current[i]), self._at(table), self._at(out[i])
             )
-        return Act(out, _same_grid(a, b))
+        return Act(out, same_grid(a, b))
 
     def add(self, a: Act, b: Act) -> Act:
         x, y = self._int16(a.x), self._int16(b.x)
@@ -391,7 +395,7 @@ class KernelOps(ExactOps):
             x, y = (self._int16(t) for t in self.memory.broadcast(x, y))
         out = self._like(x)
         self.kernels.add(_count(x), self._at(x), self._at(y), self._at(out))
-        return Act(out, _same_grid(a, b))
+        return Act(out, same_grid(a, b))
 
     # -- one vector an image: the reference's code, from and to int16 --
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.ops import cuda, loader
-from hpcmcodec.ops.biwkv import biwkv4 as biwkv4_in_torch
-from hpcmcodec.ops.compiled import Kernels
+from hpcmcodec.exact.constants import EXPONENT_MAX
+from hpcmcodec.native import abi, cuda, loader
+from hpcmcodec.native.compiled import Kernels
 
-__all__ = ["biwkv4", "kernels_for"]
+__all__ = ["biwkv4", "in_torch", "kernels_for"]
 
-_REALS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}  # kernels.cpp, enum Real
+_REALS = {torch.float32: abi.FLOAT32, torch.bfloat16: abi.BFLOAT16, torch.float64: abi.FLOAT64}
 _LIBRARY = torch.library.Library("hpcm", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("biwkv4(Tensor k, Tensor v, Tensor decay, Tensor boost) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
@@ -30,7 +30,7 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 
 
 def biwkv4(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
-    """Bi-WKV4 (formula: ops/biwkv.py), differentiable, by kernels where they are there, else by torch's own operators.
+    """Bi-WKV4 (formula: exact/biwkv.py), differentiable, by kernels where there are any, else by `in_torch`.
 
     k, v (B, T, C), floating; decay, boost (C,). Returns (B, T, C), float64 for float64 inputs, else float32. decay and
     boost have gradients within their clamps alone. Keys should stay within +-80, for torch's own operators.
@@ -38,9 +38,33 @@ def biwkv4(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
     real = k.dtype if k.dtype == v.dtype and k.dtype in _REALS else torch.float32
     if kernels_for(k.device) is None:
         wide = torch.float32 if real == torch.bfloat16 else real
-        out: Tensor = biwkv4_in_torch(k.to(wide), v.to(wide), decay, boost)
+        out: Tensor = in_torch(k.to(wide), v.to(wide), decay, boost)
     else:
         out = torch.ops.hpcm.biwkv4(k.to(real), v.to(real), decay, boost)
+    return out
+
+
+def in_torch(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
+    """Bi-WKV4 in torch's own operators, differentiable: k, v (B, T, C), decay and boost (C,) to (B, T, C).
+
+    Since w T = decay <= 16, rescaling each term by exp(+-i w) keeps cumulative sums within float32, and no kernel or
+    running maximum is needed: sum_{i<t} exp(-(t-1-i) w + k_i) = exp(-(t-1) w) * sum_{i<t} exp(k_i + i w).
+    """
+    tokens = k.shape[1]
+    w = decay.clamp(0, EXPONENT_MAX) / tokens
+    u = boost.clamp(-EXPONENT_MAX, EXPONENT_MAX) / tokens
+    ramp = torch.arange(tokens, device=k.device, dtype=k.dtype)[:, None] * w  # (T, C): i w
+    e = k.exp()
+    pair = torch.cat([e * v, e], -1)
+    grow, shrink = ramp.exp().repeat(1, 2), (-ramp).exp().repeat(1, 2)
+    step = w.exp().repeat(2)
+    left_terms = pair * grow
+    left = (left_terms.cumsum(1) - left_terms) * (shrink * step)
+    right_terms = pair * shrink
+    right = (right_terms.flip(1).cumsum(1).flip(1) - right_terms) * (grow * step)
+    total = left + right + pair * u.exp().repeat(2)
+    numerator, denominator = total.chunk(2, -1)
+    out: Tensor = numerator / denominator
     return out
 
 
@@ -98,6 +122,13 @@ def _ready(*tensors: Tensor) -> list[Tensor]:
     return [t.contiguous() for t in tensors]
 
 
+def _call(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor, **others: Tensor) -> abi.Biwkv4:
+    batch, tokens, channels = k.shape
+    tensors = {"k": k, "v": v, "decay": decay, "boost": boost, **others}
+    at = {name: t.data_ptr() for name, t in tensors.items()}
+    return abi.Biwkv4(batch=batch, tokens=tokens, real=_REALS[k.dtype], channels=channels, **at)
+
+
 def _called(failed: int) -> None:
     if failed:
         raise MemoryError("biwkv4: no memory for the sums of a sequence")
@@ -108,7 +139,7 @@ def _forward(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
     kernels = _use(k.device)
     k, v, d, u = _ready(k, v, decay.double(), boost.double())
     y = _result(k)
-    _called(kernels.float_biwkv4(_REALS[k.dtype], *k.shape, *(t.data_ptr() for t in (k, v, d, u, y))))
+    _called(kernels.float_biwkv4(_call(k, v, d, u, y=y)))
     return y
 
 
@@ -118,11 +149,8 @@ def _gradients(g: Tensor, k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) ->
     g, k, v, d, u = _ready(g, k, v, decay.double(), boost.double())
     gk, gv, gd, gu = (torch.empty_like(t) for t in (k, v, d, u))
     sums = d.new_empty((k.shape[0], 2, k.shape[2]))
-    _called(
-        kernels.float_biwkv4_gradients(
-            _REALS[k.dtype], *k.shape, *(t.data_ptr() for t in (k, v, d, u, g, gk, gv, gd, gu, sums))
-        )
-    )
+    call = _call(k, v, d, u, g=g, gk=gk, gv=gv, sums=sums)
+    _called(kernels.float_biwkv4_gradients(call, gd.data_ptr(), gu.data_ptr()))
     return gk, gv, gd.to(decay.dtype), gu.to(boost.dtype)
 
 

@@ -1,7 +1,7 @@
 """Builds the compiled kernels: ninja or one compiler call, a cache of the results, and a lock.
 
-    python hpcmcodec/ops/build.py prebuild     beside the sources (`make kernels`); the wheel takes it along
-    python hpcmcodec/ops/build.py cache        into the cache, as `hpcm` does in the background
+    python hpcmcodec/native/build.py prebuild     beside the sources (`make kernels`); the wheel takes it along
+    python hpcmcodec/native/build.py cache        into the cache, as `hpcm` does in the background
 
 ninja compiles an object for each source, several at once, and beside the sources it keeps them, so that a change costs
 what depends on it. Where the package `ninja` and a command of that name are missing, one call of the compiler gets all
@@ -37,7 +37,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-HEADERS = ("core.h", "cpu.h", "functions.h", "rans.h")
+HEADERS = ("abi.h", "core.h", "cpu.h", "functions.h", "rans.h")
 UNITS = ("avx512.cpp", "avx2.cpp", "sse2.cpp", "plain.cpp", "kernels.cpp", "source.cpp")
 SOURCES = HEADERS + UNITS
 # Contraction off: a fused multiply-add rounds once where the reference rounds twice. The next two change no result:

@@ -1,0 +1,289 @@
+"""One class a kind of layer: what the flow says of it, its tensors, and how they become integers.
+
+The flow names a layer where it uses it and says what is to be known of it there; the widths of its inputs are added
+where the flow is run once to find all layers (`model.entropy.declare`). A layer's derived tensors are float32, merged
+from what training holds (`model.parameters`); coding uses what `quantise` makes of them. Both are in flat dictionaries,
+under `<layer>.<tensor>`:
+
+                                    derived             stored
+    Linear, Head                    weight, bias        weight int16 (O, sum of inputs), step float32 (chunks, O),
+                                                        bias float32 (O), widths int32 (inputs)
+    Depthwise, OmniShift            weight, bias        weight int16 (C, k * k), step float32 (1, C), bias float32 (C)
+    Norm                            gamma, beta         gamma, beta float32 (C)
+    Scale                           scale               scale float32 (C)
+    Wkv                             decay, boost        decay, boost float32 (C)
+    Place                           table               table float32 (groups, C)
+    QualityBias                     table               table int32 (anchors, N), on its grid
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from hpcmcodec.exact.constants import CODE_MAX
+from hpcmcodec.exact.quantisation import chunks, quantise_rows
+
+L = TypeVar("L", bound="Layer")
+Tensors = Mapping[str, np.ndarray]
+
+
+class Layer(ABC):
+    """A layer by its name; `widths`: channels of its inputs, empty until it is declared.
+
+    Not a dataclass, as its nine subclasses would be: making these takes 5 ms of every start.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.widths: tuple[int, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
+    @property
+    def out(self) -> int:
+        """Channels of its output."""
+        return self.widths[0]
+
+    def over(self: L, *widths: int) -> L:
+        """The layer with inputs of these widths."""
+        declared = copy.copy(self)
+        declared.widths = widths
+        return declared
+
+    @property
+    @abstractmethod
+    def derived(self) -> tuple[str, ...]:
+        """Last names of its derived tensors."""
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Last names of what `quantise` makes of them."""
+        return self.derived
+
+    def of(self, tensors: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        """Its own tensors of a flat dictionary of all layers', by their last names."""
+        return {name: tensors[f"{self.name}.{name}"] for name in names}
+
+    @abstractmethod
+    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """What coding uses, from the derived tensors, both by their last names; grids: exponent by name."""
+
+    @abstractmethod
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        """Derived tensors of a declared layer for tests, as varied as there may be: some beyond what is clamped."""
+
+
+class _Weighted(Layer):
+    """Rows of weights, as integers with a step for each row and chunk of inputs, and a bias."""
+
+    biased = True
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[int, ...]:
+        """Numbers of weights of a row, by input."""
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("weight", "bias") if self.biased else ("weight",)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        return ("weight", "step", "bias") if self.biased else ("weight", "step")
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+        pieces, start = [], 0
+        for _, a, b in chunks(self.inputs):
+            pieces.append(quantise_rows(derived["weight"][:, start : start + b - a]))
+            start += b - a
+        out = {"weight": np.concatenate([i for i, _ in pieces], 1), "step": np.stack([s for _, s in pieces])}
+        return out | ({"bias": derived["bias"].astype(np.float32)} if self.biased else {})
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        weight = _normal(rng, self.out, sum(self.inputs))
+        return {"weight": weight} | ({"bias": _uniform(rng, self.out, -2, 2)} if self.biased else {})
+
+
+class Linear(_Weighted):
+    """A 1x1 convolution to `channels`.
+
+    biased: it has a bias. branch: it ends a residual branch, which training scales by a gain. start: what it does when
+    training starts, beside noise that lets gradients through: nothing; it passes its one input on ("same"), the first
+    of its inputs, or their mean.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        *,
+        biased: bool = True,
+        branch: bool = False,
+        start: Literal["random", "same", "first", "mean"] = "random",
+    ) -> None:
+        super().__init__(name)
+        self.channels, self.biased, self.branch, self.start = channels, biased, branch, start
+
+    @property
+    def out(self) -> int:
+        return self.channels
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return self.widths
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        return (*super().stored, "widths")
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+        return super().quantise(derived, grids) | {"widths": np.array(self.widths, np.int32)}
+
+
+class Head(_Weighted):
+    """A 1x1 convolution to the entropy parameters of `channels` latents: their means, then their levels."""
+
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__(name)
+        self.channels = channels
+
+    @property
+    def out(self) -> int:
+        return 2 * self.channels
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return self.widths
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        return (*super().stored, "widths")
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+        return super().quantise(derived, grids) | {"widths": np.array(self.widths, np.int32)}
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        made = super().example(rng)
+        return made | {"weight": 30 * made["weight"]}
+
+
+class Depthwise(_Weighted):
+    """A k x k convolution of each channel by itself."""
+
+    def __init__(self, name: str, k: int = 3) -> None:
+        super().__init__(name)
+        self.k = k
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return (self.k * self.k,)
+
+
+class OmniShift(Depthwise):
+    """A depthwise convolution that training holds as the sum of several (Restore-RWKV, arXiv 2407.11087)."""
+
+
+class _Plain(Layer):
+    """A layer whose derived tensors are stored as they are."""
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+        return {k: v.astype(np.float32) for k, v in derived.items()}
+
+
+class Norm(_Plain):
+    """LayerNorm over the channels."""
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("gamma", "beta")
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        return {"gamma": _uniform(rng, self.out, 0.5, 2), "beta": _uniform(rng, self.out, -1, 1)}
+
+
+class Scale(_Plain):
+    """A factor for each channel."""
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("scale",)
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        return {"scale": _uniform(rng, self.out, -2, 2)}
+
+
+class Wkv(_Plain):
+    """Decay and boost of Bi-WKV4 for each channel."""
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("decay", "boost")
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        return {"decay": _uniform(rng, self.out, -1, 20), "boost": _uniform(rng, self.out, -20, 20)}
+
+
+class Place(_Plain):
+    """A vector for each group of channels, which tells positions apart by the group that a step codes there."""
+
+    def __init__(self, name: str, groups: int) -> None:
+        super().__init__(name)
+        self.groups = groups
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("table",)
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        return {"table": 40 * _normal(rng, self.groups, self.out)}
+
+
+class QualityBias(Layer):
+    """A vector on `grid` that the quality chooses, linear between as many `anchors`."""
+
+    def __init__(self, name: str, grid: str, anchors: int) -> None:
+        super().__init__(name)
+        self.grid, self.anchors = grid, anchors
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("table",)
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+        table = np.rint(derived["table"].astype(np.float64) * 2.0 ** grids[self.grid])
+        return {"table": np.clip(table, -CODE_MAX, CODE_MAX).astype(np.int32)}
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        return {"table": 40 * _normal(rng, self.anchors, self.out)}
+
+
+KINDS: tuple[type[Layer], ...] = (Linear, Head, Depthwise, OmniShift, Norm, Scale, Wkv, Place, QualityBias)
+
+
+def quantise(layers: Iterable[Layer], derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The stored tensors of all layers, from the derived ones (`<layer>.<tensor>`, float32)."""
+    return {
+        f"{layer.name}.{name}": tensor
+        for layer in layers
+        for name, tensor in layer.quantise(layer.of(derived, layer.derived), grids).items()
+    }
+
+
+def _normal(rng: np.random.RandomState, rows: int, columns: int) -> np.ndarray:
+    return np.asarray(rng.standard_normal((rows, columns)) / np.sqrt(columns), np.float32)
+
+
+def _uniform(rng: np.random.RandomState, n: int, low: float, high: float) -> np.ndarray:
+    return rng.uniform(low, high, n).astype(np.float32)

@@ -1,0 +1,197 @@
+"""The primitives that the operations are written over, in numpy and in torch, and the probe of their exactness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.constants import CODE_MAX
+
+
+class NumpyNamespace:
+    """The primitives that differ between numpy and torch. A trailing underscore means: in place, and returned."""
+
+    f4, f8, i4, i8 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32), np.dtype(np.int64)
+
+    def __init__(self) -> None:
+        self._constants: dict[tuple[float, np.dtype[Any]], np.ndarray] = {}
+
+    def array(self, x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x)
+
+    def numpy(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def full(self, value: float, dtype: Any) -> np.ndarray:
+        """A one-element array: how a constant meets an array."""
+        key = (value, dtype)
+        if key not in self._constants:
+            self._constants[key] = np.full(1, value, dtype)
+        return self._constants[key]
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def cast(self, x: np.ndarray, dtype: Any) -> np.ndarray:
+        return x.astype(dtype)
+
+    def permute(self, x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+        return x.transpose(axes)
+
+    def concat(self, xs: Sequence[np.ndarray], axis: int) -> np.ndarray:
+        return np.concatenate(xs, axis)
+
+    def matmul(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.matmul(a, b)
+
+    def rint_(self, x: np.ndarray) -> np.ndarray:
+        return np.rint(x, out=x)
+
+    def clamp_(self, x: np.ndarray, low: int, high: int) -> np.ndarray:
+        return np.minimum(np.maximum(x, self.full(low, x.dtype), out=x), self.full(high, x.dtype), out=x)
+
+    def maximum(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.maximum(a, b)
+
+    def sum(self, x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+        """Sum of integers, kept dimension, float64: exact below 2^53."""
+        return np.asarray(np.sum(x, axis=axis, dtype=np.float64, keepdims=True))
+
+    def take(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return np.take(table, index)
+
+    def bits(self, x: np.ndarray) -> np.ndarray:
+        return x.view(np.int64)
+
+    def from_bits(self, x: np.ndarray) -> np.ndarray:
+        return x.view(np.float64)
+
+    def argsort(self, x: np.ndarray) -> np.ndarray:
+        """Along the last axis; keys are distinct integers, so ties cannot occur."""
+        return np.argsort(x, axis=-1, kind="stable")
+
+    def take_along(self, x: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(x, index, -1)
+
+    def exact_mode(self) -> Any:
+        """Context manager: numpy has no mode to leave."""
+        return nullcontext()
+
+
+NUMPY = NumpyNamespace()
+
+
+class TorchNamespace:
+    """The same primitives on torch tensors; imports torch when constructed.
+
+    Must run outside autocast and with TF32 off (`ExactOps` products are exact only then): `exact_mode` sees to it.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        import torch
+
+        self.torch, self.device = torch, torch.device(device)
+        self.f4, self.f8, self.i4, self.i8 = torch.float32, torch.float64, torch.int32, torch.int64
+        self._constants: dict[tuple[float, Any], Any] = {}
+
+    def array(self, x: np.ndarray) -> Any:
+        return self.torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+    def numpy(self, x: Any) -> np.ndarray:
+        return np.asarray(x.cpu())
+
+    def full(self, value: float, dtype: Any) -> Any:
+        key = (value, dtype)
+        if key not in self._constants:
+            self._constants[key] = self.torch.full((1,), value, dtype=dtype, device=self.device)
+        return self._constants[key]
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
+        return self.torch.zeros(tuple(shape), dtype=dtype, device=self.device)
+
+    def cast(self, x: Any, dtype: Any) -> Any:
+        return x.to(dtype, copy=True)
+
+    def permute(self, x: Any, axes: Sequence[int]) -> Any:
+        return x.permute(tuple(axes))
+
+    def concat(self, xs: Sequence[Any], axis: int) -> Any:
+        return self.torch.cat(list(xs), axis)
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        return self.torch.matmul(a, b)
+
+    def rint_(self, x: Any) -> Any:
+        return x.round_()
+
+    def clamp_(self, x: Any, low: int, high: int) -> Any:
+        return x.clamp_(low, high)
+
+    def maximum(self, a: Any, b: Any) -> Any:
+        return self.torch.maximum(a, b)
+
+    def sum(self, x: Any, axis: int | tuple[int, ...]) -> Any:
+        return x.sum(dim=axis, dtype=self.f8, keepdim=True)
+
+    def take(self, table: Any, index: Any) -> Any:
+        return table[index]
+
+    def bits(self, x: Any) -> Any:
+        return x.view(self.i8)
+
+    def from_bits(self, x: Any) -> Any:
+        return x.view(self.f8)
+
+    def argsort(self, x: Any) -> Any:
+        return x.argsort(dim=-1, stable=True)
+
+    def take_along(self, x: Any, index: Any) -> Any:
+        return x.gather(-1, index)
+
+    def exact_mode(self) -> Any:
+        """Context manager: no autocast, no gradients, no TF32; the process's settings are put back on leaving."""
+        return _TorchExactMode(self.torch, self.device)
+
+
+class _TorchExactMode:
+    def __init__(self, torch: Any, device: Any) -> None:
+        self.torch, self.device = torch, device
+
+    def __enter__(self) -> None:
+        t = self.torch
+        self._saved = (t.backends.cuda.matmul.allow_tf32, t.backends.cudnn.allow_tf32)
+        t.backends.cuda.matmul.allow_tf32 = t.backends.cudnn.allow_tf32 = False
+        self._contexts = [t.no_grad(), t.autocast(self.device.type, enabled=False)]
+        for c in self._contexts:
+            c.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        for c in reversed(self._contexts):
+            c.__exit__(None, None, None)
+        self.torch.backends.cuda.matmul.allow_tf32, self.torch.backends.cudnn.allow_tf32 = self._saved
+
+
+def probe(xp: Any) -> None:
+    """Compare a few products near the 2^24 bound with int64 arithmetic.
+
+    Raises IntegrityError where this machine's matrix product is not exact: a BLAS bug, or reduced precision set from
+    outside. (Flush-to-zero does not matter: no code is subnormal.) The wide product also wakes BLAS's threads.
+    """
+    # Multiples of the golden ratio, modulo 2^32, are spread evenly enough; importing numpy.random would take 10 ms.
+    spread = np.arange(1, 128 * 768 + 1, dtype=np.int64) * 2654435769 % 2**32 >> 8
+    a = (spread[: 128 * 128] % (2 * CODE_MAX + 1) - CODE_MAX).reshape(128, 128)
+    w = (spread % 127 - 63).reshape(128, 768)
+    a[0], w[:, 0] = CODE_MAX, 64  # 128 * 2047 * 64 = 2^24 - 8192
+    # Two large weights of odd value: TF32 and 16-bit inputs, whose mantissas hold all others here, would round them.
+    w[:, 1] = 0
+    w[:2, 1] = 4095, -4093
+    got = xp.matmul(xp.array(a.astype(np.float32)), xp.array(w.astype(np.float32)))
+    if not bool((xp.cast(got, xp.i8) == xp.array(a.astype(np.int64) @ w.astype(np.int64))).all()):
+        raise IntegrityError(
+            "float32 matrix products are not exact on this machine (a BLAS or driver setting reduces their precision), "
+            "so its latents could not be trusted"
+        )

@@ -1,0 +1,345 @@
+"""The reference: the entropy path's operations on integer codes, over numpy or torch. `exact` has the rules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
+from hpcmcodec.exact.constants import CODE_MAX, LEVELS, MEAN_MAX, MEAN_SHIFT, SIMILARITY_ONE, SLOPE, WEIGHT_ONE
+from hpcmcodec.exact.elementary import exp_table, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
+from hpcmcodec.exact.ops import Act, Array, Qualities
+from hpcmcodec.exact.quantisation import check_bound, chunks
+from hpcmcodec.exact.schedule import Step, fold, positions, unfold
+from hpcmcodec.quality import Quality
+
+
+class ExactOps:
+    """The entropy path's operations on integer codes.
+
+    tensors: the flat dictionary of integer tensors (`model/entropy.py` lists them); grids: exponent e by grid name.
+    Every method that returns an Act says on which grid; codes are float32 integers within +-2047.
+    """
+
+    def __init__(self, xp: Any, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> None:
+        self.xp, self.tensors, self.grids = xp, tensors, grids
+        self._prepared: dict[Any, Any] = {}
+        for name, t in tensors.items():
+            if name.endswith(".weight"):
+                if t.dtype != np.int16 or t.ndim != 2:
+                    raise IntegrityError(f"{name} is {t.ndim}-dimensional {t.dtype}, not a matrix of int16")
+                layer = name.removesuffix(".weight")
+                for i, (a, b) in enumerate(self._edges(layer)):
+                    check_bound(f"{layer}, chunk {i}", t[:, a:b])
+
+    def on(self, grids: Mapping[str, int]) -> ExactOps:
+        """The same operations on other grids; what is derived from the tensors is shared."""
+        other = copy.copy(self)
+        other.grids = grids
+        return other
+
+    # Derived constants are computed once for each use and kept: (matrix chunks, multipliers, biases) in the namespace.
+    def _keep(self, key: Any, make: Any) -> Any:
+        if key not in self._prepared:
+            self._prepared[key] = make()
+        return self._prepared[key]
+
+    def _edges(self, layer: str) -> list[tuple[int, int]]:
+        n, count = self.tensors[f"{layer}.weight"].shape[1], self.tensors[f"{layer}.step"].shape[0]
+        widths = self.tensors.get(f"{layer}.widths", np.array([n]))
+        edges, start = [], 0
+        for _, a, b in chunks([int(v) for v in widths]):
+            edges.append((start, start + b - a))
+            start += b - a
+        if start != n or len(edges) != count:
+            raise IntegrityError(f"weights of {layer} do not fit together: {n} inputs, {count} chunks")
+        return edges
+
+    def _code_(self, x: Array, limit: int = CODE_MAX) -> Array:
+        return self.xp.clamp_(self.xp.rint_(x), -limit, limit)
+
+    def _sigmoid(self, r: Act) -> Array:
+        return self.xp.take(self._sigmoid_table(r), self._index(r.x))
+
+    def _sigmoid_table(self, r: Act) -> Array:
+        e = self.grids[r.grid]
+        return self._keep(("sigmoid", e), lambda: self.xp.array(sigmoid_table(e)))
+
+    def _index(self, codes: Array) -> Array:
+        xp = self.xp
+        return xp.cast(codes + xp.full(CODE_MAX, xp.f4), xp.i8)
+
+    def _scales(self, layer: str, e_in: tuple[int, ...], e_out: int) -> Any:
+        """What each chunk's sums are multiplied by, and the bias: float32 where there is one chunk, else float64."""
+
+        def make() -> Any:
+            step = self.tensors[f"{layer}.step"]
+            parts = [part for part, _, _ in chunks([int(v) for v in self.tensors[f"{layer}.widths"]])]
+            dtype: Any = np.float32 if len(parts) == 1 else np.float64
+            scales = [
+                self.xp.array(step[i].astype(dtype) * dtype(2.0 ** (e_out - e_in[p]))) for i, p in enumerate(parts)
+            ]
+            bias = self.tensors.get(f"{layer}.bias", np.zeros(step.shape[1], np.float32))
+            return scales, self.xp.array(bias.astype(dtype) * dtype(2.0**e_out))
+
+        return self._keep((layer, e_in, e_out), make)
+
+    def _matrices(self, layer: str) -> Any:
+        def make() -> Any:
+            w = self.tensors[f"{layer}.weight"]
+            return [self.xp.array(w[:, a:b].T.astype(np.float32)) for a, b in self._edges(layer)]
+
+        return self._keep((layer, "matrices"), make)
+
+    def _linear(self, inputs: Sequence[Act], layer: str, e_out: int) -> Array:
+        """Products of all parts, scaled to the output grid, bias added; not rounded yet. Parts may be (B, 1, 1, C)."""
+        xp = self.xp
+        weights = self._matrices(layer)
+        scales, bias = self._scales(layer, tuple(self.grids[a.grid] for a in inputs), e_out)
+        out = None
+        for (part, a, b), w, s in zip(chunks([i.x.shape[-1] for i in inputs]), weights, scales, strict=True):
+            x = inputs[part].x
+            rows = x.reshape(-1, x.shape[-1])[:, a:b]
+            acc = xp.matmul(rows, w).reshape(*x.shape[:-1], w.shape[1])
+            if len(weights) > 1:
+                acc = xp.cast(acc, xp.f8)
+            acc *= s
+            out = acc if out is None else out + acc
+        out += bias
+        return out
+
+    def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
+        """The concatenation is never formed."""
+        parts = [inputs] if isinstance(inputs, Act) else list(inputs)
+        grid = grid or layer.name
+        acc = self._code_(self._linear(parts, layer.name, self.grids[grid]))
+        return Act(self.xp.cast(acc, self.xp.f4) if acc.dtype != self.xp.f4 else acc, grid)
+
+    def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
+        """Means in sixteenths (int32, +-2^16) and levels (int32, 0..63). Raises ValueError for another number of
+        channels than the layer's.
+        """
+        xp = self.xp
+        out = xp.rint_(self._linear(inputs, layer.name, MEAN_SHIFT))
+        if out.shape[-1] != layer.out:
+            raise ValueError(f"{layer.name} gives {out.shape[-1]} parameters, {layer.out} wanted")
+        means = xp.cast(xp.clamp_(out[..., : layer.channels], -MEAN_MAX, MEAN_MAX), xp.i4)
+        levels = xp.cast(xp.clamp_(out[..., layer.channels :], 0, LEVELS - 1), xp.i4)
+        return means, levels
+
+    def depthwise(self, a: Act, layer: Depthwise, grid: str | None = None) -> Act:
+        """As k * k shifted multiply-adds of integers."""
+        xp, name, grid = self.xp, layer.name, grid or layer.name
+        scale, bias = self._tap_scale(name, self.grids[a.grid], self.grids[grid])
+        taps = self._keep(
+            (name, "taps"), lambda: [xp.array(t.astype(np.float32)) for t in self.tensors[f"{name}.weight"].T]
+        )
+        k = int(round(len(taps) ** 0.5))
+        b, h, w, c = a.x.shape
+        padded = xp.zeros((b, h + k - 1, w + k - 1, c), xp.f4)
+        padded[:, k // 2 : k // 2 + h, k // 2 : k // 2 + w] = a.x
+        acc = padded[:, :h, :w] * taps[0]
+        for i, tap in enumerate(taps[1:], 1):
+            acc += padded[:, i // k : i // k + h, i % k : i % k + w] * tap
+        acc *= scale
+        acc += bias
+        return Act(self._code_(acc), grid)
+
+    def _tap_scale(self, layer: str, e_in: int, e_out: int) -> Any:
+        def make() -> Any:
+            scale = self.tensors[f"{layer}.step"][0] * np.float32(2.0 ** (e_out - e_in))
+            return self.xp.array(scale), self.xp.array(self.tensors[f"{layer}.bias"] * np.float32(2.0**e_out))
+
+        return self._keep((layer, e_in, e_out), make)
+
+    def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
+        """(n x - s1) * rsqrt(n s2 - s1^2 + n^2) * gamma + beta; epsilon is one squared code."""
+        xp, grid = self.xp, grid or layer.name
+        n = a.x.shape[-1]
+        gamma, beta = self._affine(layer.name, self.grids[grid])
+        s1, s2 = xp.sum(a.x, -1), xp.sum(a.x * a.x, -1)
+        r = rsqrt(xp, (s2 * xp.full(n, xp.f8) - s1 * s1) + xp.full(n * n, xp.f8))
+        out = a.x * xp.full(n, xp.f4)
+        out -= xp.cast(s1, xp.f4)
+        out *= xp.cast(r, xp.f4)
+        out *= gamma
+        out += beta
+        return Act(self._code_(out), grid)
+
+    def _affine(self, layer: str, e: int) -> Any:
+        return self._keep(
+            (layer, e),
+            lambda: tuple(self.xp.array(self.tensors[f"{layer}.{t}"] * np.float32(2.0**e)) for t in ("gamma", "beta")),
+        )
+
+    def lrelu(self, a: Act) -> Act:
+        xp = self.xp
+        return Act(xp.maximum(a.x, xp.rint_(a.x * xp.full(SLOPE, xp.f4))), a.grid)
+
+    def relu_squared(self, a: Act, grid: str) -> Act:
+        xp = self.xp
+        x = xp.maximum(a.x, xp.full(0, xp.f4))
+        x = x * x
+        x *= xp.full(2.0 ** (self.grids[grid] - 2 * self.grids[a.grid]), xp.f4)
+        return Act(self._code_(x), grid)
+
+    def gate(self, r: Act, a: Act) -> Act:
+        return Act(self.xp.rint_(self._sigmoid(r) * a.x), a.grid)
+
+    def blend(self, r: Act, a: Act, b: Act) -> Act:
+        """As sigmoid(r) * (a - b) + b; either may be (B, 1, 1, C)."""
+        out = self._sigmoid(r) * (a.x - b.x)
+        out = out + b.x
+        return Act(self.xp.rint_(out), same_grid(a, b))
+
+    def add(self, a: Act, b: Act) -> Act:
+        return Act(self.xp.clamp_(a.x + b.x, -CODE_MAX, CODE_MAX), same_grid(a, b))
+
+    def channel_scale(self, a: Act, layer: Scale) -> Act:
+        return Act(self._code_(a.x * self._channel_factors(layer.name)), a.grid)
+
+    def place(self, a: Act, step: Step, layer: Place) -> Act:
+        table, out = self._place_codes(layer.name, self.grids[a.grid]), self.xp.zeros(a.x.shape, self.xp.f4)
+        for g, at in positions(step):
+            out[at] = a.x[at] + table[g]
+        return Act(self.xp.clamp_(out, -CODE_MAX, CODE_MAX), a.grid)
+
+    def _place_codes(self, layer: str, e: int) -> Array:
+        xp = self.xp
+        return self._keep(
+            (layer, e), lambda: self._code_(xp.array(self.tensors[f"{layer}.table"]) * xp.full(2.0**e, xp.f4))
+        )
+
+    def _channel_factors(self, layer: str) -> Array:
+        return self._keep(layer, lambda: self.xp.array(self.tensors[f"{layer}.scale"].astype(np.float32)))
+
+    def wkv(self, k: Act, v: Act, layer: Wkv, grid: str | None = None) -> Act:
+        xp, grid = self.xp, grid or layer.name
+        b, h, w, c = v.x.shape
+        tokens = h * w
+        table, powers, own = self._wkv_constants(layer.name, tokens, self.grids[k.grid])
+        weights = xp.take(table, self._index(k.x)).reshape(b, tokens, c)
+        out = biwkv4_exact(xp, weights, xp.cast(v.x, xp.f8).reshape(b, tokens, c), powers, own)
+        out *= xp.full(2.0 ** (self.grids[grid] - self.grids[v.grid]), xp.f8)
+        return Act(xp.cast(self._code_(out), xp.f4).reshape(b, h, w, c), grid)
+
+    def _wkv_constants(self, layer: str, tokens: int, e_k: int) -> Any:
+        """exp(k) of every code, W^0 .. W^B and exp(u), float64 (4095,), (B + 1, C) and (C,)."""
+        xp = self.xp
+        table = self._keep(("exp", e_k), lambda: xp.array(exp_table(e_k)))
+        # Kept for one number of tokens a layer: images of many sizes must not make this grow.
+        if self._prepared.get((layer, "tokens")) != tokens:
+            self._prepared[layer] = (
+                xp.array(decay_powers(self.tensors[f"{layer}.decay"], tokens)),
+                xp.array(own_factor(self.tensors[f"{layer}.boost"], tokens)),
+            )
+            self._prepared[(layer, "tokens")] = tokens
+        powers, own = self._prepared[layer]
+        return table, powers, own
+
+    def pool(self, a: Act, grid: str) -> Act:
+        xp = self.xp
+        out = self._total(a.x) / xp.full(a.x.shape[1] * a.x.shape[2], xp.f8)
+        out *= xp.full(2.0 ** (self.grids[grid] - self.grids[a.grid]), xp.f8)
+        return Act(xp.cast(self._code_(out), xp.f4), grid)
+
+    def _total(self, x: Array) -> Array:
+        return self.xp.sum(x, (1, 2))
+
+    def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
+        """Similarities are compared as integers; the index is part of the key that is sorted, so no two are equal."""
+        xp = self.xp
+        if len(keys) == 1:
+            return values[0]
+        q = xp.cast(query.x, xp.f8)
+        ks = [xp.cast(k.x, xp.f8) for k in keys]
+        one = xp.full(1, xp.f8)
+        norm = [rsqrt(xp, xp.sum(t * t, -1) + one) for t in (q, *ks)]
+        sims = [
+            xp.rint_(((xp.sum(q * k, -1) * norm[0]) * n) * xp.full(SIMILARITY_ONE, xp.f8))
+            for k, n in zip(ks, norm[1:], strict=True)
+        ]
+        eight = xp.full(-8, xp.f8)
+        order = xp.argsort(xp.concat([s * eight + xp.full(i, xp.f8) for i, s in enumerate(sims)], -1))[..., :2]
+        best = xp.take_along(xp.concat(sims, -1), order)
+        table = self._keep(("memory", temperature), lambda: xp.array(memory_weight_table(temperature)))
+        difference = xp.cast(xp.clamp_(best[..., :1] - best[..., 1:], 0, 2 * SIMILARITY_ONE), xp.i8)
+        w1 = xp.take(table, difference)
+        stacked = xp.concat([xp.cast(v.x, xp.f8)[..., None] for v in values], -1)  # (B, 1, 1, C, R)
+        index = order[..., None, :] + xp.zeros((*stacked.shape[:-1], 1), xp.i8)
+        chosen = xp.take_along(stacked, index)
+        out = w1 * chosen[..., 0] + (xp.full(WEIGHT_ONE, xp.f8) - w1) * chosen[..., 1]
+        out *= xp.full(1.0 / WEIGHT_ONE, xp.f8)
+        return Act(xp.cast(xp.rint_(out), xp.f4), values[0].grid)
+
+    # -- latents in and out --
+
+    def hyper_latent(self, z: Array, layer: QualityBias, quality: Qualities) -> Act:
+        xp, grid, table = self.xp, layer.grid, self.tensors[f"{layer.name}.table"]
+        scale = 2 ** self.grids[grid]
+        limit = CODE_MAX // scale + 1
+        codes = xp.clamp_(
+            xp.cast(xp.clamp_(xp.cast(z, xp.i4), -limit, limit), xp.f4) * xp.full(scale, xp.f4), -CODE_MAX, CODE_MAX
+        )
+        bias = np.array([interpolate(table, q) for q in quality], np.float32)
+        return self.add(Act(codes, grid), Act(xp.array(bias[:, None, None, :]), grid))
+
+    def latent_code(self, y_hat: Array) -> Array:
+        """What the context sees of y_hat (int32, sixteenths): eighths, floored after adding one, clamped, float32."""
+        xp = self.xp
+        return xp.cast(xp.clamp_((y_hat + xp.full(1, xp.i4)) >> xp.full(1, xp.i4), -CODE_MAX, CODE_MAX), xp.f4)
+
+    def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
+        return self.xp.zeros(shape, self.xp.i4), Act(self.xp.zeros(shape, self.xp.f4), "y")
+
+    def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
+        return f(*arguments)
+
+    # -- where symbols are: strided slices, five times as quick as index arrays in numpy --
+
+    def folded(self, a: Act, step: Step) -> Act:
+        return Act(fold(a.x, step, self._empty_fold(a.x, len(step.groups))), a.grid)
+
+    def _empty_fold(self, x: Array, groups: int) -> Array:
+        return self.xp.zeros((*x.shape[:-1], x.shape[-1] // groups), self.xp.f4)
+
+    def gather(self, xs: Sequence[Array], step: Step) -> list[tuple[int, list[Array]]]:
+        rows: dict[int, list[list[Array]]] = {}
+        for g, at in positions(step):
+            blocks = [x[at].reshape(x.shape[0], 1, -1, x.shape[-1]) for x in xs]
+            rows.setdefault(g, []).append(blocks)
+        return [(g, [self.xp.concat(list(b), 2) for b in zip(*blocks, strict=True)]) for g, blocks in rows.items()]
+
+    def scatter(self, rows: Sequence[tuple[int, Array]], step: Step, shape: Sequence[int]) -> Array:
+        out = self.xp.zeros(shape, self.xp.i4)
+        by_group, start = dict(rows), dict.fromkeys(range(len(step.groups)), 0)
+        for g, at in positions(step):
+            target = out[at]
+            n = target.shape[1] * target.shape[2]
+            target[:] = by_group[g][:, 0, start[g] : start[g] + n].reshape(target.shape)
+            start[g] += n
+        return out
+
+    def unfold(self, folded: Array, step: Step, target: Array) -> Array:
+        """In place, since nobody keeps the old one."""
+        return unfold(folded, step, target)
+
+
+def interpolate(table: np.ndarray, quality: Quality) -> list[int]:
+    """Linear interpolation of an integer table (K, N) at a quality, in Python integers, half rounded up."""
+    position = quality.hundredths * (len(table) - 1)
+    i = min(position // 10000, len(table) - 2)
+    f = position - i * 10000
+    return [(int(a) * (10000 - f) + int(b) * f + 5000) // 10000 for a, b in zip(table[i], table[i + 1], strict=True)]
+
+
+def same_grid(a: Act, b: Act) -> str:
+    """The one grid of two operands. Raises ValueError where they have two."""
+    if a.grid != b.grid:
+        raise ValueError(f"operands on different grids: {a.grid} and {b.grid}")
+    return a.grid

@@ -1,0 +1,123 @@
+"""The layers of a config: the flow runs once over arrays of zeros, and what it names is written down.
+
+So there is no second list of layers to keep in step with `context.walk`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hpcmcodec.exact.layers import Depthwise, Head, Layer, Linear, Norm, Place, QualityBias, Scale, Wkv
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.ops import Act, Array, Qualities
+from hpcmcodec.exact.schedule import Step
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.context import walk
+from hpcmcodec.quality import Quality
+
+
+class Declaration:
+    """Operations that compute nothing and remember the layers and grids that the flow names."""
+
+    xp = NUMPY
+
+    def __init__(self) -> None:
+        self.layers: dict[str, Layer] = {}
+        self.grids: set[str] = {"y"}
+
+    def _note(self, like: Act, layer: Layer, grid: str | None) -> Act:
+        """What a declared layer makes of an activation, as zeros."""
+        known = self.layers.setdefault(layer.name, layer)
+        if known != layer:
+            raise ValueError(f"layer {layer.name} is used as {layer} and as {known}")
+        grid = grid or layer.name
+        self.grids.add(grid)
+        return Act(np.zeros((*like.x.shape[:-1], layer.out), np.float32), grid)
+
+    def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
+        parts = [inputs] if isinstance(inputs, Act) else list(inputs)
+        return self._note(parts[0], layer.over(*(p.x.shape[-1] for p in parts)), grid)
+
+    def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
+        out = self._note(inputs[0], layer.over(*(p.x.shape[-1] for p in inputs)), inputs[0].grid).x
+        return out[..., : layer.channels].astype(np.int32), out[..., layer.channels :].astype(np.int32)
+
+    def depthwise(self, a: Act, layer: Depthwise, grid: str | None = None) -> Act:
+        return self._note(a, layer.over(a.x.shape[-1]), grid)
+
+    def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
+        return self._note(a, layer.over(a.x.shape[-1]), grid)
+
+    def place(self, a: Act, step: Step, layer: Place) -> Act:
+        return self._note(a, layer.over(a.x.shape[-1]), a.grid)
+
+    def folded(self, a: Act, step: Step) -> Act:
+        return Act(a.x[..., : a.x.shape[-1] // len(step.groups)], a.grid)
+
+    def channel_scale(self, a: Act, layer: Scale) -> Act:
+        return self._note(a, layer.over(a.x.shape[-1]), a.grid)
+
+    def wkv(self, k: Act, v: Act, layer: Wkv, grid: str | None = None) -> Act:
+        return self._note(v, layer.over(v.x.shape[-1]), grid)
+
+    def hyper_latent(self, z: Array, layer: QualityBias, quality: Qualities) -> Act:
+        return self._note(Act(z, layer.grid), layer.over(z.shape[-1]), layer.grid)
+
+    def relu_squared(self, a: Act, grid: str) -> Act:
+        self.grids.add(grid)
+        return Act(a.x, grid)
+
+    def pool(self, a: Act, grid: str) -> Act:
+        self.grids.add(grid)
+        return Act(a.x[:, :1, :1], grid)
+
+    def lrelu(self, a: Act) -> Act:
+        return a
+
+    def gate(self, r: Act, a: Act) -> Act:
+        return a
+
+    def blend(self, r: Act, a: Act, b: Act) -> Act:
+        return b
+
+    def add(self, a: Act, b: Act) -> Act:
+        return a
+
+    def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
+        return values[0]
+
+    def latent_code(self, y_hat: Array) -> Array:
+        return y_hat.astype(np.float32)
+
+    def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
+        return np.zeros(shape, np.int32), Act(np.zeros(shape, np.float32), "y")
+
+    def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
+        return f(*arguments)
+
+    def gather(self, xs: Sequence[Array], step: Step) -> list[tuple[int, list[Array]]]:
+        return [(g, [x[:, :1, :1] for x in xs]) for g in range(len(step.groups))]
+
+    def scatter(self, rows: Sequence[tuple[int, Array]], step: Step, shape: Sequence[int]) -> Array:
+        return np.zeros(shape, np.int32)
+
+    def unfold(self, folded: Array, step: Step, target: Array) -> Array:
+        return target
+
+
+def declare(config: Config) -> tuple[dict[str, Layer], list[str]]:
+    """The layers of the entropy path by name, in the order of the flow, and the names of its grids, sorted."""
+    d = Declaration()
+    walk(
+        d,
+        config,
+        np.zeros((1, 2, 2, config.hyper), np.int32),
+        [Quality(0)],
+        8,
+        8,
+        lambda step, means, levels, mask: means,
+    )
+    return d.layers, sorted(d.grids)

@@ -1,0 +1,222 @@
+"""What training holds of the entropy path's layers (torch): one class for each of `exact.layers`.
+
+A layer's raw parameters are what optimisers see; `derived` merges them into the tensors that operations and
+quantisation read (OmniShift's kernels into one, gains into the branches that they scale); `from_stored` finds raw
+parameters whose derived tensors are those of stored integers.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hpcmcodec.exact import layers
+from hpcmcodec.exact.constants import EXPONENT_MAX, MEAN_SHIFT
+from hpcmcodec.exact.layers import Layer
+from hpcmcodec.exact.quantisation import chunks
+from hpcmcodec.model.entropy import LEVELS_PER_OCTAVE
+
+FIRST_LEVEL = 20.0  # level that heads start from: scale 0.5
+# Heads learn the natural logarithm of the scale, a number of about one as the means are: levels move by tens, and
+# optimisers whose steps have one size for all rows of a matrix would take ten times as long over them.
+LEVELS_PER_NEPER = LEVELS_PER_OCTAVE / math.log(2)
+
+L = TypeVar("L", bound=Layer)
+Tensors = Mapping[str, Tensor]  # of one layer, by their last names
+
+
+class Parameters(ABC, Generic[L]):
+    """Of the layers of one class."""
+
+    @abstractmethod
+    def first_values(self, layer: L) -> dict[str, Tensor]:
+        """Raw parameters that training starts from. Every branch starts small and every path open, so that all receive
+        gradients at once.
+        """
+
+    def raw(self, layer: L) -> tuple[str, ...]:
+        """Last names of the raw parameters."""
+        return layer.derived
+
+    def derived(self, layer: L, raw: Tensors) -> dict[str, Tensor]:
+        """The derived tensors of raw parameters."""
+        return dict(raw)
+
+    def from_stored(self, layer: L, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
+        """Raw parameters for stored tensors, which come as float32; grids: exponent by name."""
+        return dict(stored)
+
+
+class _Linear(Parameters[layers.Linear]):
+    def first_values(self, layer: layers.Linear) -> dict[str, Tensor]:
+        c, n = layer.out, sum(layer.widths)
+        w = torch.randn(c, n) / math.sqrt(n)
+        if layer.branch:
+            w = 0.3 * w
+        elif layer.start == "same":
+            w = 0.2 * w + _identity(c, n)
+        elif layer.start != "random":
+            passed = layer.widths[:1] if layer.start == "first" else layer.widths
+            w = 0.3 * w
+            for i, k in enumerate(passed):
+                w[:, sum(layer.widths[:i]) :][:, :k] += _identity(c, k) / len(passed)
+        values = {"weight": w} | ({"bias": torch.zeros(c)} if layer.biased else {})
+        return values | ({"gain": torch.ones(c)} if layer.branch else {})
+
+    def raw(self, layer: layers.Linear) -> tuple[str, ...]:
+        return (*layer.derived, "gain") if layer.branch else layer.derived
+
+    def derived(self, layer: layers.Linear, raw: Tensors) -> dict[str, Tensor]:
+        merged = {k: v for k, v in raw.items() if k != "gain"}
+        return _scale_rows(merged, raw["gain"]) if layer.branch else merged
+
+    def from_stored(self, layer: layers.Linear, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
+        return _real(layer, stored) | ({"gain": torch.ones(layer.out)} if layer.branch else {})
+
+
+class _Head(Parameters[layers.Head]):
+    def first_values(self, layer: layers.Head) -> dict[str, Tensor]:
+        n, half = sum(layer.widths), layer.channels
+        w = 0.3 * (torch.randn(layer.out, n) / math.sqrt(n))
+        w[half:] /= LEVELS_PER_NEPER
+        return {
+            "weight": w,
+            "bias": torch.cat([torch.zeros(half), torch.full((half,), FIRST_LEVEL / LEVELS_PER_NEPER)]),
+        }
+
+    def derived(self, layer: layers.Head, raw: Tensors) -> dict[str, Tensor]:
+        rows = torch.ones(layer.out, device=raw["weight"].device)
+        rows[layer.channels :] = LEVELS_PER_NEPER * 2.0**-MEAN_SHIFT  # ops scale both halves as means: FloatOps.head
+        return _scale_rows(raw, rows)
+
+    def from_stored(self, layer: layers.Head, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
+        rows = torch.ones(layer.out)
+        rows[layer.channels :] = 2.0**MEAN_SHIFT / LEVELS_PER_NEPER
+        return _scale_rows(_real(layer, stored), rows)
+
+
+class _Depthwise(Parameters[layers.Depthwise]):
+    def first_values(self, layer: layers.Depthwise) -> dict[str, Tensor]:
+        w = torch.randn(layer.out, layer.k**2) * 0.1
+        w[:, layer.k**2 // 2] += 1
+        return {"weight": w, "bias": torch.zeros(layer.out)}
+
+    def from_stored(self, layer: layers.Depthwise, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
+        return _real(layer, stored)
+
+
+class _OmniShift(Parameters[layers.OmniShift]):
+    """A 3x3 kernel, a factor for each channel and the identity, weighted by `mix`."""
+
+    def first_values(self, layer: layers.OmniShift) -> dict[str, Tensor]:
+        c, n = layer.out, layer.k**2
+        return {"mix": torch.tensor([0.6, 0.2, 0.3]), "w1": torch.ones(c), "w3": torch.randn(c, n) * 0.2 + 1 / n}
+
+    def raw(self, layer: layers.OmniShift) -> tuple[str, ...]:
+        return "mix", "w1", "w3"
+
+    def derived(self, layer: layers.OmniShift, raw: Tensors) -> dict[str, Tensor]:
+        mix, w3 = raw["mix"], raw["w3"]
+        centre = torch.zeros_like(w3)
+        centre[:, layer.k**2 // 2] = 1
+        weight = mix[2] * w3 + (mix[0] + mix[1] * raw["w1"])[:, None] * centre
+        return {"weight": weight, "bias": torch.zeros_like(w3[:, 0])}
+
+    def from_stored(self, layer: layers.OmniShift, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
+        weight = _real(layer, stored)["weight"]
+        return {"mix": torch.tensor([0.0, 0.0, 1.0]), "w1": torch.zeros(layer.out), "w3": weight}
+
+
+class _Norm(Parameters[layers.Norm]):
+    def first_values(self, layer: layers.Norm) -> dict[str, Tensor]:
+        return {"gamma": torch.ones(layer.out), "beta": torch.zeros(layer.out)}
+
+
+class _Scale(Parameters[layers.Scale]):
+    def first_values(self, layer: layers.Scale) -> dict[str, Tensor]:
+        return {"scale": torch.ones(layer.out)}
+
+
+class _Wkv(Parameters[layers.Wkv]):
+    def first_values(self, layer: layers.Wkv) -> dict[str, Tensor]:
+        return {"decay": torch.linspace(0.5, EXPONENT_MAX - 1, layer.out), "boost": torch.zeros(layer.out)}
+
+    def derived(self, layer: layers.Wkv, raw: Tensors) -> dict[str, Tensor]:
+        return {"decay": F.softplus(raw["decay"]), "boost": raw["boost"]}
+
+    def from_stored(self, layer: layers.Wkv, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
+        return {"decay": torch.log(torch.expm1(stored["decay"].clamp_min(1e-6))), "boost": stored["boost"]}
+
+
+class _Place(Parameters[layers.Place]):
+    def first_values(self, layer: layers.Place) -> dict[str, Tensor]:
+        return {"table": torch.zeros(layer.groups, layer.out)}
+
+
+class _QualityBias(Parameters[layers.QualityBias]):
+    def first_values(self, layer: layers.QualityBias) -> dict[str, Tensor]:
+        return {"table": torch.zeros(layer.anchors, layer.out)}
+
+    def from_stored(self, layer: layers.QualityBias, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
+        return {"table": stored["table"] * 2.0 ** -grids[layer.grid]}
+
+
+PARAMETERS: dict[type[Layer], Parameters[Any]] = {
+    layers.Linear: _Linear(),
+    layers.Head: _Head(),
+    layers.Depthwise: _Depthwise(),
+    layers.OmniShift: _OmniShift(),
+    layers.Norm: _Norm(),
+    layers.Scale: _Scale(),
+    layers.Wkv: _Wkv(),
+    layers.Place: _Place(),
+    layers.QualityBias: _QualityBias(),
+}
+
+
+def raw_name(layer: Layer, tensor: str) -> str:
+    """Of a raw parameter in the module: torch forbids dots there."""
+    return f"{layer.name}.{tensor}".replace(".", "/")
+
+
+def first_values(layer: Layer) -> dict[str, Tensor]:
+    """A declared layer's raw parameters by their names in the module."""
+    return {raw_name(layer, k): v for k, v in PARAMETERS[type(layer)].first_values(layer).items()}
+
+
+def derived(layer: Layer, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's derived tensors (`<layer>.<tensor>`) from the raw parameters of all layers."""
+    start = raw_name(layer, "")
+    own = {name: raw[start + name] for name in PARAMETERS[type(layer)].raw(layer)}
+    return {f"{layer.name}.{k}": v for k, v in PARAMETERS[type(layer)].derived(layer, own).items()}
+
+
+def from_stored(layer: Layer, stored: Mapping[str, Any], grids: Mapping[str, int]) -> dict[str, Tensor]:
+    """A layer's raw parameters, by their names in the module, from the stored tensors of all layers (numpy)."""
+    own = {k: torch.from_numpy(v).float() for k, v in layer.of(stored, layer.stored).items()}
+    return {raw_name(layer, k): v for k, v in PARAMETERS[type(layer)].from_stored(layer, own, grids).items()}
+
+
+def _identity(out: int, n: int) -> Tensor:
+    """A matrix (out, n) that passes inputs on: channel i reads input i mod n."""
+    w = torch.zeros(out, n)
+    w[torch.arange(out), torch.arange(out) % n] = 1
+    return w
+
+
+def _real(layer: Any, stored: Tensors) -> dict[str, Tensor]:
+    """Weights and biases of a layer from its integers times their steps."""
+    widths = [b - a for _, a, b in chunks(layer.inputs)]
+    step = torch.repeat_interleave(stored["step"], torch.tensor(widths), 0).T
+    return {"weight": stored["weight"] * step} | ({"bias": stored["bias"]} if layer.biased else {})
+
+
+def _scale_rows(tensors: Tensors, scale: Tensor) -> dict[str, Tensor]:
+    """Weights (O, n) and biases (O,) times scale (O,)."""
+    return {k: v * (scale if v.ndim == 1 else scale[:, None]) for k, v in tensors.items()}

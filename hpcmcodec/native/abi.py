@@ -1,0 +1,66 @@
+"""kernels/abi.h in Python: what passes between Python and the kernels, and the check that both mean the same."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.exact.constants import BLOCK, CODE_MAX, EXPONENT_MAX
+
+PANEL = 16  # outputs side by side in packed weights
+MAX_CHUNKS = 16  # of one linear
+CODES, WIDE = range(2)  # what becomes of a linear's sums
+FLOAT32, BFLOAT16, FLOAT64 = range(3)  # what tensors hold
+
+_pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+class Chunk(ctypes.Structure):
+    """Some inputs of a linear."""
+
+    _fields_ = (("a", _pointer), ("stride", _long), ("inputs", _long), ("weights", _pointer), ("scale", _pointer))
+
+
+class Linear(ctypes.Structure):
+    """A call of a linear."""
+
+    _fields_ = (
+        *(("rows", _long), ("outputs", _int), ("n_chunks", _int), ("form", _int), ("bias", _pointer)),
+        *(("low", _pointer), ("high", _pointer), ("out", _pointer), ("chunks", Chunk * MAX_CHUNKS)),
+    )
+
+
+class Biwkv4(ctypes.Structure):
+    """A call of Bi-WKV4 for training."""
+
+    _fields_ = (
+        *(("batch", _long), ("tokens", _long), ("real", _int), ("channels", _int)),
+        *((name, _pointer) for name in ("k", "v", "g", "decay", "boost", "y", "gk", "gv", "sums", "scratch")),
+    )
+
+
+VALUES: dict[str, int] = {
+    "CODE_MAX": CODE_MAX,
+    "BLOCK": BLOCK,
+    "EXPONENT_MAX": int(EXPONENT_MAX),
+    "PANEL": PANEL,
+    "MAX_CHUNKS": MAX_CHUNKS,
+    "CODES": CODES,
+    "WIDE": WIDE,
+    "FLOAT32": FLOAT32,
+    "BFLOAT16": BFLOAT16,
+    "FLOAT64": FLOAT64,
+}
+for _struct in (Chunk, Linear, Biwkv4):
+    VALUES[f"the size of {_struct.__name__}"] = ctypes.sizeof(_struct)
+    VALUES |= {f"the place of {_struct.__name__}.{f[0]}": getattr(_struct, f[0]).offset for f in _struct._fields_}
+
+
+def check(found: Sequence[int]) -> None:
+    """Raises UnsupportedError where kernels say other values than these (`hpcm_abi`, in the order of VALUES)."""
+    if len(found) != len(VALUES):
+        raise UnsupportedError(f"the kernels share {len(found)} values with Python, which knows {len(VALUES)}")
+    for (name, expected), value in zip(VALUES.items(), found, strict=True):
+        if value != expected:
+            raise UnsupportedError(f"{name} is {value} in the kernels, {expected} in Python")

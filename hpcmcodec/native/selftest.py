@@ -1,0 +1,156 @@
+"""Every operation of the exact arithmetic on random codes: what tests, `hpcm doctor` and the benchmark compare.
+
+`layers` makes the tensors of one layer of each kind, `cases` the calls over them, under the operations' names. Both
+sides of a comparison get the same calls; results are integers, so they are compared without a tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from hpcmcodec.exact.constants import CODE_MAX
+from hpcmcodec.exact.layers import Depthwise, Head, Layer, Linear, Norm, Place, QualityBias, Scale, Wkv, quantise
+from hpcmcodec.exact.namespaces import NUMPY
+from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.exact.schedule import STEPS
+from hpcmcodec.quality import Quality
+
+__all__ = ["GRIDS", "cases", "differences", "layers"]
+
+GRIDS = {"x": 7, "y": 7, "exp": 8, "sigmoid": 8, "out": 7, "fine": 11, "squared": 5, "z": 6}
+Case = Callable[[Any], Any]
+STEP = STEPS[-1]  # the groups of which "place" tells apart
+QUALITIES = [Quality(0), Quality(3333), Quality(10000)]  # the ends of the table, and between two of its rows
+
+
+def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+    """Tensors of a linear (`width` inputs), one of two inputs (`width`, `second`), a head, a depthwise and others."""
+    rng = np.random.RandomState(seed)
+    made: list[Layer] = [
+        Linear("linear", outputs).over(width),
+        Linear("joint", outputs).over(width, second),
+        Head("head", outputs).over(width, second),
+        Depthwise("depthwise", taps).over(width),
+        Norm("norm").over(width),
+        Scale("scale").over(width),
+        Place("place", len(STEP.groups)).over(width),
+        Wkv("wkv").over(width),
+        QualityBias("bias", "z", 3).over(width),
+    ]
+    derived = {f"{layer.name}.{k}": v for layer in made for k, v in layer.example(rng).items()}
+    return quantise(made, derived, GRIDS)
+
+
+def codes(shape: tuple[int, ...], seed: int, *, extreme: bool = False) -> np.ndarray:
+    """Random codes, float32: most of them small, a few at the limits; `extreme`: at the limits alone."""
+    rng = np.random.RandomState(seed)
+    x = np.rint(rng.standard_normal(shape) * 400).clip(-CODE_MAX, CODE_MAX).astype(np.float32)
+    return np.where(rng.random_sample(shape) < (1 if extreme else 0.02), np.copysign(np.float32(CODE_MAX), x), x)
+
+
+def cases(
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    outputs: int,
+    second: int,
+    seed: int = 0,
+    *,
+    extreme: bool = False,
+    dtype: Any = np.float32,
+) -> dict[str, Case]:
+    """Calls by name, each a function of the operations. Channels as for `layers`; dtype: of the codes handed in."""
+
+    def act(n: int, grid: str, salt: int, positions: tuple[int, int] = (height, width)) -> Act:
+        return Act(codes((batch, *positions, n), seed + salt, extreme=extreme).astype(dtype), grid)
+
+    x, y, r, k = act(channels, "x", 1), act(channels, "x", 2), act(channels, "sigmoid", 3), act(channels, "exp", 4)
+    other, pooled = act(second, "y", 5), act(second, "y", 6, (1, 1))
+    row = act(channels, "x", 7, (1, 1))
+    query, keys, values = ([Act(v.astype(dtype), "x") for v in vs] for vs in memory(channels, seed + 30, extreme))
+    rng = np.random.RandomState(seed + 20)
+    y_hat = rng.randint(-(2**17), 2**17, (batch, height, width, channels), np.int32)
+    z = rng.randint(-40, 41, (len(QUALITIES), height, width, channels), np.int32)  # beyond the clamp, too
+    z[0, 0, 0, 0], z[1, 0, 0, 0] = -(2**31), 2**31 - 1
+    groups = len(STEP.groups)
+    wide = act(groups * channels, "y", 12)
+
+    def on(ops: Any, a: Act) -> Act:
+        return Act(ops.xp.array(a.x), a.grid)
+
+    def moved(ops: Any) -> tuple[Any, ...]:
+        """Rows of every group, and all of them put back."""
+        gathered = [(g, a) for g, (a,) in ops.gather([ops.xp.array(y_hat)], STEP)]
+        return (*(a for _, a in gathered), ops.scatter(gathered, STEP, y_hat.shape))
+
+    linear, joint, head = Linear("linear", outputs), Linear("joint", outputs), Head("head", outputs)
+    bias = QualityBias("bias", "z", 3)
+    return {
+        "linear": lambda o: o.linear(on(o, x), linear, "out"),
+        "linear, two inputs": lambda o: o.linear([on(o, x), on(o, other)], joint, "out"),
+        "linear, one input pooled": lambda o: o.linear([on(o, x), on(o, pooled)], joint, "out"),
+        "head": lambda o: o.head([on(o, x), on(o, other)], head),
+        "depthwise": lambda o: o.depthwise(on(o, x), Depthwise("depthwise"), "out"),
+        "norm": lambda o: o.norm(on(o, x), Norm("norm"), "out"),
+        "channel_scale": lambda o: o.channel_scale(on(o, x), Scale("scale")),
+        "place": lambda o: o.place(on(o, x), STEP, Place("place", groups)),
+        "wkv": lambda o: o.wkv(on(o, k), on(o, y), Wkv("wkv"), "fine"),
+        "hyper_latent": lambda o: o.hyper_latent(o.xp.array(z), bias, QUALITIES),
+        "lrelu": lambda o: o.lrelu(on(o, x)),
+        "relu_squared": lambda o: o.relu_squared(on(o, x), "squared"),
+        "gate": lambda o: o.gate(on(o, r), on(o, x)),
+        "blend": lambda o: o.blend(on(o, r), on(o, row), on(o, x)),
+        "add": lambda o: o.add(on(o, x), on(o, y)),
+        "add, one row": lambda o: o.add(on(o, x), on(o, row)),
+        "pool": lambda o: o.pool(on(o, x), "fine"),
+        "recall": lambda o: tuple(
+            o.recall(on(o, query[0]), [on(o, a) for a in keys[:n]], [on(o, a) for a in values[:n]], 0.1)
+            for n in (1, 2, len(keys))
+        ),
+        "latent_code": lambda o: o.latent_code(o.xp.array(y_hat)),
+        "empty_latent": lambda o: o.empty_latent((batch, 2, 3, channels)),
+        "folded": lambda o: o.folded(on(o, wide), STEP),
+        "unfold": lambda o: o.unfold(on(o, x).x, STEP, o.xp.array(wide.x.copy())),
+        "gather": moved,
+        "scatter": moved,
+        "segment": lambda o: o.segment(o.add, on(o, x), on(o, y)),
+    }
+
+
+def memory(channels: int, seed: int, extreme: bool) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """One query, four keys and four values (samples, 1, 1, channels), each sample for a branch of `recall`.
+
+    Similarities: any; of the first two, as far apart as can be; all alike, where the two oldest count; the second and
+    the last alike and best; none, by keys of zeros and by a query of zeros.
+    """
+    query, *others = (codes((6, 1, 1, channels), seed + i, extreme=extreme) for i in range(9))
+    keys, values = others[:4], others[4:]
+    for i, key in enumerate(keys):
+        key[1], key[2] = (-1) ** i * query[1], keys[0][2]
+        key[3], key[4] = (1 if i in (1, 3) else -1) * query[3], 0
+    query[5] = 0
+    return [query], keys, values
+
+
+def integers(xp: Any, result: Any) -> list[np.ndarray]:
+    """What a case gave, as int64 arrays: the sign of zero is not part of the promise."""
+    parts = [result] if isinstance(result, Act) or not isinstance(result, tuple) else list(result)
+    return [np.asarray(xp.numpy(p.x if isinstance(p, Act) else p)).astype(np.int64) for p in parts]
+
+
+def differences(make: Callable[[Mapping[str, np.ndarray]], ExactOps]) -> list[str]:
+    """Names of the operations whose results differ from the reference's; `make` builds the operations from tensors."""
+    wrong = []
+    for channels, outputs, second, taps in ((24, 40, 7, 3), (144, 70, 300, 5)):
+        tensors = layers(channels, outputs, second, taps)
+        reference, ops = ExactOps(NUMPY, tensors, GRIDS), make(tensors)
+        for name, case in cases(1, 11, 13, channels, outputs, second).items():
+            expected, got = integers(NUMPY, case(reference)), integers(ops.xp, case(ops))
+            if not all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True)):
+                wrong.append(name)
+    return sorted(set(wrong))

@@ -1,1 +1,0 @@
-"""Operators with a definition of their own: Bi-WKV4."""

@@ -1,0 +1,27 @@
+"""Packaged models as torch modules: for estimates, for training on, and for the torch engine."""
+
+from __future__ import annotations
+
+import torch
+
+from hpcmcodec import weights
+from hpcmcodec.model import parameters
+from hpcmcodec.model.hpcm import HPCM
+
+
+def load_model(name: str = weights.DEFAULT_MODEL) -> HPCM:
+    """A packaged model as a torch module, in eval mode. Raises UnsupportedError for an unknown name."""
+    return from_weights(weights.load(name)).eval()
+
+
+def from_weights(w: weights.Weights) -> HPCM:
+    """The module of a weights file: its derived tensors are integer * step; it codes with the integers themselves."""
+    with torch.random.fork_rng(devices=[]):  # the initial values are drawn and thrown away
+        model = HPCM(w.config, w.grids).float()
+    entropy = w.under("entropy")
+    state = {k: torch.from_numpy(v).float() for k, v in w.tensors.items() if not k.startswith(("entropy.", "tables."))}
+    for layer in model.layers.values():
+        state |= {f"raw.{k}": v for k, v in parameters.from_stored(layer, entropy, w.grids).items()}
+    model.load_state_dict(state, strict=False)
+    model.stored = {"entropy": entropy, "tables": w.under("tables")}
+    return model
