@@ -504,7 +504,7 @@ def evaluate(
     speed, memory, BD-rates, averages. An evaluation that was interrupted, or is asked for more, measures only what is
     missing.
     """
-    _require("evaluation", numpy="numpy", matplotlib="matplotlib")
+    _require("evaluation", "eval", "matplotlib")
     _require_memory()
     from hpcmcodec.evaluation import run
     from hpcmcodec.evaluation.codecs import CODECS
@@ -595,13 +595,15 @@ def _names(text: str, known: Iterable[str], option: str) -> list[str]:
     return names
 
 
-def _require(purpose: str, **modules: str) -> None:
-    """Raises `UnsupportedError` that says what to install where one is missing; modules: import -> package name."""
+def _require(purpose: str, extra: str, *modules: str) -> None:
+    """Raises `UnsupportedError` that names the extra to install where one of the modules is missing."""
     from importlib.util import find_spec
 
-    missing = [package for module, package in modules.items() if find_spec(module) is None]
+    missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise UnsupportedError(f"{purpose} needs what is not installed: pip install {' '.join(missing)}")
+        raise UnsupportedError(
+            f'{purpose} needs {" and ".join(missing)}, which is not installed: pip install "hpcmcodec[{extra}]"'
+        )
 
 
 def _require_memory() -> None:

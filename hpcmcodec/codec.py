@@ -373,7 +373,7 @@ def _make_engine(name: str, kind: str, device: str) -> _Engine:
         from hpcmcodec.torch_engine import TorchEngine
     except ModuleNotFoundError as error:
         raise UnsupportedError(
-            f"device {device} needs {error.name}, which is not installed: pip install torch"
+            f'device {device} needs {error.name}, which is not installed: pip install "hpcmcodec[torch]"'
         ) from error
     return TorchEngine(weights.load(name), device)
 

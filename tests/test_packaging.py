@@ -107,6 +107,7 @@ def test_coding_needs_nothing_beyond_the_core_dependencies(photos: dict[str, Pat
     ("statement", "extra"),
     [
         ("import hpcmcodec; hpcmcodec.load_model", "torch"),
+        ("from hpcmcodec import codec; codec._engine('lite-0', 'cpu', 'torch')", "torch"),
         ("from hpcmcodec.native import doctor; list(doctor.report())", "torch"),
         ("import runpy; runpy.run_module('hpcmcodec.training', run_name='__main__')", "train"),
     ],
@@ -290,7 +291,8 @@ ELSEWHERE = """
 import _ctypes, importlib, multiprocessing, os, signal, subprocess, sys, tempfile
 
 for module, names in (
-    (os, "sched_getaffinity sched_setscheduler sched_param SCHED_IDLE nice killpg geteuid getuid getpgid setsid fork"),
+    (os, "sched_getaffinity sched_setscheduler sched_param SCHED_IDLE nice"),
+    (os, "killpg geteuid getuid getpgid setsid fork register_at_fork"),
     (signal, "SIGHUP SIGKILL SIGPIPE SIGUSR1 pthread_sigmask"),
     (_ctypes, "dlclose"),
 ):
