@@ -375,6 +375,7 @@ def info(
         "complete": n_bytes == header.file_bytes,
     }
     if with_coder:
+        _require_memory()
         from hpcmcodec import rans_coders
 
         facts["coder"] = rans_coders.choose().coder.name

@@ -168,7 +168,7 @@ os._exit(os.waitstatus_to_exitcode(status))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("end", ["os._exit", "sys.exit"])
 def test_child_of_a_process_that_is_coding_codes_and_ends(end: str) -> None:
-    result = run(code=FORK.format(end=end), env={"ORT_DISABLE_TELEMETRY": "1"})
+    result = run(code=FORK.format(end=end))
     assert result.returncode == 0, result.stderr
 
 
@@ -187,7 +187,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_pool_of_forked_processes_codes_after_its_parent_has() -> None:
-    result = run(code=POOL, env={"ORT_DISABLE_TELEMETRY": "1"})
+    result = run(code=POOL)
     assert result.returncode == 0, result.stderr
 
 
