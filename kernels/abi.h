@@ -10,31 +10,28 @@
 #include <stdint.h>
 #endif
 
-enum { HPCM_CODE_MAX = 2047, HPCM_BLOCK = 64, HPCM_EXPONENT_MAX = 16 };  // exact/constants.py has the reasons
-enum { PANEL = 16, MAX_CHUNKS = 16 };  // outputs side by side in packed weights; chunks of one linear
-
-// What becomes of a linear's sums: int16 codes, or int32 within limits of their own.
-enum Form { CODES = 0, WIDE = 1 };
+enum { HPCM_TABLE_MAX = 2047, HPCM_BLOCK = 64, HPCM_EXPONENT_MAX = 16 };  // exact/constants.py has the reasons
+enum { PANEL = 16, MAX_INPUTS = 8 };  // outputs side by side in packed weights; inputs of one linear
 
 // What tensors hold: k and v, and y. BFLOAT16 comes with a float32 y.
 enum Real { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2, REALS = 3 };
 
 // "Packed weights" of a linear layer of O outputs and I inputs, int16: (ceil(O / PANEL), I / 2, PANEL, 2), zeros beyond O:
 // sixteen outputs side by side, two neighbouring inputs of each together. I is even.
-struct Chunk {
-    const int16_t* a;  // null: `scale` is the same product for every row, scaled already
-    int64_t stride, inputs;
+struct Input {
+    const int16_t* a;  // (rows, columns); null: `scale` is the same product for every row, scaled already
+    int64_t columns;
     const int16_t* weights;  // packed
-    const void* scale;       // (O,) float32 where the chunk is the only one, float64 otherwise
+    const float* scale;
 };
 
 struct Linear {
     int64_t rows;
-    int32_t outputs, n_chunks, form;
-    const void* bias;  // as scale
-    const float *low, *high;
-    void* out;  // int16, WIDE: int32
-    Chunk chunks[MAX_CHUNKS];
+    int32_t outputs, n_inputs, limit;
+    const float* bias;
+    const float *low, *high;  // null: `out` is int16, within `limit`; else int32, within these
+    void* out;
+    Input inputs[MAX_INPUTS];
 };
 
 // Bi-WKV4 for training. sums: (batch, 2, channels), gradients by w and u of each sample; scratch: kernels.cu.
@@ -50,11 +47,11 @@ struct Biwkv4 {
 // offsetof, which NVRTC has under no name.
 #define HPCM_AT(type, member) ((int64_t) & ((type*)0)->member)
 #define HPCM_ABI                                                                                                     \
-    HPCM_CODE_MAX, HPCM_BLOCK, HPCM_EXPONENT_MAX, PANEL, MAX_CHUNKS, CODES, WIDE, FLOAT32, BFLOAT16, FLOAT64,        \
-        (int64_t)sizeof(Chunk), HPCM_AT(Chunk, a), HPCM_AT(Chunk, stride), HPCM_AT(Chunk, inputs),                   \
-        HPCM_AT(Chunk, weights), HPCM_AT(Chunk, scale), (int64_t)sizeof(Linear), HPCM_AT(Linear, rows),              \
-        HPCM_AT(Linear, outputs), HPCM_AT(Linear, n_chunks), HPCM_AT(Linear, form), HPCM_AT(Linear, bias),           \
-        HPCM_AT(Linear, low), HPCM_AT(Linear, high), HPCM_AT(Linear, out), HPCM_AT(Linear, chunks),                  \
+    HPCM_TABLE_MAX, HPCM_BLOCK, HPCM_EXPONENT_MAX, PANEL, MAX_INPUTS, FLOAT32, BFLOAT16, FLOAT64,                    \
+        (int64_t)sizeof(Input), HPCM_AT(Input, a), HPCM_AT(Input, columns), HPCM_AT(Input, weights),                 \
+        HPCM_AT(Input, scale), (int64_t)sizeof(Linear), HPCM_AT(Linear, rows), HPCM_AT(Linear, outputs),             \
+        HPCM_AT(Linear, n_inputs), HPCM_AT(Linear, limit), HPCM_AT(Linear, bias), HPCM_AT(Linear, low),              \
+        HPCM_AT(Linear, high), HPCM_AT(Linear, out), HPCM_AT(Linear, inputs),                                        \
         (int64_t)sizeof(Biwkv4), HPCM_AT(Biwkv4, batch), HPCM_AT(Biwkv4, tokens), HPCM_AT(Biwkv4, real),             \
         HPCM_AT(Biwkv4, channels), HPCM_AT(Biwkv4, k), HPCM_AT(Biwkv4, v), HPCM_AT(Biwkv4, g),                       \
         HPCM_AT(Biwkv4, decay), HPCM_AT(Biwkv4, boost), HPCM_AT(Biwkv4, y), HPCM_AT(Biwkv4, gk),                     \

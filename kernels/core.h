@@ -4,11 +4,11 @@
 // hpcmcodec/exact/biwkv.py in the same order, one rounding each, so that numpy, C++ and CUDA give the same bits.
 // Compile with contraction off (-ffp-contract=off, -fmad=false) and without fast-math.
 //
-// Activations are codes: integers within +-2047, held in int16. Sums of products of codes and weights stay below 2^24
-// (int32 holds them, float32 represents them). `V` is what one thread works on: a double on a GPU, a vector of doubles,
-// one channel each, on a CPU. Nothing here calls a library or has state. Everything is static: a unit for each instruction
-// set includes this (functions.h), and a copy for a newer one that the linker chose for all would end the processes of
-// older processors.
+// Activations are codes: integers within +-8191 (what indexes a table: +-2047), held in int16. Sums of products of codes
+// and weights stay below 2^31, each partial sum included. `limit` is what codes are limited to. `V` is what one thread
+// works on: a double on a GPU, a vector of doubles, one channel each, on a CPU. Nothing here calls a library or has
+// state. Everything is static: a unit for each instruction set includes this (functions.h), and a copy for a newer one
+// that the linker chose for all would end the processes of older processors.
 
 #include "abi.h"
 
@@ -28,7 +28,7 @@ HPCM_FN double hpcm_limit(double x, double low, double high) {
     return x > high ? high : x;
 }
 
-// To the nearest integer, half to even, for |x| <= 2^21: adding 1.5 * 2^23 leaves the integer in the low bits of the
+// To the nearest integer, half to even, for |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits of the
 // sum. Unlike rint it needs no instruction beyond addition. Limits are integers, so limiting first changes nothing.
 HPCM_FN int32_t hpcm_round(float x) {
     union {
@@ -48,20 +48,16 @@ HPCM_FN int32_t hpcm_round(double x) {
     return (int32_t)sum.i;
 }
 
-HPCM_FN int16_t hpcm_code(float x) {
-    return (int16_t)hpcm_round(hpcm_limit(x, -(float)HPCM_CODE_MAX, (float)HPCM_CODE_MAX));
+HPCM_FN int16_t hpcm_code(float x, float limit) { return (int16_t)hpcm_round(hpcm_limit(x, -limit, limit)); }
+
+HPCM_FN int16_t hpcm_code(double x, double limit) { return (int16_t)hpcm_round(hpcm_limit(x, -limit, limit)); }
+
+HPCM_FN int16_t hpcm_limit_code(int32_t x, int32_t limit) {
+    x = x < -limit ? -limit : x;
+    return (int16_t)(x > limit ? limit : x);
 }
 
-HPCM_FN int16_t hpcm_code(double x) {
-    return (int16_t)hpcm_round(hpcm_limit(x, -(double)HPCM_CODE_MAX, (double)HPCM_CODE_MAX));
-}
-
-HPCM_FN int32_t hpcm_limit_code(int32_t x) {
-    x = x < -HPCM_CODE_MAX ? -HPCM_CODE_MAX : x;
-    return x > HPCM_CODE_MAX ? HPCM_CODE_MAX : x;
-}
-
-// An exact sum on the output's grid: one chunk of inputs in float32, several in float64 (ExactOps._linear).
+// An exact sum on the output's grid.
 HPCM_FN float hpcm_requantise(int32_t sum, float scale, float bias) {
     float x = (float)sum * scale;
     return x + bias;
@@ -73,10 +69,10 @@ HPCM_FN int16_t hpcm_lrelu(int16_t x) {
     return (int16_t)(x > scaled ? x : scaled);
 }
 
-HPCM_FN int16_t hpcm_relu_squared(int16_t x, float factor) {
+HPCM_FN int16_t hpcm_relu_squared(int16_t x, float factor, float limit) {
     float positive = x > 0 ? (float)x : 0.0f;
     float square = positive * positive;
-    return hpcm_code(square * factor);
+    return hpcm_code(square * factor, limit);
 }
 
 // sigmoid * a, and sigmoid * a + (1 - sigmoid) * b as sigmoid * (a - b) + b.
@@ -87,9 +83,6 @@ HPCM_FN int16_t hpcm_blend(float sigmoid, int16_t a, int16_t b) {
     x = x + (float)b;
     return (int16_t)hpcm_round(x);
 }
-
-// What the context sees of y_hat in sixteenths: eighths, floored after adding one.
-HPCM_FN int16_t hpcm_latent_code(int32_t y_hat) { return (int16_t)hpcm_limit_code((y_hat + 1) >> 1); }
 
 // 1 / sqrt(x) for normal x > 0: first guess from the bits, four Newton steps (elementary.rsqrt).
 HPCM_FN double hpcm_rsqrt(double x) {
@@ -115,13 +108,13 @@ HPCM_FN float hpcm_norm_factor(int64_t sum, int64_t squares, int64_t n) {
     return (float)hpcm_rsqrt(variance + (double)(n * n));
 }
 
-HPCM_FN int16_t hpcm_norm(int16_t x, float n, float sum, float factor, float gamma, float beta) {
+HPCM_FN int16_t hpcm_norm(int16_t x, float n, float sum, float factor, float gamma, float beta, float limit) {
     float out = (float)x * n;
     out = out - sum;
     out = out * factor;
     out = out * gamma;
     out = out + beta;
-    return hpcm_code(out);
+    return hpcm_code(out, limit);
 }
 
 // --- Bi-WKV4 (exact/biwkv.py) ---------------------------------------------------------------------------------------

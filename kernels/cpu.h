@@ -92,21 +92,21 @@ static inline int32_t pair_at(const int16_t* p) {
 }
 
 template <int R, int P>
-static __attribute__((noinline)) void multiply(const int16_t* a, int64_t stride, int inputs, const int16_t* w, int32_t* out) {
+static __attribute__((noinline)) void multiply(const int16_t* a, int64_t inputs, const int16_t* w, int32_t* out) {
     Ints sums[R][P * VECTORS];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (int v = 0; v < P * VECTORS; ++v) sums[r][v] = spread(0);
-    const int64_t panel = (int64_t)inputs * PANEL;
-    for (int i = 0; i < inputs / 2; ++i) {
+    const int64_t panel = inputs * PANEL;
+    for (int64_t i = 0; i < inputs / 2; ++i) {
         Ints b[P * VECTORS];
 #pragma GCC unroll 16
         for (int v = 0; v < P * VECTORS; ++v)
-            b[v] = load(w + v / VECTORS * panel + (int64_t)i * PANEL * 2 + v % VECTORS * LANES * 2);
+            b[v] = load(w + v / VECTORS * panel + i * PANEL * 2 + v % VECTORS * LANES * 2);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const Ints x = spread(pair_at(a + r * stride + 2 * i));
+            const Ints x = spread(pair_at(a + r * inputs + 2 * i));
 #pragma GCC unroll 16
             for (int v = 0; v < P * VECTORS; ++v) sums[r][v] = dot(sums[r][v], x, b[v]);
         }
@@ -119,90 +119,70 @@ static __attribute__((noinline)) void multiply(const int16_t* a, int64_t stride,
 
 // Few shapes, since each is compiled for every instruction set: rows at the end of a range go one by one, and so do
 // panels that are fewer than PANELS.
-static void multiply_tile(int rows, int panels, const int16_t* a, int64_t stride, int inputs, const int16_t* w,
-                          int32_t* out) {
+static void multiply_tile(int rows, int panels, const int16_t* a, int64_t inputs, const int16_t* w, int32_t* out) {
     const int step = rows == ROWS ? ROWS : 1;
-    for (int r = 0; r < rows; r += step, a += step * stride, out += step * TILE) {
+    for (int r = 0; r < rows; r += step, a += step * inputs, out += step * TILE) {
         if (panels == PANELS) {
-            step == 1 ? multiply<1, PANELS>(a, stride, inputs, w, out) : multiply<ROWS, PANELS>(a, stride, inputs, w, out);
+            step == 1 ? multiply<1, PANELS>(a, inputs, w, out) : multiply<ROWS, PANELS>(a, inputs, w, out);
             continue;
         }
         for (int p = 0; p < panels; ++p) {
-            const int16_t* part = w + (int64_t)p * inputs * PANEL;
-            step == 1 ? multiply<1, 1>(a, stride, inputs, part, out + p * PANEL)
-                      : multiply<ROWS, 1>(a, stride, inputs, part, out + p * PANEL);
+            const int16_t* part = w + p * inputs * PANEL;
+            step == 1 ? multiply<1, 1>(a, inputs, part, out + p * PANEL)
+                      : multiply<ROWS, 1>(a, inputs, part, out + p * PANEL);
         }
     }
 }
 
-// One chunk of inputs: float32 throughout.
-static inline void finish_row(const int32_t* sums, int n, const float* scale, const float* bias, int16_t* out) {
-    for (int i = 0; i < n; ++i) out[i] = hpcm_code(hpcm_requantise(sums[i], scale[i], bias[i]));
+static inline void finish_row(const int32_t* sums, int n, const float* scale, const float* bias, float limit,
+                              int16_t* out) {
+    for (int i = 0; i < n; ++i) out[i] = hpcm_code(hpcm_requantise(sums[i], scale[i], bias[i]), limit);
 }
 
-static inline void finish_row_wide(const int32_t* sums, int n, const float* scale, const float* bias, const float* low,
-                                   const float* high, int32_t* out) {
-    for (int i = 0; i < n; ++i)
-        out[i] = hpcm_round(hpcm_limit(hpcm_requantise(sums[i], scale[i], bias[i]), low[i], high[i]));
+// An input's sums on the output's grid, added to those of the inputs before it.
+static inline void add_sums(const int32_t* sums, int n, const float* scale, bool first, float* total) {
+    if (first)
+        for (int i = 0; i < n; ++i) total[i] = (float)sums[i] * scale[i];
+    else
+        for (int i = 0; i < n; ++i) {
+            const float term = (float)sums[i] * scale[i];
+            total[i] = total[i] + term;
+        }
 }
 
 static void linear(int64_t first, int64_t last, const Linear& l) {
     int32_t sums[ROWS * TILE];
-    double total[TILE];
-    int32_t chunk_sums[ROWS * TILE * MAX_CHUNKS];
+    float totals[ROWS * TILE];
+    const float limit = (float)l.limit;
     for (int64_t block = first; block < last; block += ROW_BLOCK) {
         const int64_t end = block + ROW_BLOCK < last ? block + ROW_BLOCK : last;
         for (int o = 0; o < l.outputs; o += TILE) {
             const int width = l.outputs - o < TILE ? l.outputs - o : (int)TILE, panels = (width + PANEL - 1) / PANEL;
             for (int64_t row = block; row < end; row += ROWS) {
                 const int rows = end - row < ROWS ? (int)(end - row) : (int)ROWS;
-                // One chunk and many share the products; the sums of many wait for each other in `chunk_sums`.
-                for (int c = 0; c < l.n_chunks; ++c) {
-                    const Chunk& k = l.chunks[c];
-                    if (k.a == 0) continue;
-                    const int16_t* w = k.weights + (int64_t)o * k.inputs;
-                    int32_t* out = l.n_chunks == 1 ? sums : chunk_sums + c * (ROWS * TILE);
-                    multiply_tile(rows, panels, k.a + row * k.stride, k.stride, (int)k.inputs, w, out);
+                for (int k = 0; k < l.n_inputs; ++k) {
+                    const Input& in = l.inputs[k];
+                    const float* scale = in.scale + o;
+                    if (in.a)
+                        multiply_tile(rows, panels, in.a + row * in.columns, in.columns, in.weights + o * in.columns,
+                                      sums);
+                    for (int r = 0; r < rows; ++r) {
+                        float* total = totals + r * TILE;
+                        if (in.a)
+                            add_sums(sums + r * TILE, width, scale, k == 0, total);
+                        else
+                            for (int i = 0; i < width; ++i) total[i] = k == 0 ? scale[i] : total[i] + scale[i];
+                    }
                 }
                 for (int r = 0; r < rows; ++r) {
                     const int64_t at = (row + r) * l.outputs + o;
-                    if (l.n_chunks == 1) {
-                        const float* scale = (const float*)l.chunks[0].scale + o;
-                        const float* bias = (const float*)l.bias + o;
-                        if (l.form == WIDE)
-                            finish_row_wide(sums + r * TILE, width, scale, bias, l.low + o, l.high + o,
-                                            (int32_t*)l.out + at);
-                        else
-                            finish_row(sums + r * TILE, width, scale, bias, (int16_t*)l.out + at);
-                        continue;
-                    }
-                    for (int c = 0; c < l.n_chunks; ++c) {
-                        const double* scale = (const double*)l.chunks[c].scale + o;
-                        const int32_t* s = chunk_sums + (c * ROWS + r) * TILE;
-                        if (l.chunks[c].a == 0) {  // the product of one row for all positions, scaled already
-                            if (c == 0)
-                                for (int i = 0; i < width; ++i) total[i] = scale[i];
-                            else
-                                for (int i = 0; i < width; ++i) total[i] = total[i] + scale[i];
-                        } else if (c == 0) {
-                            for (int i = 0; i < width; ++i) total[i] = (double)s[i] * scale[i];
-                        } else {
-                            for (int i = 0; i < width; ++i) {
-                                const double term = (double)s[i] * scale[i];
-                                total[i] = total[i] + term;
-                            }
-                        }
-                    }
-                    const double* bias = (const double*)l.bias + o;
-                    int16_t* out = (int16_t*)l.out + at;
-                    if (l.form == WIDE) {
-                        int32_t* wide = (int32_t*)l.out + at;
+                    const float *total = totals + r * TILE, *bias = l.bias + o;
+                    if (l.low)
                         for (int i = 0; i < width; ++i)
-                            wide[i] = hpcm_round(
-                                hpcm_limit(total[i] + bias[i], (double)l.low[o + i], (double)l.high[o + i]));
-                    } else {
-                        for (int i = 0; i < width; ++i) out[i] = hpcm_code(total[i] + bias[i]);
-                    }
+                            ((int32_t*)l.out)[at + i] =
+                                hpcm_round(hpcm_limit(total[i] + bias[i], l.low[o + i], l.high[o + i]));
+                    else
+                        for (int i = 0; i < width; ++i) ((int16_t*)l.out)[at + i] = hpcm_code(total[i] + bias[i], limit);
                 }
             }
         }
@@ -266,7 +246,7 @@ static void convolve_row(const Depthwise& d, int64_t row, int c) {
             convolve<K, true>(rows, x, d.width, weights, sums);
         else
             convolve<K, false>(rows, x, d.width, weights, sums);
-        finish_row(sums, WIDE_STEP, d.scale + c, d.bias + c, out + x * d.channels);
+        finish_row(sums, WIDE_STEP, d.scale + c, d.bias + c, (float)d.limit, out + x * d.channels);
     }
 }
 
@@ -291,7 +271,8 @@ static void depthwise(int64_t first, int64_t last, const Depthwise& d) {
             for (int c = whole; c < d.channels; ++c) {
                 int32_t sum;
                 convolve_one(d, row, column, c, &sum);
-                finish_row(&sum, 1, d.scale + c, d.bias + c, d.out + (row * d.width + column) * d.channels + c);
+                finish_row(&sum, 1, d.scale + c, d.bias + c, (float)d.limit,
+                           d.out + (row * d.width + column) * d.channels + c);
             }
     }
 }
@@ -303,18 +284,20 @@ static void norm(int64_t first, int64_t last, const Norm& p) {
     for (int64_t row = first; row < last; ++row) {
         const int16_t* a = p.a + row * n;
         int64_t sum = 0, squares = 0;
-        for (int start = 0; start < n; start += 256) {  // 256 squares of codes stay within int32
-            const int stop = start + 256 < n ? start + 256 : n;
-            int32_t s = 0, q = 0;
+        for (int start = 0; start < n; start += 64) {  // 64 squares of codes stay within uint32
+            const int stop = start + 64 < n ? start + 64 : n;
+            int32_t s = 0;
+            uint32_t q = 0;
             for (int i = start; i < stop; ++i) {
                 s += a[i];
-                q += (int32_t)a[i] * a[i];
+                q += (uint32_t)((int32_t)a[i] * a[i]);
             }
             sum += s;
             squares += q;
         }
         const float factor = hpcm_norm_factor(sum, squares, n), width = (float)n, mean = (float)sum;
-        for (int i = 0; i < n; ++i) p.out[row * n + i] = hpcm_norm(a[i], width, mean, factor, p.gamma[i], p.beta[i]);
+        for (int i = 0; i < n; ++i)
+            p.out[row * n + i] = hpcm_norm(a[i], width, mean, factor, p.gamma[i], p.beta[i], (float)p.limit);
     }
 }
 
@@ -323,31 +306,31 @@ static void lrelu(int64_t first, int64_t last, const Elements& p) {
 }
 
 static void relu_squared(int64_t first, int64_t last, const Elements& p) {
-    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_relu_squared(p.a[i], p.factor);
+    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_relu_squared(p.a[i], p.factor, (float)p.limit);
 }
 
 static void gate(int64_t first, int64_t last, const Elements& p) {
-    const float* table = p.table + HPCM_CODE_MAX;
+    const float* table = p.table + HPCM_TABLE_MAX;
     for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_gate(table[p.b[i]], p.a[i]);
 }
 
 static void add(int64_t first, int64_t last, const Elements& p) {
-    for (int64_t i = first; i < last; ++i) p.out[i] = (int16_t)hpcm_limit_code((int32_t)p.a[i] + p.b[i]);
+    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_limit_code((int32_t)p.a[i] + p.b[i], p.limit);
 }
 
 static void latent_code(int64_t first, int64_t last, const Elements& p) {
-    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_latent_code(p.wide[i]);
+    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_limit_code(p.wide[i], p.limit);
 }
 
 static void channel_scale(int64_t first, int64_t last, const Elements& p) {
     for (int64_t row = first; row < last; ++row)
         for (int c = 0; c < p.channels; ++c)
-            p.out[row * p.channels + c] = hpcm_code((float)p.a[row * p.channels + c] * p.table[c]);
+            p.out[row * p.channels + c] = hpcm_code((float)p.a[row * p.channels + c] * p.table[c], (float)p.limit);
 }
 
 // a is one row for all positions.
 static void blend(int64_t first, int64_t last, const Elements& p) {
-    const float* table = p.table + HPCM_CODE_MAX;
+    const float* table = p.table + HPCM_TABLE_MAX;
     for (int64_t row = first; row < last; ++row)
         for (int c = 0; c < p.channels; ++c) {
             const int64_t i = row * p.channels + c;
@@ -438,7 +421,7 @@ static inline Doubles values_of(const int16_t* v) {
 static inline void take_token(const Wkv& p, const Lanes& at, const Gathered& codes, int j, int c, Doubles& e,
                               Doubles& ev) {
     if (p.table) {
-        e = look_up(p.table + HPCM_CODE_MAX, codes.k[j] + c);
+        e = look_up(p.table + HPCM_TABLE_MAX, codes.k[j] + c);
         ev = e * values_of(codes.v[j] + c);
     } else {
         const int64_t i = (at.token + j) * p.channels + at.channel + c;
@@ -448,8 +431,8 @@ static inline void take_token(const Wkv& p, const Lanes& at, const Gathered& cod
 }
 
 // hpcm_code of every lane.
-static inline Codes code_of(Doubles x) {
-    const Doubles low = Doubles{} - (double)HPCM_CODE_MAX, high = Doubles{} + (double)HPCM_CODE_MAX;
+static inline Codes code_of(Doubles x, double limit) {
+    const Doubles low = Doubles{} - limit, high = Doubles{} + limit;
     x = x < low ? low : x;
     x = x > high ? high : x;
     x = x + 6755399441055744.0;
@@ -460,7 +443,7 @@ static inline Codes code_of(Doubles x) {
 
 static inline void put_result(const Wkv& p, const Lanes& at, Gathered& codes, int j, int c, Doubles y) {
     if (p.table) {  // in the place of v, which is not needed again
-        const Codes out = code_of(y * p.factor);
+        const Codes out = code_of(y * p.factor, (double)p.limit);
         memcpy(codes.v[j] + c, &out, sizeof out);
     } else if (at.channels > c) {
         const int n = at.channels - c < DOUBLES ? at.channels - c : (int)DOUBLES;

@@ -1,4 +1,5 @@
-// What a copy of the loops for one instruction set offers, `Functions`, and the arguments that they take.
+// What a copy of the loops for one instruction set offers, `Functions`, and the arguments that they take. `limit`: of the
+// result's codes.
 //
 // A copy is a translation unit: avx512.cpp, avx2.cpp, sse2.cpp, plain.cpp. Each sets the compiler's target by a pragma,
 // so that all units are compiled with the same flags, one by one or in one call. Nothing in such a unit may have a name
@@ -26,14 +27,14 @@ struct Depthwise {
     const float *scale, *bias;
     int16_t* out;
     int64_t height, width;
-    int channels, k;
+    int channels, k, limit;
 };
 
 struct Norm {
     const int16_t* a;
     const float *gamma, *beta;
     int16_t* out;
-    int channels;
+    int channels, limit;
 };
 
 struct Elements {
@@ -41,7 +42,7 @@ struct Elements {
     const int32_t* wide;
     const float* table;
     float factor;
-    int channels;
+    int channels, limit;
     int16_t* out;
 };
 
@@ -54,7 +55,7 @@ struct Wkv {
     int16_t* codes;
     double* out;
     int64_t tokens, blocks, groups;
-    int channels, length;
+    int channels, length, limit;
 };
 
 struct Functions {

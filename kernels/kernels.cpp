@@ -237,23 +237,23 @@ HPCM_API int hpcm_choose(const char* name) {
 HPCM_API void hpcm_threads(int n) { wanted_threads.store(n < 1 ? 1 : n); }
 
 HPCM_API void hpcm_linear(const Linear* l) {
-    int64_t inputs = 0;
-    for (int c = 0; c < l->n_chunks; ++c) inputs += l->chunks[c].inputs;
+    int64_t columns = 0;
+    for (int k = 0; k < l->n_inputs; ++k) columns += l->inputs[k].columns;
     const Functions& f = use();
-    int64_t grain = (rows_of(PRODUCTS, inputs * l->outputs) + 5) / 6 * 6;
+    int64_t grain = (rows_of(PRODUCTS, columns * l->outputs) + 5) / 6 * 6;
     parallel(l->rows, grain, [&](int64_t a, int64_t b) { f.linear(a, b, *l); });
 }
 
 HPCM_API void hpcm_depthwise(int64_t batch, int64_t height, int64_t width, int channels, int k, const int16_t* a,
-                             const int16_t* weights, const float* scale, const float* bias, int16_t* out) {
-    const Depthwise d = {a, weights, scale, bias, out, height, width, channels, k};
+                             const int16_t* weights, const float* scale, const float* bias, int limit, int16_t* out) {
+    const Depthwise d = {a, weights, scale, bias, out, height, width, channels, k, limit};
     const Functions& f = use();
     parallel(batch * height, rows_of(ELEMENTS, width * channels), [&](int64_t a, int64_t b) { f.depthwise(a, b, d); });
 }
 
-HPCM_API void hpcm_norm(int64_t rows, int channels, const int16_t* a, const float* gamma, const float* beta,
+HPCM_API void hpcm_norm(int64_t rows, int channels, const int16_t* a, const float* gamma, const float* beta, int limit,
                         int16_t* out) {
-    const Norm p = {a, gamma, beta, out, channels};
+    const Norm p = {a, gamma, beta, out, channels, limit};
     const Functions& f = use();
     parallel(rows, rows_of(ELEMENTS, channels), [&](int64_t a, int64_t b) { f.norm(a, b, p); });
 }
@@ -266,10 +266,11 @@ HPCM_API void hpcm_lrelu(int64_t n, const int16_t* a, int16_t* out) {
     parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.lrelu(a, b, p); });
 }
 
-HPCM_API void hpcm_relu_squared(int64_t n, const int16_t* a, float factor, int16_t* out) {
+HPCM_API void hpcm_relu_squared(int64_t n, const int16_t* a, float factor, int limit, int16_t* out) {
     Elements p = {};
     p.a = a;
     p.factor = factor;
+    p.limit = limit;
     p.out = out;
     const Functions& f = use();
     parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.relu_squared(a, b, p); });
@@ -285,27 +286,31 @@ HPCM_API void hpcm_gate(int64_t n, const int16_t* r, const int16_t* a, const flo
     parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.gate(a, b, p); });
 }
 
-HPCM_API void hpcm_add(int64_t n, const int16_t* a, const int16_t* b, int16_t* out) {
+HPCM_API void hpcm_add(int64_t n, const int16_t* a, const int16_t* b, int limit, int16_t* out) {
     Elements p = {};
     p.a = a;
     p.b = b;
+    p.limit = limit;
     p.out = out;
     const Functions& f = use();
     parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.add(a, b, p); });
 }
 
-HPCM_API void hpcm_latent_code(int64_t n, const int32_t* y_hat, int16_t* out) {
+HPCM_API void hpcm_latent_code(int64_t n, const int32_t* y_hat, int limit, int16_t* out) {
     Elements p = {};
     p.wide = y_hat;
+    p.limit = limit;
     p.out = out;
     const Functions& f = use();
     parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.latent_code(a, b, p); });
 }
 
-HPCM_API void hpcm_channel_scale(int64_t rows, int channels, const int16_t* a, const float* scale, int16_t* out) {
+HPCM_API void hpcm_channel_scale(int64_t rows, int channels, const int16_t* a, const float* scale, int limit,
+                                 int16_t* out) {
     Elements p = {};
     p.a = a;
     p.table = scale;
+    p.limit = limit;
     p.channels = channels;
     p.out = out;
     const Functions& f = use();
@@ -338,8 +343,8 @@ HPCM_API int64_t hpcm_wkv_scratch(int64_t batch, int64_t tokens, int channels, i
 // Bi-WKV4 over codes (table of exp(k), result times `factor` as codes), or, where `table` is null, over float64:
 // k is exp(k) then, and the result is float64.
 HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, const void* k, const void* v,
-                       const double* table, const double* powers, const double* own, double factor, double* ends,
-                       void* out) {
+                       const double* table, const double* powers, const double* own, double factor, int limit,
+                       double* ends, void* out) {
     Wkv p = {};
     if (table) {
         p.k = (const int16_t*)k;
@@ -354,6 +359,7 @@ HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, 
     p.powers = powers;
     p.own = own;
     p.factor = factor;
+    p.limit = limit;
     p.ends = ends;
     p.tokens = tokens;
     p.channels = channels;

@@ -33,20 +33,12 @@ HPCM_KERNEL(hpcm_abi, int64_t* values) {
     if (i < (int64_t)(sizeof own / sizeof *own)) values[i] = own[i];
 }
 
-__device__ static int32_t sum_of(const Chunk& k, int64_t row, int o) {
-    const int16_t* a = k.a + row * k.stride;
-    const int16_t* w = k.weights + (int64_t)(o / PANEL) * PANEL * k.inputs + o % PANEL * 2;
+__device__ static int32_t sum_of(const Input& in, int64_t row, int o) {
+    const int16_t* a = in.a + row * in.columns;
+    const int16_t* w = in.weights + (int64_t)(o / PANEL) * PANEL * in.columns + o % PANEL * 2;
     int32_t sum = 0;
-    for (int64_t i = 0; i < k.inputs; ++i) sum += (int32_t)a[i] * w[i / 2 * PANEL * 2 + i % 2];
+    for (int64_t i = 0; i < in.columns; ++i) sum += (int32_t)a[i] * w[i / 2 * PANEL * 2 + i % 2];
     return sum;
-}
-
-template <class T>
-__device__ static void finish(const Linear& l, int64_t at, int o, T x) {
-    if (l.form == WIDE)
-        ((int32_t*)l.out)[at] = hpcm_round(hpcm_limit(x, (T)l.low[o], (T)l.high[o]));
-    else
-        ((int16_t*)l.out)[at] = hpcm_code(x);
 }
 
 HPCM_KERNEL(hpcm_linear, Linear l) {
@@ -54,22 +46,21 @@ HPCM_KERNEL(hpcm_linear, Linear l) {
     if (i >= l.rows * l.outputs) return;
     const int64_t row = i / l.outputs;
     const int o = (int)(i % l.outputs);
-    if (l.n_chunks == 1) {
-        finish(l, i, o, hpcm_requantise(sum_of(l.chunks[0], row, o), ((const float*)l.chunks[0].scale)[o],
-                                        ((const float*)l.bias)[o]));
-        return;
+    float total = 0;
+    for (int k = 0; k < l.n_inputs; ++k) {
+        const Input& in = l.inputs[k];
+        const float term = in.a ? (float)sum_of(in, row, o) * in.scale[o] : in.scale[o];
+        total = k == 0 ? term : total + term;
     }
-    double total = 0;
-    for (int c = 0; c < l.n_chunks; ++c) {
-        const double scale = ((const double*)l.chunks[c].scale)[o];
-        const double term = l.chunks[c].a ? (double)sum_of(l.chunks[c], row, o) * scale : scale;
-        total = c == 0 ? term : total + term;
-    }
-    finish(l, i, o, total + ((const double*)l.bias)[o]);
+    total = total + l.bias[o];
+    if (l.low)
+        ((int32_t*)l.out)[i] = hpcm_round(hpcm_limit(total, l.low[o], l.high[o]));
+    else
+        ((int16_t*)l.out)[i] = hpcm_code(total, (float)l.limit);
 }
 
 HPCM_KERNEL(hpcm_depthwise, int64_t batch, int64_t height, int64_t width, int channels, int k, const int16_t* a,
-            const int16_t* weights, const float* scale, const float* bias, int16_t* out) {
+            const int16_t* weights, const float* scale, const float* bias, int limit, int16_t* out) {
     const int64_t i = element();
     if (i >= batch * height * width * channels) return;
     const int c = (int)(i % channels);
@@ -82,11 +73,11 @@ HPCM_KERNEL(hpcm_depthwise, int64_t batch, int64_t height, int64_t width, int ch
             sum += (int32_t)a[((row + m - k / 2) * width + xn) * channels + c] *
                    weights[(int64_t)(m * k + n) * channels + c];
         }
-    out[i] = hpcm_code(hpcm_requantise(sum, scale[c], bias[c]));
+    out[i] = hpcm_code(hpcm_requantise(sum, scale[c], bias[c]), (float)limit);
 }
 
 // One thread a row.
-HPCM_KERNEL(hpcm_norm, int64_t rows, int channels, const int16_t* a, const float* gamma, const float* beta,
+HPCM_KERNEL(hpcm_norm, int64_t rows, int channels, const int16_t* a, const float* gamma, const float* beta, int limit,
             int16_t* out) {
     const int64_t i = element();
     if (i >= rows) return;
@@ -98,7 +89,8 @@ HPCM_KERNEL(hpcm_norm, int64_t rows, int channels, const int16_t* a, const float
     }
     const float factor = hpcm_norm_factor(sum, squares, channels);
     for (int c = 0; c < channels; ++c)
-        out[i * channels + c] = hpcm_norm(x[c], (float)channels, (float)sum, factor, gamma[c], beta[c]);
+        out[i * channels + c] =
+            hpcm_norm(x[c], (float)channels, (float)sum, factor, gamma[c], beta[c], (float)limit);
 }
 
 HPCM_KERNEL(hpcm_lrelu, int64_t n, const int16_t* a, int16_t* out) {
@@ -107,41 +99,42 @@ HPCM_KERNEL(hpcm_lrelu, int64_t n, const int16_t* a, int16_t* out) {
     out[i] = hpcm_lrelu(a[i]);
 }
 
-HPCM_KERNEL(hpcm_relu_squared, int64_t n, const int16_t* a, float factor, int16_t* out) {
+HPCM_KERNEL(hpcm_relu_squared, int64_t n, const int16_t* a, float factor, int limit, int16_t* out) {
     const int64_t i = element();
     if (i >= n) return;
-    out[i] = hpcm_relu_squared(a[i], factor);
+    out[i] = hpcm_relu_squared(a[i], factor, (float)limit);
 }
 
 HPCM_KERNEL(hpcm_gate, int64_t n, const int16_t* r, const int16_t* a, const float* table, int16_t* out) {
     const int64_t i = element();
     if (i >= n) return;
-    out[i] = hpcm_gate(table[HPCM_CODE_MAX + r[i]], a[i]);
+    out[i] = hpcm_gate(table[HPCM_TABLE_MAX + r[i]], a[i]);
 }
 
-HPCM_KERNEL(hpcm_add, int64_t n, const int16_t* a, const int16_t* b, int16_t* out) {
+HPCM_KERNEL(hpcm_add, int64_t n, const int16_t* a, const int16_t* b, int limit, int16_t* out) {
     const int64_t i = element();
     if (i >= n) return;
-    out[i] = (int16_t)hpcm_limit_code((int32_t)a[i] + b[i]);
+    out[i] = hpcm_limit_code((int32_t)a[i] + b[i], limit);
 }
 
-HPCM_KERNEL(hpcm_latent_code, int64_t n, const int32_t* y_hat, int16_t* out) {
+HPCM_KERNEL(hpcm_latent_code, int64_t n, const int32_t* y_hat, int limit, int16_t* out) {
     const int64_t i = element();
     if (i >= n) return;
-    out[i] = hpcm_latent_code(y_hat[i]);
+    out[i] = hpcm_limit_code(y_hat[i], limit);
 }
 
-HPCM_KERNEL(hpcm_channel_scale, int64_t rows, int channels, const int16_t* a, const float* scale, int16_t* out) {
+HPCM_KERNEL(hpcm_channel_scale, int64_t rows, int channels, const int16_t* a, const float* scale, int limit,
+            int16_t* out) {
     const int64_t i = element();
     if (i >= rows * channels) return;
-    out[i] = hpcm_code((float)a[i] * scale[i % channels]);
+    out[i] = hpcm_code((float)a[i] * scale[i % channels], (float)limit);
 }
 
 HPCM_KERNEL(hpcm_blend, int64_t rows, int channels, const int16_t* r, const int16_t* a, const int16_t* b,
             const float* table, int16_t* out) {
     const int64_t i = element();
     if (i >= rows * channels) return;
-    out[i] = hpcm_blend(table[HPCM_CODE_MAX + r[i]], a[i % channels], b[i]);
+    out[i] = hpcm_blend(table[HPCM_TABLE_MAX + r[i]], a[i % channels], b[i]);
 }
 
 // One thread a channel.
@@ -173,7 +166,7 @@ struct Block {
     __device__ int64_t at(int j) const { return (first + j) * channels + c; }
 
     __device__ void operator()(int j, double& e, double& ev) const {
-        e = table ? table[HPCM_CODE_MAX + ((const int16_t*)k)[at(j)]] : ((const double*)k)[at(j)];
+        e = table ? table[HPCM_TABLE_MAX + ((const int16_t*)k)[at(j)]] : ((const double*)k)[at(j)];
         ev = e * (table ? (double)((const int16_t*)v)[at(j)] : ((const double*)v)[at(j)]);
     }
 };
@@ -186,11 +179,11 @@ struct Powers {
 
 struct Result {
     const Block& block;
-    double factor;
+    double factor, limit;
     void* out;
     __device__ void operator()(int j, double n, double d) const {
         if (block.table)
-            ((int16_t*)out)[block.at(j)] = hpcm_code(n / d * factor);
+            ((int16_t*)out)[block.at(j)] = hpcm_code(n / d * factor, limit);
         else
             ((double*)out)[block.at(j)] = n / d;
     }
@@ -236,7 +229,7 @@ HPCM_KERNEL(hpcm_wkv_carries, int64_t batch, int64_t blocks, int channels, int l
 }
 
 HPCM_KERNEL(hpcm_wkv_out, int64_t batch, int64_t tokens, int64_t blocks, int channels, int length, const void* k,
-            const void* v, const double* table, const double* powers, const double* own, double factor,
+            const void* v, const double* table, const double* powers, const double* own, double factor, int limit,
             const double* ends, void* out) {
     const int64_t i = element();
     if (i >= batch * blocks * channels) return;
@@ -244,7 +237,7 @@ HPCM_KERNEL(hpcm_wkv_out, int64_t batch, int64_t tokens, int64_t blocks, int cha
     const double* carry = ends + i * 4;
     double left_n = carry[0], left_d = carry[1];
     hpcm_wkv_block(block.count, length, block, Powers{powers + block.c, channels}, own[block.c], left_n, left_d, carry[2],
-                   carry[3], Result{block, factor, out});
+                   carry[3], Result{block, factor, (double)limit, out});
 }
 
 // --- Bi-WKV4 for training (kernels.cpp: hpcm_float_biwkv4) ----------------------------------------------------------------

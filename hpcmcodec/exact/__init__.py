@@ -1,11 +1,12 @@
 """Exact arithmetic: what the entropy path is made of, with the same bits in numpy and torch, on every IEEE-754 machine.
 
 Encoder and decoder must derive identical tables from what was coded so far, on whatever machine they run. Two rules
-make that hold without giving up float32 speed:
+make that hold at the speed of integer dot products:
 
-1. *Sums are exact.* Activations are integer codes, round(x * 2^e) clamped to +-2047, held in float32; weights are
-   integers. Export scales each output channel so that sum_i |w_oi| * 2047 < 2^24 in every chunk of inputs, so no
-   partial sum leaves float32's exact range and the order of summation (BLAS kernel, threads, FMA) cannot matter.
+1. *Sums are exact.* Activations are integer codes, round(x * 2^e) clamped to +-8191 (what goes into sigmoids and exp:
+   +-2047), held in float32; weights are integers. Export scales each output channel so that sum_i |w_oi| * 8191 < 2^31
+   over each input of a layer, so no partial sum leaves int32, nor the exact range of the float64 that the reference
+   sums in, and the order of summation (BLAS kernel, threads, FMA) cannot matter.
 2. *Everything else is elementwise*: one IEEE operation at a time on arrays of one dtype, never a library function whose
    last bit is its own affair. exp, the sigmoid and 1/sqrt are built here from adds, multiplies and powers of two.
 

@@ -1,15 +1,22 @@
 """Constants of the exact arithmetic: limits of codes and sums, and grids whose meaning is fixed."""
 
-ARITHMETIC = 3  # part of the model id; raised with every change of what these operations compute
-CODE_MAX = 2047  # activations are 12-bit signed codes
-SUM_BOUND = 1 << 24  # integers up to here are exact in float32
-CHUNK = 256  # inputs a chunk has at most: beyond, the bound leaves the weights too few bits
+ARITHMETIC = 4  # part of the model id; raised with every change of what these operations compute
+CODE_MAX = 8191  # activations are 14-bit signed codes,
+TABLE_MAX = 2047  # those that a table is indexed with 12-bit ones
+GATE_GRID = "sigmoid"  # inputs of sigmoids and of exp: +-8 in steps of 1/256
+EXP_GRID = "exp"
+SUM_BOUND = 1 << 31  # integer sums stay below: int32 holds them
 MEAN_MAX = 1 << 16  # means: codes on the 1/16 grid
 MEAN_SHIFT = 4  # y_hat and means count sixteenths of the quantisation step
-Y_GRID = 3  # the context sees y_hat in eighths
+Y_GRID = MEAN_SHIFT  # and so does what the context sees of y_hat
 LEVELS = 64  # scale levels, one table each
 BLOCK = 64  # tokens in a block of the two-level Bi-WKV recurrence
 EXPONENT_MAX = 16.0  # clamp of Bi-WKV's decay and boost
 SLOPE = 0.1  # LeakyReLU's negative slope
 WEIGHT_ONE = 1 << 15  # memory weights are integers of this sum
 SIMILARITY_ONE = 1 << 12  # cosine similarity is compared in steps of 1/4096
+
+
+def limit_of(grid: str) -> int:
+    """The largest magnitude of a code on a grid, by the grid's name."""
+    return TABLE_MAX if grid in (GATE_GRID, EXP_GRID) else CODE_MAX

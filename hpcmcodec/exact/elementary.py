@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.exact.constants import CODE_MAX, SIMILARITY_ONE, WEIGHT_ONE
+from hpcmcodec.exact.constants import SIMILARITY_ONE, TABLE_MAX, WEIGHT_ONE
 
 _LN2_HI, _LN2_LO = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # ln 2 in two parts (fdlibm, e_exp.c)
 _INVERSE_FACTORIALS = tuple(
@@ -34,12 +34,12 @@ def exact_exp(x: np.ndarray) -> np.ndarray:
 
 def exp_table(e: int) -> np.ndarray:
     """exp(code * 2^-e) for code = -2047..2047, float64 (4095,)."""
-    return exact_exp(np.arange(-CODE_MAX, CODE_MAX + 1, dtype=np.float64) * np.full(2 * CODE_MAX + 1, 2.0**-e))
+    return exact_exp(np.arange(-TABLE_MAX, TABLE_MAX + 1, dtype=np.float64) * np.full(2 * TABLE_MAX + 1, 2.0**-e))
 
 
 def sigmoid_table(e: int) -> np.ndarray:
     """1 / (1 + exp(-code * 2^-e)) for code = -2047..2047, float32 (4095,)."""
-    one = np.ones(2 * CODE_MAX + 1)
+    one = np.ones(2 * TABLE_MAX + 1)
     return (one / (one + exp_table(e)[::-1])).astype(np.float32)
 
 

@@ -6,7 +6,7 @@ from what training holds (`model.parameters`); coding uses what `quantise` makes
 under `<layer>.<tensor>`:
 
                                     derived             stored
-    Linear, Head                    weight, bias        weight int16 (O, sum of inputs), step float32 (chunks, O),
+    Linear, Head                    weight, bias        weight int16 (O, sum of inputs), step float32 (inputs, O),
                                                         bias float32 (O), widths int32 (inputs)
     Depthwise, OmniShift            weight, bias        weight int16 (C, k * k), step float32 (1, C), bias float32 (C)
     Norm                            gamma, beta         gamma, beta float32 (C)
@@ -25,8 +25,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from hpcmcodec.exact.constants import CODE_MAX
-from hpcmcodec.exact.quantisation import chunks, quantise_rows
+from hpcmcodec.exact.constants import limit_of
+from hpcmcodec.exact.quantisation import quantise_rows
 
 L = TypeVar("L", bound="Layer")
 Tensors = Mapping[str, np.ndarray]
@@ -86,7 +86,7 @@ class Layer(ABC):
 
 
 class _Weighted(Layer):
-    """Rows of weights, as integers with a step for each row and chunk of inputs, and a bias."""
+    """Rows of weights, as integers with a step for each row and input, and a bias."""
 
     biased = True
 
@@ -104,10 +104,7 @@ class _Weighted(Layer):
         return ("weight", "step", "bias") if self.biased else ("weight", "step")
 
     def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
-        pieces, start = [], 0
-        for _, a, b in chunks(self.inputs):
-            pieces.append(quantise_rows(derived["weight"][:, start : start + b - a]))
-            start += b - a
+        pieces = [quantise_rows(part) for part in np.split(derived["weight"], np.cumsum(self.inputs)[:-1], 1)]
         out = {"weight": np.concatenate([i for i, _ in pieces], 1), "step": np.stack([s for _, s in pieces])}
         return out | ({"bias": derived["bias"].astype(np.float32)} if self.biased else {})
 
@@ -263,7 +260,8 @@ class QualityBias(Layer):
 
     def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
         table = np.rint(derived["table"].astype(np.float64) * 2.0 ** grids[self.grid])
-        return {"table": np.clip(table, -CODE_MAX, CODE_MAX).astype(np.int32)}
+        limit = limit_of(self.grid)
+        return {"table": np.clip(table, -limit, limit).astype(np.int32)}
 
     def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
         return {"table": 40 * _normal(rng, self.anchors, self.out)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ NUMPY = NumpyNamespace()
 class TorchNamespace:
     """The same primitives on torch tensors; imports torch when constructed.
 
-    Must run outside autocast and with TF32 off (`ExactOps` products are exact only then): `exact_mode` sees to it.
+    Must run outside autocast, which chooses dtypes of its own: `exact_mode` sees to it.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -152,31 +152,15 @@ class TorchNamespace:
     def take_along(self, x: Any, index: Any) -> Any:
         return x.gather(-1, index)
 
-    def exact_mode(self) -> Any:
-        """Context manager: no autocast, no gradients, no TF32; the process's settings are put back on leaving."""
-        return _TorchExactMode(self.torch, self.device)
-
-
-class _TorchExactMode:
-    def __init__(self, torch: Any, device: Any) -> None:
-        self.torch, self.device = torch, device
-
-    def __enter__(self) -> None:
-        t = self.torch
-        self._saved = (t.backends.cuda.matmul.allow_tf32, t.backends.cudnn.allow_tf32)
-        t.backends.cuda.matmul.allow_tf32 = t.backends.cudnn.allow_tf32 = False
-        self._contexts = [t.no_grad(), t.autocast(self.device.type, enabled=False)]
-        for c in self._contexts:
-            c.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        for c in reversed(self._contexts):
-            c.__exit__(None, None, None)
-        self.torch.backends.cuda.matmul.allow_tf32, self.torch.backends.cudnn.allow_tf32 = self._saved
+    @contextmanager
+    def exact_mode(self) -> Iterator[None]:
+        """Context manager: no autocast, no gradients; both are put back on leaving."""
+        with self.torch.no_grad(), self.torch.autocast(self.device.type, enabled=False):
+            yield
 
 
 def probe(xp: Any) -> None:
-    """Compare a few products near the 2^24 bound with int64 arithmetic.
+    """Compare a few products near the 2^31 bound with int64 arithmetic.
 
     Raises IntegrityError where this machine's matrix product is not exact: a BLAS bug, or reduced precision set from
     outside. (Flush-to-zero does not matter: no code is subnormal.) The wide product also wakes BLAS's threads.
@@ -184,14 +168,11 @@ def probe(xp: Any) -> None:
     # Multiples of the golden ratio, modulo 2^32, are spread evenly enough; importing numpy.random would take 10 ms.
     spread = np.arange(1, 128 * 768 + 1, dtype=np.int64) * 2654435769 % 2**32 >> 8
     a = (spread[: 128 * 128] % (2 * CODE_MAX + 1) - CODE_MAX).reshape(128, 128)
-    w = (spread % 127 - 63).reshape(128, 768)
-    a[0], w[:, 0] = CODE_MAX, 64  # 128 * 2047 * 64 = 2^24 - 8192
-    # Two large weights of odd value: TF32 and 16-bit inputs, whose mantissas hold all others here, would round them.
-    w[:, 1] = 0
-    w[:2, 1] = 4095, -4093
-    got = xp.matmul(xp.array(a.astype(np.float32)), xp.array(w.astype(np.float32)))
+    w = (spread % 4095 - 2047).reshape(128, 768)
+    a[0], w[:, 0] = CODE_MAX, 2048  # 128 * 8191 * 2048 = 2^31 - 2^18
+    got = xp.matmul(xp.array(a.astype(np.float64)), xp.array(w.astype(np.float64)))
     if not bool((xp.cast(got, xp.i8) == xp.array(a.astype(np.int64) @ w.astype(np.int64))).all()):
         raise IntegrityError(
-            "float32 matrix products are not exact on this machine (a BLAS or driver setting reduces their precision), "
+            "float64 matrix products are not exact on this machine (a BLAS or driver setting reduces their precision), "
             "so its latents could not be trusted"
         )

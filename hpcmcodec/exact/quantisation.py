@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import numpy as np
 
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.exact.constants import CHUNK, CODE_MAX, SUM_BOUND
-
-
-def chunks(widths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """How the inputs of a linear are cut: (part, first, last) with each part cut into equal pieces of at most CHUNK."""
-    out = []
-    for part, n in enumerate(widths):
-        pieces = -(-n // CHUNK)
-        edges = [n * i // pieces for i in range(pieces + 1)]
-        out += [(part, a, b) for a, b in pairwise(edges)]
-    return out
+from hpcmcodec.exact.constants import CODE_MAX, SUM_BOUND
 
 
 def quantise_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integers and steps of a matrix (..., n): w ~ integers * step, the step per row as small as the 2^24 bound allows.
+    """Integers and steps of a matrix (..., n): w ~ integers * step, the step per row as small as the 2^31 bound allows.
 
-    Rounding moves each |integer| by at most a half, so (SUM_BOUND - 1) - 2047 n / 2 is shared out over sum |w|; int16
+    Rounding moves each |integer| by at most a half, so (SUM_BOUND - 1) - 8191 n / 2 is shared out over sum |w|; int16
     caps the largest. Returns int16 (..., n) and float32 steps (...), the same for fake quantisation and export.
     """
     w = np.asarray(w, np.float64)
@@ -38,7 +25,7 @@ def quantise_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_bound(name: str, integers: np.ndarray) -> None:
-    """Prove the 2^24 bound of one chunk's stored integers (O, n); raises IntegrityError."""
+    """Prove the 2^31 bound of the stored integers (O, n) that are summed together; raises IntegrityError."""
     worst = int(np.abs(integers.astype(np.int64)).sum(-1).max(initial=0)) * CODE_MAX
     if worst >= SUM_BOUND:
-        raise IntegrityError(f"weights of {name} break the exactness bound: {worst} >= 2^24")
+        raise IntegrityError(f"weights of {name} break the exactness bound: {worst} >= 2^31")

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
-from hpcmcodec.exact.constants import CODE_MAX, LEVELS, MEAN_MAX, MEAN_SHIFT, SIMILARITY_ONE, SLOPE, WEIGHT_ONE
+from hpcmcodec.exact.constants import (
+    LEVELS,
+    MEAN_MAX,
+    MEAN_SHIFT,
+    SIMILARITY_ONE,
+    SLOPE,
+    TABLE_MAX,
+    WEIGHT_ONE,
+    limit_of,
+)
 from hpcmcodec.exact.elementary import exp_table, memory_weight_table, rsqrt, sigmoid_table
 from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
 from hpcmcodec.exact.ops import Act, Array, Qualities
-from hpcmcodec.exact.quantisation import check_bound, chunks
+from hpcmcodec.exact.quantisation import check_bound
 from hpcmcodec.exact.schedule import Step, fold, positions, unfold
 from hpcmcodec.quality import Quality
 
@@ -23,7 +33,8 @@ class ExactOps:
     """The entropy path's operations on integer codes.
 
     tensors: the flat dictionary of integer tensors (`model/entropy.py` lists them); grids: exponent e by grid name.
-    Every method that returns an Act says on which grid; codes are float32 integers within +-2047.
+    Every method that returns an Act says on which grid; codes are float32 integers within the grid's limit
+    (`constants.limit_of`).
     """
 
     def __init__(self, xp: Any, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> None:
@@ -35,7 +46,7 @@ class ExactOps:
                     raise IntegrityError(f"{name} is {t.ndim}-dimensional {t.dtype}, not a matrix of int16")
                 layer = name.removesuffix(".weight")
                 for i, (a, b) in enumerate(self._edges(layer)):
-                    check_bound(f"{layer}, chunk {i}", t[:, a:b])
+                    check_bound(f"{layer}, input {i}", t[:, a:b])
 
     def on(self, grids: Mapping[str, int]) -> ExactOps:
         """The same operations on other grids; what is derived from the tensors is shared."""
@@ -43,82 +54,84 @@ class ExactOps:
         other.grids = grids
         return other
 
-    # Derived constants are computed once for each use and kept: (matrix chunks, multipliers, biases) in the namespace.
+    # Derived constants are computed once for each use and kept: (matrices, multipliers, biases) in the namespace.
     def _keep(self, key: Any, make: Any) -> Any:
         if key not in self._prepared:
             self._prepared[key] = make()
         return self._prepared[key]
 
     def _edges(self, layer: str) -> list[tuple[int, int]]:
+        """First and last column of each input's weights."""
         n, count = self.tensors[f"{layer}.weight"].shape[1], self.tensors[f"{layer}.step"].shape[0]
-        widths = self.tensors.get(f"{layer}.widths", np.array([n]))
-        edges, start = [], 0
-        for _, a, b in chunks([int(v) for v in widths]):
-            edges.append((start, start + b - a))
-            start += b - a
-        if start != n or len(edges) != count:
-            raise IntegrityError(f"weights of {layer} do not fit together: {n} inputs, {count} chunks")
-        return edges
+        widths = [int(v) for v in self.tensors.get(f"{layer}.widths", [n])]
+        if sum(widths) != n or len(widths) != count:
+            raise IntegrityError(f"weights of {layer} do not fit together: {n} columns and {count} steps for {widths}")
+        return list(pairwise(accumulate(widths, initial=0)))
 
-    def _code_(self, x: Array, limit: int = CODE_MAX) -> Array:
+    def _code_(self, x: Array, grid: str) -> Array:
+        limit = limit_of(grid)
         return self.xp.clamp_(self.xp.rint_(x), -limit, limit)
 
     def _sigmoid(self, r: Act) -> Array:
         return self.xp.take(self._sigmoid_table(r), self._index(r.x))
 
     def _sigmoid_table(self, r: Act) -> Array:
-        e = self.grids[r.grid]
-        return self._keep(("sigmoid", e), lambda: self.xp.array(sigmoid_table(e)))
+        return self._table("sigmoid", sigmoid_table, r)
+
+    def _table(self, name: str, make: Callable[[int], np.ndarray], a: Act) -> Array:
+        """A function of the codes -2047..2047 of a's grid."""
+        if limit_of(a.grid) > TABLE_MAX:
+            raise ValueError(f"codes of {a.grid} go beyond the {name} table's +-{TABLE_MAX}")
+        e = self.grids[a.grid]
+        return self._keep((name, e), lambda: self.xp.array(make(e)))
 
     def _index(self, codes: Array) -> Array:
         xp = self.xp
-        return xp.cast(codes + xp.full(CODE_MAX, xp.f4), xp.i8)
+        return xp.cast(codes + xp.full(TABLE_MAX, xp.f4), xp.i8)
 
     def _scales(self, layer: str, e_in: tuple[int, ...], e_out: int) -> Any:
-        """What each chunk's sums are multiplied by, and the bias: float32 where there is one chunk, else float64."""
+        """What each input's sums are multiplied by, and the bias, float32."""
 
         def make() -> Any:
             step = self.tensors[f"{layer}.step"]
-            parts = [part for part, _, _ in chunks([int(v) for v in self.tensors[f"{layer}.widths"]])]
-            dtype: Any = np.float32 if len(parts) == 1 else np.float64
-            scales = [
-                self.xp.array(step[i].astype(dtype) * dtype(2.0 ** (e_out - e_in[p]))) for i, p in enumerate(parts)
-            ]
+            scales = [self.xp.array(s * np.float32(2.0 ** (e_out - e))) for s, e in zip(step, e_in, strict=True)]
             bias = self.tensors.get(f"{layer}.bias", np.zeros(step.shape[1], np.float32))
-            return scales, self.xp.array(bias.astype(dtype) * dtype(2.0**e_out))
+            return scales, self.xp.array(bias * np.float32(2.0**e_out))
 
         return self._keep((layer, e_in, e_out), make)
 
     def _matrices(self, layer: str) -> Any:
         def make() -> Any:
             w = self.tensors[f"{layer}.weight"]
-            return [self.xp.array(w[:, a:b].T.astype(np.float32)) for a, b in self._edges(layer)]
+            return [self.xp.array(w[:, a:b].T.astype(np.float64)) for a, b in self._edges(layer)]
 
         return self._keep((layer, "matrices"), make)
 
     def _linear(self, inputs: Sequence[Act], layer: str, e_out: int) -> Array:
-        """Products of all parts, scaled to the output grid, bias added; not rounded yet. Parts may be (B, 1, 1, C)."""
-        xp = self.xp
-        weights = self._matrices(layer)
+        """The inputs' sums, each scaled to the output grid, added in order, and the bias; float32, not rounded yet.
+
+        Inputs may be (B, 1, 1, C).
+        """
         scales, bias = self._scales(layer, tuple(self.grids[a.grid] for a in inputs), e_out)
         out = None
-        for (part, a, b), w, s in zip(chunks([i.x.shape[-1] for i in inputs]), weights, scales, strict=True):
-            x = inputs[part].x
-            rows = x.reshape(-1, x.shape[-1])[:, a:b]
-            acc = xp.matmul(rows, w).reshape(*x.shape[:-1], w.shape[1])
-            if len(weights) > 1:
-                acc = xp.cast(acc, xp.f8)
-            acc *= s
-            out = acc if out is None else out + acc
+        for a, w, scale in zip(inputs, self._matrices(layer), scales, strict=True):
+            term = self._sums(a.x, w)
+            term *= scale
+            out = term if out is None else out + term
         out += bias
         return out
+
+    def _sums(self, x: Array, w: Array) -> Array:
+        """Integer sums x w, exact, to the nearest float32; x (B, H, W, C)."""
+        xp = self.xp
+        sums = xp.matmul(xp.cast(x.reshape(-1, x.shape[-1]), xp.f8), w)
+        return xp.cast(sums, xp.f4).reshape(*x.shape[:-1], w.shape[1])
 
     def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
         """The concatenation is never formed."""
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
         grid = grid or layer.name
-        acc = self._code_(self._linear(parts, layer.name, self.grids[grid]))
-        return Act(self.xp.cast(acc, self.xp.f4) if acc.dtype != self.xp.f4 else acc, grid)
+        return Act(self._code_(self._linear(parts, layer.name, self.grids[grid]), grid), grid)
 
     def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
         """Means in sixteenths (int32, +-2^16) and levels (int32, 0..63). Raises ValueError for another number of
@@ -137,18 +150,19 @@ class ExactOps:
         xp, name, grid = self.xp, layer.name, grid or layer.name
         scale, bias = self._tap_scale(name, self.grids[a.grid], self.grids[grid])
         taps = self._keep(
-            (name, "taps"), lambda: [xp.array(t.astype(np.float32)) for t in self.tensors[f"{name}.weight"].T]
+            (name, "taps"), lambda: [xp.array(t.astype(np.float64)) for t in self.tensors[f"{name}.weight"].T]
         )
         k = int(round(len(taps) ** 0.5))
         b, h, w, c = a.x.shape
-        padded = xp.zeros((b, h + k - 1, w + k - 1, c), xp.f4)
-        padded[:, k // 2 : k // 2 + h, k // 2 : k // 2 + w] = a.x
-        acc = padded[:, :h, :w] * taps[0]
+        padded = xp.zeros((b, h + k - 1, w + k - 1, c), xp.f8)
+        padded[:, k // 2 : k // 2 + h, k // 2 : k // 2 + w] = xp.cast(a.x, xp.f8)
+        sums = padded[:, :h, :w] * taps[0]
         for i, tap in enumerate(taps[1:], 1):
-            acc += padded[:, i // k : i // k + h, i % k : i % k + w] * tap
-        acc *= scale
-        acc += bias
-        return Act(self._code_(acc), grid)
+            sums += padded[:, i // k : i // k + h, i % k : i % k + w] * tap
+        out = xp.cast(sums, xp.f4)
+        out *= scale
+        out += bias
+        return Act(self._code_(out, grid), grid)
 
     def _tap_scale(self, layer: str, e_in: int, e_out: int) -> Any:
         def make() -> Any:
@@ -162,14 +176,15 @@ class ExactOps:
         xp, grid = self.xp, grid or layer.name
         n = a.x.shape[-1]
         gamma, beta = self._affine(layer.name, self.grids[grid])
-        s1, s2 = xp.sum(a.x, -1), xp.sum(a.x * a.x, -1)
+        wide = xp.cast(a.x, xp.f8)
+        s1, s2 = xp.sum(wide, -1), xp.sum(wide * wide, -1)
         r = rsqrt(xp, (s2 * xp.full(n, xp.f8) - s1 * s1) + xp.full(n * n, xp.f8))
         out = a.x * xp.full(n, xp.f4)
         out -= xp.cast(s1, xp.f4)
         out *= xp.cast(r, xp.f4)
         out *= gamma
         out += beta
-        return Act(self._code_(out), grid)
+        return Act(self._code_(out, grid), grid)
 
     def _affine(self, layer: str, e: int) -> Any:
         return self._keep(
@@ -186,7 +201,7 @@ class ExactOps:
         x = xp.maximum(a.x, xp.full(0, xp.f4))
         x = x * x
         x *= xp.full(2.0 ** (self.grids[grid] - 2 * self.grids[a.grid]), xp.f4)
-        return Act(self._code_(x), grid)
+        return Act(self._code_(x, grid), grid)
 
     def gate(self, r: Act, a: Act) -> Act:
         return Act(self.xp.rint_(self._sigmoid(r) * a.x), a.grid)
@@ -198,21 +213,23 @@ class ExactOps:
         return Act(self.xp.rint_(out), same_grid(a, b))
 
     def add(self, a: Act, b: Act) -> Act:
-        return Act(self.xp.clamp_(a.x + b.x, -CODE_MAX, CODE_MAX), same_grid(a, b))
+        limit = limit_of(same_grid(a, b))
+        return Act(self.xp.clamp_(a.x + b.x, -limit, limit), a.grid)
 
     def channel_scale(self, a: Act, layer: Scale) -> Act:
-        return Act(self._code_(a.x * self._channel_factors(layer.name)), a.grid)
+        return Act(self._code_(a.x * self._channel_factors(layer.name), a.grid), a.grid)
 
     def place(self, a: Act, step: Step, layer: Place) -> Act:
-        table, out = self._place_codes(layer.name, self.grids[a.grid]), self.xp.zeros(a.x.shape, self.xp.f4)
+        table, out = self._place_codes(layer.name, a.grid), self.xp.zeros(a.x.shape, self.xp.f4)
+        limit = limit_of(a.grid)
         for g, at in positions(step):
             out[at] = a.x[at] + table[g]
-        return Act(self.xp.clamp_(out, -CODE_MAX, CODE_MAX), a.grid)
+        return Act(self.xp.clamp_(out, -limit, limit), a.grid)
 
-    def _place_codes(self, layer: str, e: int) -> Array:
-        xp = self.xp
+    def _place_codes(self, layer: str, grid: str) -> Array:
+        xp, e = self.xp, self.grids[grid]
         return self._keep(
-            (layer, e), lambda: self._code_(xp.array(self.tensors[f"{layer}.table"]) * xp.full(2.0**e, xp.f4))
+            (layer, e), lambda: self._code_(xp.array(self.tensors[f"{layer}.table"]) * xp.full(2.0**e, xp.f4), grid)
         )
 
     def _channel_factors(self, layer: str) -> Array:
@@ -222,16 +239,16 @@ class ExactOps:
         xp, grid = self.xp, grid or layer.name
         b, h, w, c = v.x.shape
         tokens = h * w
-        table, powers, own = self._wkv_constants(layer.name, tokens, self.grids[k.grid])
+        table, powers, own = self._wkv_constants(layer.name, tokens, k)
         weights = xp.take(table, self._index(k.x)).reshape(b, tokens, c)
         out = biwkv4_exact(xp, weights, xp.cast(v.x, xp.f8).reshape(b, tokens, c), powers, own)
         out *= xp.full(2.0 ** (self.grids[grid] - self.grids[v.grid]), xp.f8)
-        return Act(xp.cast(self._code_(out), xp.f4).reshape(b, h, w, c), grid)
+        return Act(xp.cast(self._code_(out, grid), xp.f4).reshape(b, h, w, c), grid)
 
-    def _wkv_constants(self, layer: str, tokens: int, e_k: int) -> Any:
+    def _wkv_constants(self, layer: str, tokens: int, k: Act) -> Any:
         """exp(k) of every code, W^0 .. W^B and exp(u), float64 (4095,), (B + 1, C) and (C,)."""
         xp = self.xp
-        table = self._keep(("exp", e_k), lambda: xp.array(exp_table(e_k)))
+        table = self._table("exp", exp_table, k)
         # Kept for one number of tokens a layer: images of many sizes must not make this grow.
         if self._prepared.get((layer, "tokens")) != tokens:
             self._prepared[layer] = (
@@ -246,7 +263,7 @@ class ExactOps:
         xp = self.xp
         out = self._total(a.x) / xp.full(a.x.shape[1] * a.x.shape[2], xp.f8)
         out *= xp.full(2.0 ** (self.grids[grid] - self.grids[a.grid]), xp.f8)
-        return Act(xp.cast(self._code_(out), xp.f4), grid)
+        return Act(xp.cast(self._code_(out, grid), xp.f4), grid)
 
     def _total(self, x: Array) -> Array:
         return self.xp.sum(x, (1, 2))
@@ -281,18 +298,18 @@ class ExactOps:
 
     def hyper_latent(self, z: Array, layer: QualityBias, quality: Qualities) -> Act:
         xp, grid, table = self.xp, layer.grid, self.tensors[f"{layer.name}.table"]
-        scale = 2 ** self.grids[grid]
-        limit = CODE_MAX // scale + 1
+        limit, scale = limit_of(grid), 2 ** self.grids[grid]
+        steps = limit // scale + 1
         codes = xp.clamp_(
-            xp.cast(xp.clamp_(xp.cast(z, xp.i4), -limit, limit), xp.f4) * xp.full(scale, xp.f4), -CODE_MAX, CODE_MAX
+            xp.cast(xp.clamp_(xp.cast(z, xp.i4), -steps, steps), xp.f4) * xp.full(scale, xp.f4), -limit, limit
         )
         bias = np.array([interpolate(table, q) for q in quality], np.float32)
         return self.add(Act(codes, grid), Act(xp.array(bias[:, None, None, :]), grid))
 
     def latent_code(self, y_hat: Array) -> Array:
-        """What the context sees of y_hat (int32, sixteenths): eighths, floored after adding one, clamped, float32."""
-        xp = self.xp
-        return xp.cast(xp.clamp_((y_hat + xp.full(1, xp.i4)) >> xp.full(1, xp.i4), -CODE_MAX, CODE_MAX), xp.f4)
+        """What the context sees of y_hat (int32, sixteenths): the same, clamped, float32."""
+        limit = limit_of("y")
+        return self.xp.clamp_(self.xp.cast(y_hat, self.xp.f4), -limit, limit)
 
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
         return self.xp.zeros(shape, self.xp.i4), Act(self.xp.zeros(shape, self.xp.f4), "y")

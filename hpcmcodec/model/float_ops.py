@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hpcmcodec.exact.constants import CODE_MAX, LEVELS, MEAN_MAX, MEAN_SHIFT, SIMILARITY_ONE, SLOPE, Y_GRID
+from hpcmcodec.exact.constants import LEVELS, MEAN_MAX, MEAN_SHIFT, SIMILARITY_ONE, SLOPE, Y_GRID, limit_of
 from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
 from hpcmcodec.exact.namespaces import TorchNamespace
 from hpcmcodec.exact.ops import COMPUTING, Act, Qualities
@@ -77,7 +77,7 @@ class FloatOps:
     def _act(self, x: Tensor, grid: str) -> Act:
         if self.observe is not None:
             self.observe(grid, x.detach())
-        limit = CODE_MAX * 2.0 ** -self.grids[grid]
+        limit = limit_of(grid) * 2.0 ** -self.grids[grid]
         return Act(F.hardtanh(x, -limit, limit), grid)  # clamp, with a backward of one kernel instead of four
 
     def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hpcmcodec.exact.constants import LEVELS, MEAN_SHIFT, Y_GRID
+from hpcmcodec.exact.constants import EXP_GRID, GATE_GRID, LEVELS, MEAN_SHIFT, Y_GRID
 from hpcmcodec.exact.layers import quantise
 from hpcmcodec.exact.namespaces import TorchNamespace
 from hpcmcodec.exact.reference import ExactOps
@@ -41,12 +41,11 @@ from hpcmcodec.model.entropy import (
 )
 from hpcmcodec.model.float_ops import FakeOps, FloatOps, bounded
 from hpcmcodec.model.parameters import FIRST_LEVEL, LEVELS_PER_NEPER
-from hpcmcodec.model.rwkv import EXP_GRID, GATE_GRID
 from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis
 from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Tables
 
-DEFAULT_GRID = 7
+DEFAULT_GRID = 9
 FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID}
 Z_REACH = 40  # z values within +-Z_REACH have table entries of their own,
 Z_EDGES = np.arange(-Z_REACH, Z_REACH + 2) - 0.5  # between these

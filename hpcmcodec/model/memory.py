@@ -8,9 +8,9 @@ out = gate * recalled + (1 - gate) * current. The state belongs to one walk over
 
 from __future__ import annotations
 
+from hpcmcodec.exact.constants import GATE_GRID
 from hpcmcodec.exact.layers import Linear
 from hpcmcodec.exact.ops import Act, Ops
-from hpcmcodec.model.rwkv import GATE_GRID
 
 
 class MemoryBank:

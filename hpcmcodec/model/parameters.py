@@ -19,7 +19,6 @@ from torch import Tensor
 from hpcmcodec.exact import layers
 from hpcmcodec.exact.constants import EXPONENT_MAX, MEAN_SHIFT
 from hpcmcodec.exact.layers import Layer
-from hpcmcodec.exact.quantisation import chunks
 from hpcmcodec.model.entropy import LEVELS_PER_OCTAVE
 
 FIRST_LEVEL = 20.0  # level that heads start from: scale 0.5
@@ -212,8 +211,7 @@ def _identity(out: int, n: int) -> Tensor:
 
 def _real(layer: Any, stored: Tensors) -> dict[str, Tensor]:
     """Weights and biases of a layer from its integers times their steps."""
-    widths = [b - a for _, a, b in chunks(layer.inputs)]
-    step = torch.repeat_interleave(stored["step"], torch.tensor(widths), 0).T
+    step = torch.repeat_interleave(stored["step"], torch.tensor(layer.inputs), 0).T
     return {"weight": stored["weight"] * step} | ({"bias": stored["bias"]} if layer.biased else {})
 
 

@@ -10,11 +10,9 @@ Written over `ops`, float or exact: one definition for training and coding.
 
 from __future__ import annotations
 
+from hpcmcodec.exact.constants import EXP_GRID, GATE_GRID
 from hpcmcodec.exact.layers import Linear, Norm, OmniShift, Wkv
 from hpcmcodec.exact.ops import Act, Ops
-
-GATE_GRID = "sigmoid"  # inputs of sigmoids and of exp: +-8 in steps of 1/256
-EXP_GRID = "exp"
 
 
 def spatial_mix(ops: Ops, x: Act, layer: str, out_grid: str) -> Act:

@@ -6,28 +6,27 @@ import ctypes
 from collections.abc import Sequence
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.exact.constants import BLOCK, CODE_MAX, EXPONENT_MAX
+from hpcmcodec.exact.constants import BLOCK, EXPONENT_MAX, TABLE_MAX
 
 PANEL = 16  # outputs side by side in packed weights
-MAX_CHUNKS = 16  # of one linear
-CODES, WIDE = range(2)  # what becomes of a linear's sums
+MAX_INPUTS = 8  # of one linear
 FLOAT32, BFLOAT16, FLOAT64 = range(3)  # what tensors hold
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 
-class Chunk(ctypes.Structure):
-    """Some inputs of a linear."""
+class Input(ctypes.Structure):
+    """An input of a linear."""
 
-    _fields_ = (("a", _pointer), ("stride", _long), ("inputs", _long), ("weights", _pointer), ("scale", _pointer))
+    _fields_ = (("a", _pointer), ("columns", _long), ("weights", _pointer), ("scale", _pointer))
 
 
 class Linear(ctypes.Structure):
     """A call of a linear."""
 
     _fields_ = (
-        *(("rows", _long), ("outputs", _int), ("n_chunks", _int), ("form", _int), ("bias", _pointer)),
-        *(("low", _pointer), ("high", _pointer), ("out", _pointer), ("chunks", Chunk * MAX_CHUNKS)),
+        *(("rows", _long), ("outputs", _int), ("n_inputs", _int), ("limit", _int), ("bias", _pointer)),
+        *(("low", _pointer), ("high", _pointer), ("out", _pointer), ("inputs", Input * MAX_INPUTS)),
     )
 
 
@@ -41,18 +40,16 @@ class Biwkv4(ctypes.Structure):
 
 
 VALUES: dict[str, int] = {
-    "CODE_MAX": CODE_MAX,
+    "TABLE_MAX": TABLE_MAX,
     "BLOCK": BLOCK,
     "EXPONENT_MAX": int(EXPONENT_MAX),
     "PANEL": PANEL,
-    "MAX_CHUNKS": MAX_CHUNKS,
-    "CODES": CODES,
-    "WIDE": WIDE,
+    "MAX_INPUTS": MAX_INPUTS,
     "FLOAT32": FLOAT32,
     "BFLOAT16": BFLOAT16,
     "FLOAT64": FLOAT64,
 }
-for _struct in (Chunk, Linear, Biwkv4):
+for _struct in (Input, Linear, Biwkv4):
     VALUES[f"the size of {_struct.__name__}"] = ctypes.sizeof(_struct)
     VALUES |= {f"the place of {_struct.__name__}.{f[0]}": getattr(_struct, f[0]).offset for f in _struct._fields_}
 

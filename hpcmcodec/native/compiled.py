@@ -1,9 +1,9 @@
 """The exact operations in compiled kernels: `KernelOps`, bit-equal to `exact.reference.ExactOps`, the definition.
 
-Activations are int16 here instead of float32 (codes are integers within +-2047): half the memory traffic, and integer
+Activations are int16 here instead of float32 (codes are integers within +-8191): half the memory traffic, and integer
 dot products, which processors do at twice the rate of float32 ones or better. A linear layer is one pass: the integer
 sums of a few rows stay in registers and cache until they are scaled, rounded, limited and stored. Sums of products
-are below 2^24, so int32 holds them exactly; what follows is the reference's arithmetic, operation by operation
+are below 2^31, so int32 holds them exactly; what follows is the reference's arithmetic, operation by operation
 (kernels/core.h). Operations without a kernel (those on one vector an image) run the reference's code.
 
 The kernels are called through ctypes, on numpy arrays, without the GIL. They take pointers and check nothing, so shapes
@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcmcodec.exact.constants import BLOCK, LEVELS, MEAN_MAX, MEAN_SHIFT
+from hpcmcodec.exact.constants import BLOCK, LEVELS, MEAN_MAX, MEAN_SHIFT, limit_of
 from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, Scale, Wkv
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act
-from hpcmcodec.exact.quantisation import chunks
 from hpcmcodec.exact.reference import ExactOps, same_grid
 from hpcmcodec.exact.schedule import Step, positions
 from hpcmcodec.native import abi
@@ -34,19 +33,19 @@ Array = Any  # of numpy, or a tensor on the device of the kernels
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "hpcm_depthwise": (_long, _long, _long, _int, _int, _pointer, _pointer, _pointer, _pointer, _pointer),
-    "hpcm_norm": (_long, _int, _pointer, _pointer, _pointer, _pointer),
+    "hpcm_depthwise": (_long, _long, _long, _int, _int, _pointer, _pointer, _pointer, _pointer, _int, _pointer),
+    "hpcm_norm": (_long, _int, _pointer, _pointer, _pointer, _int, _pointer),
     "hpcm_lrelu": (_long, _pointer, _pointer),
-    "hpcm_relu_squared": (_long, _pointer, ctypes.c_float, _pointer),
+    "hpcm_relu_squared": (_long, _pointer, ctypes.c_float, _int, _pointer),
     "hpcm_gate": (_long, _pointer, _pointer, _pointer, _pointer),
-    "hpcm_add": (_long, _pointer, _pointer, _pointer),
-    "hpcm_latent_code": (_long, _pointer, _pointer),
-    "hpcm_channel_scale": (_long, _int, _pointer, _pointer, _pointer),
+    "hpcm_add": (_long, _pointer, _pointer, _int, _pointer),
+    "hpcm_latent_code": (_long, _pointer, _int, _pointer),
+    "hpcm_channel_scale": (_long, _int, _pointer, _pointer, _int, _pointer),
     "hpcm_blend": (_long, _int, _pointer, _pointer, _pointer, _pointer, _pointer),
     "hpcm_sum_rows": (_long, _int, _pointer, _pointer),
     "hpcm_wkv": (
         *(_long, _long, _int, _int),
-        *(_pointer, _pointer, _pointer, _pointer, _pointer, ctypes.c_double, _pointer, _pointer),
+        *(_pointer, _pointer, _pointer, _pointer, _pointer, ctypes.c_double, _int, _pointer, _pointer),
     ),
 }
 # For rans_coders.py. They check what they are given, and return a number of symbols.
@@ -158,8 +157,12 @@ class Kernels:
         """How many doubles hold the blocks' ends."""
         return int(self.library.hpcm_wkv_scratch(batch, tokens, channels, length))
 
-    def biwkv4(self, k: Array, v: Array, table: Array | None, powers: Array, own: Array, factor: float) -> Array:
-        """Bi-WKV4 over (B, T, C): codes with the table of exp(k) to codes, or float64 exp(k) and v to float64."""
+    def biwkv4(
+        self, k: Array, v: Array, table: Array | None, powers: Array, own: Array, factor: float = 1.0, limit: int = 0
+    ) -> Array:
+        """Bi-WKV4 over (B, T, C): codes with the table of exp(k) to codes within `limit`, on a grid `factor` times as
+        fine; or, without a table, float64 exp(k) and v to float64.
+        """
         batch, tokens, channels = v.shape
         dtype: Any = np.float64 if table is None else np.int16
         length = powers.shape[0] - 1
@@ -177,7 +180,7 @@ class Kernels:
         self.wkv(
             *(batch, tokens, channels, length),
             *(at(k), at(v), None if table is None else at(table), at(powers), at(own)),
-            *(factor, at(ends), at(out)),
+            *(factor, limit, at(ends), at(out)),
         )
         return out
 
@@ -189,7 +192,6 @@ class _Plan(NamedTuple):
     """
 
     widths: list[int]
-    chunks: list[tuple[int, int, int]]
     scales: list[Array]
     call: abi.Linear
 
@@ -214,14 +216,14 @@ class KernelOps(ExactOps):
     def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
         grid = grid or layer.name
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
-        return Act(self._products(parts, layer.name, self.grids[grid], abi.CODES), grid)
+        return Act(self._products(parts, layer.name, self.grids[grid], limit_of(grid)), grid)
 
     def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
         ends, channels = ([-MEAN_MAX, 0], [MEAN_MAX, LEVELS - 1]), layer.channels
         limits = self._keep(
             ("limits", channels), lambda: [self.xp.array(np.repeat(np.array(e, np.float32), channels)) for e in ends]
         )
-        out = self._products(inputs, layer.name, MEAN_SHIFT, abi.WIDE, limits)
+        out = self._products(inputs, layer.name, MEAN_SHIFT, 0, limits)
         return out[..., :channels], out[..., channels:]
 
     def _products(
@@ -229,10 +231,10 @@ class KernelOps(ExactOps):
         parts: Sequence[Act],
         layer: str,
         e_out: int,
-        form: int,
+        limit: int,
         limits: Sequence[Array] | None = None,
     ) -> Array:
-        """(B, H, W, O) codes, or int32 within `limits`."""
+        """(B, H, W, O) codes within `limit`, or int32 within each output's own `limits`."""
         plan = self._plan(layer, tuple(self.grids[a.grid] for a in parts), e_out)
         arrays, at = [self._int16(p.x) for p in parts], self.memory.at
         shapes = [tuple(x.shape) for x in arrays]
@@ -245,28 +247,29 @@ class KernelOps(ExactOps):
         outputs = plan.call.outputs
         if limits is not None and len(limits[0]) != outputs:
             raise ValueError(f"{layer} gives {outputs} parameters, {len(limits[0])} wanted")
-        out = self.memory.empty((batch, h, w, outputs), np.int32 if form == abi.WIDE else np.int16)
+        out = self.memory.empty((batch, h, w, outputs), np.int16 if limits is None else np.int32)
         low, high = (None, None) if limits is None else (at(t) for t in limits)
-        # A part of one row a sample is multiplied once a sample, so these go one by one.
+        # An input of one row a sample is multiplied once a sample, so these go one by one.
         samples = [(out, arrays)] if not any(spread) else [(out[i], [x[i] for x in arrays]) for i in range(batch)]
         for target, xs in samples:
             call = abi.Linear.from_buffer_copy(plan.call)
-            call.rows, call.form, call.low, call.high, call.out = _count(target) // outputs, form, low, high, at(target)
+            call.rows, call.limit, call.out = _count(target) // outputs, limit, at(target)
+            call.low, call.high = low, high
             kept = []  # alive until the call
-            for i, (part, a, b) in enumerate(plan.chunks):
-                rows, chunk = xs[part].reshape(-1, plan.widths[part]), call.chunks[i]
-                if spread[part]:
-                    row, matrix = (self.xp.cast(t, self.xp.f8) for t in (rows[:, a:b], self._matrices(layer)[i]))
-                    kept.append(self.xp.matmul(row, matrix) * plan.scales[i])
-                    chunk.a, chunk.inputs, chunk.scale = None, 0, at(kept[-1])
-                elif (b - a) % 2:
-                    even = self.memory.empty((len(rows), b - a + 1), np.int16)
-                    even[:, :-1] = rows[:, a:b]
+            for i, (x, width) in enumerate(zip(xs, plan.widths, strict=True)):
+                given = call.inputs[i]
+                if spread[i]:
+                    kept.append(self._sums(x, self._matrices(layer)[i]) * plan.scales[i])
+                    given.columns, given.scale = 0, at(kept[-1])
+                elif width % 2:
+                    rows = x.reshape(-1, width)
+                    even = self.memory.empty((len(rows), width + 1), np.int16)
+                    even[:, :-1] = rows
                     even[:, -1] = 0
                     kept.append(even)
-                    chunk.a, chunk.stride = at(even), b - a + 1
+                    given.a = at(even)
                 else:
-                    chunk.a = at(rows) + 2 * a
+                    given.a = at(x)
             self.kernels.linear(call)
         return out
 
@@ -274,18 +277,17 @@ class KernelOps(ExactOps):
         def make() -> _Plan:
             scales, bias = self._scales(layer, e_in, e_out)
             packed, widths = self._packed(layer), self.tensors[f"{layer}.widths"].tolist()
-            pieces = chunks(widths)
-            if len(pieces) > abi.MAX_CHUNKS:
-                raise ValueError(f"{layer} has {len(pieces)} chunks of inputs, the kernels take {abi.MAX_CHUNKS}")
-            call = abi.Linear(outputs=len(bias), n_chunks=len(pieces), bias=self._at(bias))
-            for i, ((part, a, b), w, s) in enumerate(zip(pieces, packed, scales, strict=True)):
-                call.chunks[i] = abi.Chunk(None, widths[part], b - a + (b - a) % 2, self._at(w), self._at(s))
-            return _Plan(widths, pieces, scales, call)
+            if len(widths) > abi.MAX_INPUTS:
+                raise ValueError(f"{layer} has {len(widths)} inputs, the kernels take {abi.MAX_INPUTS}")
+            call = abi.Linear(outputs=len(bias), n_inputs=len(widths), bias=self._at(bias))
+            for i, (n, w, s) in enumerate(zip(widths, packed, scales, strict=True)):
+                call.inputs[i] = abi.Input(None, n + n % 2, self._at(w), self._at(s))
+            return _Plan(widths, scales, call)
 
         return self._keep((layer, e_in, e_out, "plan"), make)  # type: ignore[no-any-return]
 
     def _packed(self, layer: str) -> list[Array]:
-        """Each chunk's weights as abi.h wants them ("Packed weights")."""
+        """Each input's weights as abi.h wants them ("Packed weights")."""
 
         def make() -> list[Array]:
             w = self.tensors[f"{layer}.weight"]
@@ -311,7 +313,7 @@ class KernelOps(ExactOps):
         b, h, w, c = x.shape
         self.kernels.depthwise(
             *(b, h, w, c, int(round(len(taps) ** 0.5))),
-            *(self._at(x), self._at(taps), self._at(scale), self._at(bias), self._at(out)),
+            *(self._at(x), self._at(taps), self._at(scale), self._at(bias), limit_of(grid), self._at(out)),
         )
         return Act(out, grid)
 
@@ -322,7 +324,8 @@ class KernelOps(ExactOps):
         gamma, beta = self._affine(layer.name, self.grids[grid])
         _check(len(gamma) == x.shape[-1], layer.name, x)
         self.kernels.norm(
-            _count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(gamma), self._at(beta), self._at(out)
+            *(_count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(gamma), self._at(beta), limit_of(grid)),
+            self._at(out),
         )
         return Act(out, grid)
 
@@ -330,16 +333,18 @@ class KernelOps(ExactOps):
         x = self._int16(a.x)
         out, scale = self._like(x), self._channel_factors(layer.name)
         _check(len(scale) == x.shape[-1], layer.name, x)
-        self.kernels.channel_scale(_count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(scale), self._at(out))
+        self.kernels.channel_scale(
+            _count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(scale), limit_of(a.grid), self._at(out)
+        )
         return Act(out, a.grid)
 
     def place(self, a: Act, step: Step, layer: Place) -> Act:
         x, e = self._int16(a.x), self.grids[a.grid]
-        table = self._keep((layer.name, e, "int16"), lambda: self._int16(self._place_codes(layer.name, e)))
+        table = self._keep((layer.name, e, "int16"), lambda: self._int16(self._place_codes(layer.name, a.grid)))
         moved, out = self._like(x), self._like(x)
         for g, at in positions(step):
             moved[at] = table[g]
-        self.kernels.add(_count(x), self._at(x), self._at(moved), self._at(out))
+        self.kernels.add(_count(x), self._at(x), self._at(moved), limit_of(a.grid), self._at(out))
         return Act(out, a.grid)
 
     def _empty_fold(self, x: Array, groups: int) -> Array:
@@ -348,10 +353,11 @@ class KernelOps(ExactOps):
     def wkv(self, k: Act, v: Act, layer: Wkv, grid: str | None = None) -> Act:
         grid = grid or layer.name
         b, h, w, c = v.x.shape
-        table, powers, own = self._wkv_constants(layer.name, h * w, self.grids[k.grid])
+        table, powers, own = self._wkv_constants(layer.name, h * w, k)
         factor = 2.0 ** (self.grids[grid] - self.grids[v.grid])
         out = self.kernels.biwkv4(
-            self._int16(k.x).reshape(b, h * w, c), self._int16(v.x).reshape(b, h * w, c), table, powers, own, factor
+            *(self._int16(k.x).reshape(b, h * w, c), self._int16(v.x).reshape(b, h * w, c)),
+            *(table, powers, own, factor, limit_of(grid)),
         )
         return Act(out.reshape(b, h, w, c), grid)
 
@@ -366,9 +372,8 @@ class KernelOps(ExactOps):
     def relu_squared(self, a: Act, grid: str) -> Act:
         x = self._int16(a.x)
         out = self._like(x)
-        self.kernels.relu_squared(
-            _count(x), self._at(x), 2.0 ** (self.grids[grid] - 2 * self.grids[a.grid]), self._at(out)
-        )
+        factor = 2.0 ** (self.grids[grid] - 2 * self.grids[a.grid])
+        self.kernels.relu_squared(_count(x), self._at(x), factor, limit_of(grid), self._at(out))
         return Act(out, grid)
 
     def gate(self, r: Act, a: Act) -> Act:
@@ -394,8 +399,9 @@ class KernelOps(ExactOps):
         if x.shape != y.shape:  # the quality's bias, one row a sample
             x, y = (self._int16(t) for t in self.memory.broadcast(x, y))
         out = self._like(x)
-        self.kernels.add(_count(x), self._at(x), self._at(y), self._at(out))
-        return Act(out, same_grid(a, b))
+        limit = limit_of(same_grid(a, b))
+        self.kernels.add(_count(x), self._at(x), self._at(y), limit, self._at(out))
+        return Act(out, a.grid)
 
     # -- one vector an image: the reference's code, from and to int16 --
 
@@ -419,7 +425,7 @@ class KernelOps(ExactOps):
     def latent_code(self, y_hat: Array) -> Array:
         y_hat = self.memory.contiguous(y_hat, np.int32)
         out = self.memory.empty(y_hat.shape, np.int16)
-        self.kernels.latent_code(_count(y_hat), self._at(y_hat), self._at(out))
+        self.kernels.latent_code(_count(y_hat), self._at(y_hat), limit_of("y"), self._at(out))
         return out
 
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
@@ -427,7 +433,7 @@ class KernelOps(ExactOps):
         return y_hat, Act(self._int16(y_hat), "y")
 
     def _int16(self, x: Array) -> Array:
-        """Contiguous int16; the float32 codes that the reference's operations give are integers within +-2047."""
+        """Contiguous int16; the float32 codes that the reference's operations give are integers within +-8191."""
         return self.memory.contiguous(x, np.int16)
 
     def _like(self, x: Array) -> Array:

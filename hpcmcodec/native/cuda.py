@@ -266,7 +266,7 @@ class CudaKernels(Kernels):
         self._launch("hpcm_linear", call.rows * call.outputs, [call])
 
     def wkv(self, *arguments: Any) -> None:
-        batch, tokens, channels, length, k, v, table, powers, own, factor, ends, out = arguments
+        batch, tokens, channels, length, k, v, table, powers, own, factor, limit, ends, out = arguments
         blocks = -(-tokens // length)
         shape = [_long(batch), _long(tokens), _long(blocks), _int(channels), _int(length)]
         inputs = [_pointer(a) for a in (k, v, table)]
@@ -274,7 +274,7 @@ class CudaKernels(Kernels):
         self._launch("hpcm_wkv_ends", items, [*shape, *inputs, weights, sums])
         few = [_long(batch), _long(blocks), _int(channels), _int(length), weights, sums]
         self._launch("hpcm_wkv_carries", batch * channels * 4, few)
-        rest = [weights, _pointer(own), ctypes.c_double(factor), sums, _pointer(out)]
+        rest = [weights, _pointer(own), ctypes.c_double(factor), _int(limit), sums, _pointer(out)]
         self._launch("hpcm_wkv_out", items, [*shape, *inputs, *rest])
 
     def set_threads(self, n: int) -> None:

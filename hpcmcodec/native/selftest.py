@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.exact.constants import CODE_MAX
+from hpcmcodec.exact.constants import CODE_MAX, limit_of
 from hpcmcodec.exact.layers import Depthwise, Head, Layer, Linear, Norm, Place, QualityBias, Scale, Wkv, quantise
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act
@@ -21,7 +21,7 @@ from hpcmcodec.quality import Quality
 
 __all__ = ["GRIDS", "cases", "differences", "layers"]
 
-GRIDS = {"x": 7, "y": 7, "exp": 8, "sigmoid": 8, "out": 7, "fine": 11, "squared": 5, "z": 6}
+GRIDS = {"x": 9, "y": 9, "exp": 8, "sigmoid": 8, "out": 9, "fine": 13, "squared": 7, "z": 8}
 Case = Callable[[Any], Any]
 STEP = STEPS[-1]  # the groups of which "place" tells apart
 QUALITIES = [Quality(0), Quality(3333), Quality(10000)]  # the ends of the table, and between two of its rows
@@ -45,11 +45,11 @@ def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) 
     return quantise(made, derived, GRIDS)
 
 
-def codes(shape: tuple[int, ...], seed: int, *, extreme: bool = False) -> np.ndarray:
+def codes(shape: tuple[int, ...], seed: int, limit: int = CODE_MAX, *, extreme: bool = False) -> np.ndarray:
     """Random codes, float32: most of them small, a few at the limits; `extreme`: at the limits alone."""
     rng = np.random.RandomState(seed)
-    x = np.rint(rng.standard_normal(shape) * 400).clip(-CODE_MAX, CODE_MAX).astype(np.float32)
-    return np.where(rng.random_sample(shape) < (1 if extreme else 0.02), np.copysign(np.float32(CODE_MAX), x), x)
+    x = np.rint(rng.standard_normal(shape) * limit / 5).clip(-limit, limit).astype(np.float32)
+    return np.where(rng.random_sample(shape) < (1 if extreme else 0.02), np.copysign(np.float32(limit), x), x)
 
 
 def cases(
@@ -67,7 +67,8 @@ def cases(
     """Calls by name, each a function of the operations. Channels as for `layers`; dtype: of the codes handed in."""
 
     def act(n: int, grid: str, salt: int, positions: tuple[int, int] = (height, width)) -> Act:
-        return Act(codes((batch, *positions, n), seed + salt, extreme=extreme).astype(dtype), grid)
+        made = codes((batch, *positions, n), seed + salt, limit_of(grid), extreme=extreme)
+        return Act(made.astype(dtype), grid)
 
     x, y, r, k = act(channels, "x", 1), act(channels, "x", 2), act(channels, "sigmoid", 3), act(channels, "exp", 4)
     other, pooled = act(second, "y", 5), act(second, "y", 6, (1, 1))

@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from hpcmcodec.errors import InputError
+from hpcmcodec.exact.constants import ARITHMETIC
 from hpcmcodec.model.hpcm import Estimator
 from hpcmcodec.training import stages, states
 from hpcmcodec.training.config import Recipe
@@ -147,7 +148,7 @@ class Trainer:
                 raise InputError(f"{self.folder} is a run of {name} {facts[name]}, not {getattr(run, name)}")
         if facts["config"] != model.config.to_json():
             raise InputError(f"{self.folder} is a run of another model: its preset or `model` differs")
-        model.grids = dict(facts["grids"])
+        model.grids = states.grids_of(facts)
         self.step, self.first, self.fresh = facts["step"], facts["first"], facts["fresh"]
         self.spent, self.skipped, self.pending = facts["spent"], facts["skipped"], list(facts["pending"])
 
@@ -297,6 +298,7 @@ class Trainer:
             "first": self.first,
             "fresh": self.fresh,
             "grids": self.model.grids,
+            "arithmetic": ARITHMETIC,
             "spent": 3600 * self.hours,
             "skipped": self.skipped,
             "pending": [float(v) for v in self.pending],

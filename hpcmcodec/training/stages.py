@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hpcmcodec.errors import InputError
-from hpcmcodec.exact.constants import CODE_MAX
+from hpcmcodec.exact.constants import CODE_MAX, limit_of
 from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Estimator, WithoutContext, bits
@@ -156,7 +156,7 @@ def peaks(model: Estimator, x: Tensor, q: Tensor, fast: bool, share: float) -> d
     def observe(grid: str, values: Tensor) -> None:
         v = values.float().abs().flatten()
         k = max(1, int(len(v) * share))
-        v = v.clamp(max=CODE_MAX * 2.0 ** -model.grids[grid])
+        v = v.clamp(max=limit_of(grid) * 2.0 ** -model.grids[grid])
         seen[grid] = max(seen.get(grid, 0.0), v.kthvalue(k).values.item())
 
     with autocast(x.device.type, fast):
@@ -166,8 +166,8 @@ def peaks(model: Estimator, x: Tensor, q: Tensor, fast: bool, share: float) -> d
 
 
 def room(peak: float, within: float) -> float:
-    """Bits below the point, not whole, of the grid on which a magnitude is at `within` of the clamp; 11 at most."""
-    return min(11.0, math.log2(within * CODE_MAX / max(peak, 1e-3)))
+    """Bits below the point, not whole, of the grid on which a magnitude is at `within` of the clamp; 13 at most."""
+    return min(13.0, math.log2(within * CODE_MAX / max(peak, 1e-3)))
 
 
 def calibrate(model: Estimator, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.model.config import PRESETS, Config
-from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext
+from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Estimator, WithoutContext
 from hpcmcodec.training.stand_in import StandIn
 
 MAGIC = b"HPCMPACK"
@@ -132,7 +132,7 @@ def slim(state: State, *, full: bool = False) -> State:
         if name.startswith("ema/"):
             half = t.half() if t.is_floating_point() else t
             tensors[name] = half if bool(torch.isfinite(half).all()) else t
-    keep = ("preset", "config", "stage", "step", "grids", "spent")
+    keep = ("preset", "config", "stage", "step", "grids", "arithmetic", "spent")
     return State({k: v for k, v in state.facts.items() if k in keep}, tensors)
 
 
@@ -241,6 +241,18 @@ def newest(folder: Path, say: Callable[[str], None] = print) -> State | None:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+def grids_of(facts: Mapping[str, Any]) -> dict[str, int]:
+    """Exponents of the grids that a state was trained on.
+
+    States that name no arithmetic are of arithmetic 3: its codes had two bits less, so their activations are clamped
+    where they were on grids two bits finer.
+    """
+    grids = dict(facts.get("grids", {}))
+    if "arithmetic" in facts:
+        return grids
+    return {g: FIXED_GRIDS.get(g, e + 2) for g, e in grids.items()}
+
+
 def load_model(path: Path) -> Estimator:
     """The EMA of a state in eval mode: an HPCM, the yardstick's `WithoutContext`, or stage A's `StandIn`.
 
@@ -255,7 +267,7 @@ def load_model(path: Path) -> Estimator:
         kind = WithoutContext
     facts = state.facts
     config = Config.from_json(facts["config"]) if "config" in facts else PRESETS[facts["preset"]]
-    model = kind(config, facts["grids"])
+    model = kind(config, grids_of(facts))
     try:
         model.load_state_dict({k: v.float() for k, v in ema.items()})
     except RuntimeError as error:
@@ -288,7 +300,7 @@ def start_from(model: Estimator, state: State) -> Match:
     own, theirs = model.state_dict(), state.under("ema")
     fits = {k: v.float() for k, v in theirs.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(own | fits)
-    grids = state.facts.get("grids", {})
+    grids = grids_of(state.facts)
     model.grids = {k: grids.get(k, v) for k, v in model.grids.items()}
     return Match(sorted(fits), sorted(set(own) - set(fits)), sorted(set(theirs) - set(fits)))
 
