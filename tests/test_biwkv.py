@@ -48,7 +48,7 @@ def inputs(tokens: int, kind: str = "ordinary", channels: int = 3, batch: int = 
     if abs(of_keys) > 1:
         k = np.full_like(k, of_keys)
         k[:, ::3] = -of_keys  # both ends of the range side by side
-    v = rng.randint(-2047, 2048, k.shape).astype(np.float64)
+    v = rng.randint(-8191, 8192, k.shape).astype(np.float64)
     decay = (rng.uniform(0, 16, channels) * of_decay).astype(np.float32)
     boost = (rng.uniform(-4, 4, channels) * of_boost).astype(np.float32)
     return k, v, decay, boost
@@ -104,7 +104,7 @@ def test_powers_are_products_of_one_factor_and_none_is_subnormal() -> None:
 @given(st.integers(1, 200), st.data())
 def test_a_constant_sequence_is_its_own_average(tokens: int, data: st.DataObject) -> None:
     k, _, decay, boost = inputs(tokens, data.draw(st.sampled_from(sorted(EXTREMES))))
-    value = data.draw(st.integers(-2047, 2047))
+    value = data.draw(st.integers(-8191, 8191))
     y = exact(NUMPY, k, np.full_like(k, value), decay, boost)
     np.testing.assert_allclose(y, value, rtol=1e-12)
 
