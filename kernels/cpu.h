@@ -239,6 +239,7 @@ static void convolve_row(const Depthwise& d, int64_t row, int c) {
         rows.at[i] = there ? d.a + (row + i - K / 2) * d.width * d.channels + c : zeros;
         rows.step[i] = there ? d.channels : 0;
     }
+    const float *scale = d.scale + c, *bias = d.bias + c, limit = (float)d.limit;
     int16_t* out = d.out + row * d.width * d.channels + c;
     int32_t sums[WIDE_STEP];
     for (int64_t x = 0; x < d.width; ++x) {
@@ -246,7 +247,7 @@ static void convolve_row(const Depthwise& d, int64_t row, int c) {
             convolve<K, true>(rows, x, d.width, weights, sums);
         else
             convolve<K, false>(rows, x, d.width, weights, sums);
-        finish_row(sums, WIDE_STEP, d.scale + c, d.bias + c, (float)d.limit, out + x * d.channels);
+        finish_row(sums, WIDE_STEP, scale, bias, limit, out + x * d.channels);
     }
 }
 
@@ -281,6 +282,7 @@ static void depthwise(int64_t first, int64_t last, const Depthwise& d) {
 
 static void norm(int64_t first, int64_t last, const Norm& p) {
     const int n = p.channels;
+    const float limit = (float)p.limit;
     for (int64_t row = first; row < last; ++row) {
         const int16_t* a = p.a + row * n;
         int64_t sum = 0, squares = 0;
@@ -297,7 +299,7 @@ static void norm(int64_t first, int64_t last, const Norm& p) {
         }
         const float factor = hpcm_norm_factor(sum, squares, n), width = (float)n, mean = (float)sum;
         for (int i = 0; i < n; ++i)
-            p.out[row * n + i] = hpcm_norm(a[i], width, mean, factor, p.gamma[i], p.beta[i], (float)p.limit);
+            p.out[row * n + i] = hpcm_norm(a[i], width, mean, factor, p.gamma[i], p.beta[i], limit);
     }
 }
 
@@ -306,7 +308,8 @@ static void lrelu(int64_t first, int64_t last, const Elements& p) {
 }
 
 static void relu_squared(int64_t first, int64_t last, const Elements& p) {
-    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_relu_squared(p.a[i], p.factor, (float)p.limit);
+    const float limit = (float)p.limit;
+    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_relu_squared(p.a[i], p.factor, limit);
 }
 
 static void gate(int64_t first, int64_t last, const Elements& p) {
@@ -315,17 +318,20 @@ static void gate(int64_t first, int64_t last, const Elements& p) {
 }
 
 static void add(int64_t first, int64_t last, const Elements& p) {
-    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_limit_code((int32_t)p.a[i] + p.b[i], p.limit);
+    const int32_t limit = p.limit;  // in a register: g++ vectorises no loop that reads it anew
+    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_limit_code((int32_t)p.a[i] + p.b[i], limit);
 }
 
 static void latent_code(int64_t first, int64_t last, const Elements& p) {
-    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_limit_code(p.wide[i], p.limit);
+    const int32_t limit = p.limit;
+    for (int64_t i = first; i < last; ++i) p.out[i] = hpcm_limit_code(p.wide[i], limit);
 }
 
 static void channel_scale(int64_t first, int64_t last, const Elements& p) {
+    const float limit = (float)p.limit;
     for (int64_t row = first; row < last; ++row)
         for (int c = 0; c < p.channels; ++c)
-            p.out[row * p.channels + c] = hpcm_code((float)p.a[row * p.channels + c] * p.table[c], (float)p.limit);
+            p.out[row * p.channels + c] = hpcm_code((float)p.a[row * p.channels + c] * p.table[c], limit);
 }
 
 // a is one row for all positions.
