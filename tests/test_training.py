@@ -29,7 +29,7 @@ from torch import nn
 
 from hpcmcodec import codec, weights
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
-from hpcmcodec.exact.constants import CODE_MAX
+from hpcmcodec.exact.constants import ARITHMETIC, CODE_MAX, limit_of
 from hpcmcodec.model import transforms
 from hpcmcodec.model.config import TINY, Config
 from hpcmcodec.model.context import hyper_synthesis
@@ -527,7 +527,7 @@ def test_shipped_states_can_be_trained_on_from(path: Path) -> None:
 
 def test_only_tensors_of_the_same_name_and_shape_are_taken_over() -> None:
     model, other = first_values(), HPCM(replace(TINY, hyper=12))
-    state = states.State({"grids": {"h_s.1": 11, "unknown": 4}}, {f"ema/{k}": v for k, v in other.state_dict().items()})
+    state = states.State({"grids": {"h_s.1": 9, "unknown": 4}}, {f"ema/{k}": v for k, v in other.state_dict().items()})
     state.tensors["ema/extra"] = torch.zeros(3)
     kept = {k: v.clone() for k, v in model.state_dict().items()}
     match = states.start_from(model, state)
@@ -548,7 +548,8 @@ def test_only_tensors_of_the_same_name_and_shape_are_taken_over() -> None:
 @pytest.mark.parametrize("kind", [HPCM, StandIn, WithoutContext])
 def test_load_model_gives_the_model_that_the_state_is_of(kind: type[Estimator], tmp_path: Path) -> None:
     model = kind(TINY)
-    facts = {"preset": "tiny", "config": TINY.to_json(), "grids": model.grids | {"h_s.1": 9}, "step": 3, "stage": "c"}
+    facts = {"preset": "tiny", "config": TINY.to_json(), "grids": model.grids | {"h_s.1": 9}, "stage": "c"}
+    facts |= {"arithmetic": ARITHMETIC, "step": 3}
     state = states.State(facts, {f"ema/{k}": v for k, v in model.state_dict().items()})
     states.write(tmp_path / "state", states.pack(states.slim(state)))
     found = states.load_model(tmp_path / "state")
@@ -558,6 +559,15 @@ def test_load_model_gives_the_model_that_the_state_is_of(kind: type[Estimator], 
     states.write(tmp_path / "state", states.to_bytes(state))
     with pytest.raises(UnsupportedError, match="another version of the model"):
         states.load_model(tmp_path / "state")
+
+
+def test_states_of_arithmetic_3_get_the_grids_on_which_its_clamps_stay() -> None:
+    grids = {"h_s.1": 6, "s3.carry": 5, "sigmoid": 8, "exp": 8, "y": 3}
+    found = states.grids_of({"grids": grids})
+    assert found == {"h_s.1": 8, "s3.carry": 7, **FIXED_GRIDS}
+    # 2047 steps of arithmetic 3 are 8191 of a quarter, to less than a step; tables end where they did.
+    assert all(abs(limit_of(g) * 2.0 ** -found[g] - 2047 * 2.0**-e) < 2.0**-e for g, e in grids.items() if g != "y")
+    assert states.grids_of({"grids": found, "arithmetic": ARITHMETIC}) == found
 
 
 def test_h_s_is_convolutions_and_pixel_shuffles_of_torch() -> None:
@@ -864,6 +874,19 @@ def test_export_replaces_nothing_where_its_files_differ_from_the_model(
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_export_states_what_exact_arithmetic_costs_and_refuses_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(tiny.picture(64, 48)).save(tmp_path / "a.png")
+    said: list[str] = []
+    monkeypatch.setattr(report, "QUALITIES", (20.0, 80.0))
+    monkeypatch.setattr(export, "fit_grids", lambda model, photographs: {g: e // 2 for g, e in model.grids.items()})
+    with pytest.raises(IntegrityError, match=r"tiny-9 was not written: exact arithmetic costs .*% of the bits"):
+        export.export(tiny.make_model(), "tiny-9", tmp_path / "out", [], tmp_path, said.append)
+    assert [line.split()[0] for line in said[0].splitlines()] == ["exact", "q", "q", "mean"]
+    assert not (tmp_path / "out").exists()
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -892,7 +915,7 @@ def test_worth_compares_exact_arithmetic_with_float_on_grids_of_training_or_of_p
     model = tiny.make_model()
     model.grids = {g: e if g in FIXED_GRIDS else max(0, e - 6) for g, e in model.grids.items()}
     state = states.State(
-        {"preset": "tiny", "stage": "c", "step": 1, "grids": model.grids},
+        {"preset": "tiny", "stage": "c", "step": 1, "grids": model.grids, "arithmetic": ARITHMETIC},
         {f"ema/{k}": v for k, v in model.state_dict().items()},
     )
     states.save_checkpoint(tmp_path, state, keep=1)
@@ -907,6 +930,9 @@ def test_worth_compares_exact_arithmetic_with_float_on_grids_of_training_or_of_p
             assert result.output.splitlines()[0] == (
                 f"q  50.0  {exact:.4f} bpp against {assumed:.4f}: {100 * (exact / assumed - 1):+.2f}%"
             )
+    with tiny.installed():
+        result = CliRunner().invoke(main, ["worth", str(tmp_path), str(tmp_path), "--grids", tiny.NAME])
+    assert [line.split()[1] for line in result.output.splitlines()[:-1]] == [f"{10.0 * i}" for i in range(11)]
     command = ["worth", str(tmp_path), str(tmp_path), "--grids", tiny.NAME, "--against", str(tmp_path)]
     assert CliRunner().invoke(main, command).exit_code == 2
 

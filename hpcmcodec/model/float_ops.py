@@ -234,12 +234,15 @@ def interpolate(table: Tensor, q: Tensor) -> Tensor:
 def _faked(method: str) -> Any:
     @wraps(getattr(FloatOps, method))
     def run(self: FakeOps, *args: Any, **kwargs: Any) -> Any:
-        f = getattr(FloatOps, method)(self, *args, **kwargs)
         with self.namespace.exact_mode():
             e = getattr(self.exact, method)(*(self._codes(a) for a in args), **kwargs)
-        if isinstance(f, Act):
-            return Act(_straight(e.x * 2.0 ** -self.grids[e.grid], f.x), f.grid)
-        return tuple(_straight(x * s, g) for x, s, g in zip(e, (2.0**-MEAN_SHIFT, 1.0), f, strict=True))
+        one = isinstance(e, Act)
+        steps = (2.0 ** -self.grids[e.grid],) if one else (2.0**-MEAN_SHIFT, 1.0)
+        values = [x * step for x, step in zip((e.x,) if one else e, steps, strict=True)]
+        if torch.is_grad_enabled():  # the float operation is for its gradient alone
+            f = getattr(FloatOps, method)(self, *args, **kwargs)
+            values = [_straight(v, x) for v, x in zip(values, (f.x,) if one else f, strict=True)]
+        return Act(values[0], e.grid) if one else tuple(values)
 
     return run
 

@@ -16,7 +16,7 @@ import json
 import math
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from hpcmcodec.model.float_ops import FakeOps
 from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Z_EDGES, Z_REACH
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
-from hpcmcodec.training import stages
+from hpcmcodec.training import report, stages
 from hpcmcodec.training.data import Crops, to_unit
 
 OPSET = 18
@@ -55,6 +55,7 @@ TAIL = 2.0**-15  # a table ends where less probability than this is left: the es
 # What float16 and integers may cost against the trained model: relative rms of y, relative bits, levels a pixel,
 # relative rms of the gradient.
 LATENT_ERROR, RATE_ERROR, PIXEL_ERROR, GRADIENT_ERROR = 0.02, 0.1, 0.5, 0.01
+EXACT_ERROR = 0.003  # relative bits that exact arithmetic may cost, mean over the qualities
 CHECKED = 4  # photographs that the files are checked on
 TRANSFORMS = ("g_a.", "g_s.", "h_a.")
 
@@ -97,16 +98,29 @@ def export(
     name: str,
     out: Path,
     photographs: Iterable[tuple[np.ndarray, Quality]],
+    held_out: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> bytes:
     """Write `out/name.safetensors`, its three graphs, and their digests into the list there; returns the model id.
 
-    photographs: (pixels (16 h, 16 w, 3) uint8, quality) to fit grids and tables to, and to check
-    the files on.
+    photographs: (pixels (16 h, 16 w, 3) uint8, quality) to fit grids and tables to, and to check the files on.
+    held_out: a folder of PNGs; `say` is told what exact arithmetic costs on them.
 
-    Raises IntegrityError where what was written computes something else than the model; nothing is replaced then.
+    Raises IntegrityError where it costs more than EXACT_ERROR, or what was written computes something else than the
+    model; nothing is replaced then.
     """
     trained, photographs = copy.deepcopy(model).eval(), list(photographs)
     model.grids = fit_grids(trained, photographs)
+    if held_out is not None:
+        ours = report.mean_bpp(model, held_out, report.QUALITIES, fake=True)
+        theirs = report.mean_bpp(trained, held_out, report.QUALITIES, fake=False)
+        lines, mean = report.compare(report.QUALITIES, ours, theirs)
+        say("\n".join(["exact arithmetic against float:", *lines]))
+        if not mean <= 1 + EXACT_ERROR:
+            raise IntegrityError(
+                f"{name} was not written: exact arithmetic costs {100 * (mean - 1):.2f}% of the bits on {held_out}, "
+                f"at most {100 * EXACT_ERROR:.1f}% is allowed; train longer under fake quantisation"
+            )
     integers = model.integers()
     tensors: dict[str, np.ndarray] = {f"entropy.{k}": v for k, v in integers.items()}
     for key, value in model.state_dict().items():

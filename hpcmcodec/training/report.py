@@ -15,6 +15,7 @@ from hpcmcodec.model.hpcm import Estimator, bits
 from hpcmcodec.training.data import validation_images
 from hpcmcodec.training.records import read_log
 
+QUALITIES = tuple(float(q) for q in range(0, 101, 10))  # at which the price of exact arithmetic is stated
 RD_CURVES = 6  # validations whose RD points are shown, evenly spread over the run
 
 
@@ -36,6 +37,14 @@ def mean_bpp(model: Estimator, folder: Path, qualities: Sequence[float], *, fake
             rates.append(bits(likelihoods).item() / (x.shape[2] * x.shape[3]))
         out.append(sum(rates) / len(rates))
     return out
+
+
+def compare(qualities: Sequence[float], ours: Sequence[float], theirs: Sequence[float]) -> tuple[list[str], float]:
+    """Two lists of bits per pixel at the same qualities: a line each and one for all, and the mean of the ratios."""
+    rows = list(zip(qualities, ours, theirs, strict=True))
+    mean = sum(a / b for _, a, b in rows) / len(rows)
+    lines = [f"q {q:5.1f}  {a:.4f} bpp against {b:.4f}: {100 * (a / b - 1):+.2f}%" for q, a, b in rows]
+    return [*lines, f"mean of the ratios: {100 * (mean - 1):+.2f}%"], mean
 
 
 def plot(folder: Path, *, theme: str, image_format: str) -> bytes:
