@@ -164,7 +164,7 @@ def test_a_library_of_other_sources_is_not_used(place: Place) -> None:
     assert any("other sources" in r for r in finds_reference(background=False).reasons)
 
 
-@pytest.mark.parametrize("name", ["PANEL", "the size of Linear", "the place of Chunk.scale"])
+@pytest.mark.parametrize("name", ["PANEL", "the size of Linear", "the place of Input.scale"])
 def test_a_library_that_takes_the_shared_structs_for_something_else_is_not_used(place: Place, name: str) -> None:
     place.build()
     place.monkeypatch.setitem(abi.VALUES, name, 48)
@@ -617,7 +617,7 @@ def test_doctor_finds_kernels_that_compute_something_else(place: Place, capsys: 
     kernels = loader.find().kernels
     assert kernels
 
-    def wrong(n: int, a: int, b: int, out: int) -> None:
+    def wrong(n: int, a: int, b: int, limit: int, out: int) -> None:
         np.ctypeslib.as_array((np.ctypeslib.ctypes.c_int16 * n).from_address(out))[:] = 1
 
     place.monkeypatch.setattr(kernels, "add", wrong)
