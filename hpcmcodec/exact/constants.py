@@ -1,10 +1,10 @@
 """Constants of the exact arithmetic: limits of codes and sums, and grids whose meaning is fixed."""
 
 ARITHMETIC = 4  # part of the model id; raised with every change of what these operations compute
-CODE_MAX = 8191  # activations are 14-bit signed codes,
-TABLE_MAX = 2047  # those that a table is indexed with 12-bit ones
-GATE_GRID = "sigmoid"  # inputs of sigmoids and of exp: +-8 in steps of 1/256
-EXP_GRID = "exp"
+CODE_MAX = 8191  # activations are 14-bit signed codes
+GATE_GRID = "sigmoid"  # inputs of sigmoids: +-8 in steps of 1/256
+EXP_GRID = "exp"  # inputs of exp: the same
+TABLE_MAX = 2047  # the codes on these two have 12 bits: they index tables of 4095 entries
 SUM_BOUND = 1 << 31  # integer sums stay below: int32 holds them
 MEAN_MAX = 1 << 16  # means: codes on the 1/16 grid
 MEAN_SHIFT = 4  # y_hat and means count sixteenths of the quantisation step

@@ -13,8 +13,8 @@ from hpcmcodec.quality import Quality
 LEVELS_PER_OCTAVE = 6
 LEVEL_OF_ONE = 26  # level of scale 1: level 0 is 0.0496, level 63 is 71.8
 # Latents shrink with the quality, and with them the context's activations: below a quality there is
-# room for more bits on the grids of contexts and priors, and on those of carries. Without them what means are made of
-# is rounded to eighths of a step, which costs 2% of the bits at q 10.
+# room for more bits on the grids of contexts and priors, and on those of carries. Without them rounding costs
+# half a percent of the bits at q 10.
 FINER_BELOW = ((Quality.of(50), 2, 1), (Quality.of(75), 1, 1))
 # z spreads with the quality too, and training knows one prior for all: each fifth of the qualities has its own tables.
 Z_BANDS = 5
