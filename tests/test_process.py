@@ -242,8 +242,8 @@ kernels = Kernels(ctypes.CDLL(sys.argv[1]), 4)
 x = np.arange(1 << 20, dtype=np.int16)
 out = np.empty_like(x)
 for _ in range(3):
-    kernels.add(x.size, x.ctypes.data, x.ctypes.data, out.ctypes.data)
-    assert (out == np.clip(2 * x.astype(np.int32), -2047, 2047)).all()
+    kernels.add(x.size, x.ctypes.data, x.ctypes.data, 8191, out.ctypes.data)
+    assert (out == np.clip(2 * x.astype(np.int32), -8191, 8191)).all()
 """
 
 
