@@ -4,10 +4,10 @@
              with effort, several times: y_hat -> g_s and back again -> y that makes up for what coding does to it
     decode:  container -> for each tile z, eleven steps -> y_hat; ungain, g_s -> pixels
 
-Two engines do this. `light` (CPU): the transforms are onnxruntime graphs, the entropy path runs in numpy, with compiled
-kernels where `native.loader` finds them; torch is never imported. `torch` (CUDA, and on a CPU when asked for): the same
-functions over torch tensors. Both decode a file to the same latent integers; pixels may differ by a level, since
-transforms are ordinary floating point.
+Two engines do this. `light` (CPU): the entropy path and the synthesis run in numpy, with compiled kernels where
+`native.loader` finds them, the encoder's transforms are onnxruntime graphs; torch is never imported. `torch` (CUDA, and
+on a CPU when asked for): the same functions over torch tensors. Both decode a file to the same pixels, in integers
+(`exact`); the encoder's transforms are ordinary floating point, so files may differ.
 
 The latent plane is cut into tiles that are coded independently; the transforms run over the whole plane, in strips
 with a halo as wide as their receptive field, so that there are no seams and memory stays bounded.
@@ -38,6 +38,7 @@ from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.image import load, to_image
 from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
 from hpcmcodec.model.config import Config, lmbda
+from hpcmcodec.model.synthesis import synthesise
 from hpcmcodec.native import loader
 from hpcmcodec.quality import Quality
 from hpcmcodec.strips import Z_STRIDE, Progress, analyse_strips, gradient_strips, pad, synthesise_strips
@@ -281,7 +282,7 @@ def _adder(planes: dict[str, np.ndarray]) -> Callable[[str, np.ndarray], None]:
 
 
 class _Engine(Protocol):
-    """Transforms and latent coder of one model on one device. `lock` guards the coder's ops."""
+    """Transforms, synthesis and latent coder of one model on one device. `lock` guards the exact ops."""
 
     config: Config
     model_id: bytes
@@ -291,8 +292,10 @@ class _Engine(Protocol):
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
         """pixels (16 h, 16 w, 3) uint8 -> y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32."""
 
-    def synthesise(self, y_hat: np.ndarray, quality: Quality, tick: Progress | None) -> np.ndarray:
-        """y_hat (h, w, M) int32 in sixteenths -> pixels (16 h, 16 w, 3) uint8."""
+    def synthesise(
+        self, y_hat: np.ndarray, quality: Quality, tick: Progress | None = None, depth: int = 8
+    ) -> np.ndarray:
+        """y_hat (h, w, M) int32 in sixteenths -> pixels (16 h, 16 w, 3) of `depth` bits: uint8, or uint16 above 8."""
 
     def gradient(
         self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None
@@ -304,12 +307,13 @@ class _Engine(Protocol):
 
 
 class LightEngine:
-    """onnxruntime for the transforms, numpy for the entropy path, with compiled kernels where there are any."""
+    """numpy, with compiled kernels where there are any; onnxruntime for the encoder's transforms."""
 
     def __init__(self, w: weights.Weights) -> None:
         probe(NUMPY)
         self.config, self.model_id, self.weights = w.config, w.model_id, w
         self.coder = LatentCoder(w.config, loader.exact_ops(w.under("entropy"), w.grids), w.under("tables"))
+        self.synthesis = loader.exact_ops(w.synthesis(), w.grids)
         self.lock = threading.RLock()
         self._sessions: dict[str, Any] = {}
 
@@ -344,9 +348,14 @@ class LightEngine:
         session = self._session("analysis")
         return analyse_strips(lambda x: session.run(["y", "z"], {"pixels": x, **inputs}), pixels, self.config, tick)
 
-    def synthesise(self, y_hat: np.ndarray, quality: Quality, tick: Progress | None) -> np.ndarray:
-        inputs, session = self._synthesis_factors(quality), self._session("synthesis")
-        return synthesise_strips(lambda y: session.run(["pixels"], {"y_hat": y, **inputs})[0], y_hat, self.config, tick)
+    def synthesise(
+        self, y_hat: np.ndarray, quality: Quality, tick: Progress | None = None, depth: int = 8
+    ) -> np.ndarray:
+        def run(part: np.ndarray) -> Any:
+            with self.lock:
+                return synthesise(self.synthesis, self.config, part[None], [quality], depth)[0]
+
+        return synthesise_strips(run, y_hat, self.config, depth, tick)
 
     def gradient(
         self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hpcmcodec import weights
-from hpcmcodec.model import parameters
+from hpcmcodec.model import fold, parameters
 from hpcmcodec.model.hpcm import HPCM
 
 
@@ -19,7 +19,9 @@ def from_weights(w: weights.Weights) -> HPCM:
     with torch.random.fork_rng(devices=[]):  # the initial values are drawn and thrown away
         model = HPCM(w.config, w.grids).float()
     entropy = w.under("entropy")
-    state = {k: torch.from_numpy(v).float() for k, v in w.tensors.items() if not k.startswith(("entropy.", "tables."))}
+    transforms = {k: v for k, v in w.tensors.items() if k.startswith(("g_a.", "h_a.", "gain.", "z_prior."))}
+    transforms |= fold.training(w.config, w.synthesis())
+    state = {k: torch.from_numpy(v).float() for k, v in transforms.items()}
     for layer in model.layers.values():
         state |= {f"raw.{k}": v for k, v in parameters.from_stored(layer, entropy, w.grids).items()}
     model.load_state_dict(state, strict=False)

@@ -7,16 +7,19 @@ whole, g_s on 12 megapixels takes 1.3 GB.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from hpcmcodec.container import LATENT
 from hpcmcodec.model.config import Config
+from hpcmcodec.model.synthesis import halo
 
 Progress = Callable[[float], None]
 
 STRIP_LATENTS = 64 * 256  # positions of the latent plane that a transform sees at once, without its halo
+PART_COLUMNS = 512  # the widest part of the plane that the synthesis sees at once, without its halo
 ANALYSIS_HALO = 8  # latent rows: radius 4 of g_a, 3 of h_a behind it, rounded up to z's stride
 Z_STRIDE = 4
 
@@ -41,21 +44,26 @@ def analyse_strips(
 
 
 def synthesise_strips(
-    run: Callable[[np.ndarray], Any], y_hat: np.ndarray, config: Config, tick: Progress | None
+    run: Callable[[np.ndarray], Any], y_hat: np.ndarray, config: Config, depth: int, tick: Progress | None
 ) -> np.ndarray:
-    """The synthesis graph over strips with the halo that its 3x3 convolutions need.
+    """The synthesis over parts of the plane, each with the halo that its 3x3 convolutions need: what the whole gives.
 
-    The whole plane at once gives the same, to a level where a library sums in another order for another height.
+    run: y_hat (h, w, M) -> (16 h, 16 w, 3). Returns uint8, uint16 where `depth` is more than 8.
     """
     h, w, _ = y_hat.shape
-    halo = _synthesis_halo(config)
-    pixels = np.empty((h * LATENT, w * LATENT, 3), np.uint8)
-    for a, b in _strips(h, w):
-        top, bottom = max(0, a - halo), min(h, b + halo)
-        strip = run(y_hat[top:bottom])
-        pixels[a * LATENT : b * LATENT] = strip[(a - top) * LATENT : (b - top) * LATENT]
-        if tick:
-            tick(b / h)
+    around = halo(config)
+    pixels = np.empty((h * LATENT, w * LATENT, 3), np.uint8 if depth <= 8 else np.uint16)
+    count = -(-w // PART_COLUMNS)
+    edges = [w * i // count for i in range(count + 1)]
+    for a, b in _strips(h, min(w, PART_COLUMNS)):
+        top, bottom = max(0, a - around), min(h, b + around)
+        for i, (c, d) in enumerate(pairwise(edges)):
+            left, right = max(0, c - around), min(w, d + around)
+            part = run(y_hat[top:bottom, left:right])
+            rows, columns = (slice(x * LATENT, y * LATENT) for x, y in ((a - top, b - top), (c - left, d - left)))
+            pixels[a * LATENT : b * LATENT, c * LATENT : d * LATENT] = part[rows, columns]
+            if tick:
+                tick((a + (b - a) * (i + 1) / count) / h)
     return pixels
 
 
@@ -69,20 +77,15 @@ def gradient_strips(
 ) -> np.ndarray:
     """The gradient graph over strips, their halo twice that of synthesis: there to the pixels and back again."""
     h, w, _ = y_hat.shape
-    halo = 2 * _synthesis_halo(config)
+    around = 2 * halo(config)
     out = np.empty(y_hat.shape, np.float32)
     for a, b in _strips(h, w):
-        top, bottom = max(0, a - halo), min(h, b + halo)
+        top, bottom = max(0, a - around), min(h, b + around)
         seen = slice(top * LATENT, bottom * LATENT)
         out[a:b] = run(y_hat[top:bottom], pixels[seen], weight[seen])[a - top : b - top]
         if tick:
             tick(b / h)
     return out
-
-
-def _synthesis_halo(config: Config) -> int:
-    """Latent rows around a latent that g_s sees: its 3x3 convolutions at 1/16 and, half as wide, at 1/8."""
-    return config.synthesis_blocks[1] + -(-config.synthesis_blocks[0] // 2)
 
 
 def _strips(h: int, w: int) -> Iterator[tuple[int, int]]:

@@ -1,10 +1,10 @@
-"""The torch engine: transforms as torch modules, the entropy path's exact operations over torch tensors."""
+"""The torch engine: the encoder's transforms as torch modules, the exact operations over torch tensors."""
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,6 +16,7 @@ from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.namespaces import TorchNamespace, probe
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.synthesis import synthesise
 from hpcmcodec.native import cuda, loader
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.pretrained import from_weights
@@ -35,13 +36,14 @@ class TorchEngine:
         self.namespace = TorchNamespace(device)
         with self.namespace.exact_mode():
             probe(self.namespace)
-        self.coder = LatentCoder(w.config, self._exact_ops(w), w.under("tables"))
+        self.coder = LatentCoder(w.config, self._exact_ops(w.under("entropy"), w.grids), w.under("tables"))
+        self.synthesis = self._exact_ops(w.synthesis(), w.grids)
         self.model = from_weights(w).to(device).eval()
         self.lock = threading.RLock()
 
-    def _exact_ops(self, w: weights.Weights) -> ExactOps:
+    def _exact_ops(self, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> ExactOps:
         """By HPCM_OPS; over torch's own operators where it does not force kernels and there are none."""
-        choice, tensors = loader.choice(), w.under("entropy")
+        choice = loader.choice()
         on_gpu = self.namespace.device.type == "cuda"
         if choice == "cpp":
             raise UnsupportedError(
@@ -52,12 +54,12 @@ class TorchEngine:
         if on_gpu and choice != "reference":
             found = cuda.find(torch.cuda.current_device(), wait=choice == "cuda")
             if found.kernels:
-                return KernelOps(found.kernels, tensors, w.grids, self.namespace)
+                return KernelOps(found.kernels, tensors, grids, self.namespace)
             why = f"no CUDA kernels: {'; '.join(found.reasons)}"
             if choice == "cuda":
                 raise UnsupportedError(f"HPCM_OPS=cuda, but there are {why}")
             warnings.warn(f"{why}; coding runs in torch's own operators", RuntimeWarning, stacklevel=2)
-        return ExactOps(self.namespace, tensors, w.grids)
+        return ExactOps(self.namespace, tensors, grids)
 
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
         q = torch.tensor([quality.unit], dtype=torch.float32, device=self.namespace.device)
@@ -70,16 +72,16 @@ class TorchEngine:
 
         return analyse_strips(run, pixels, self.config, tick)
 
-    def synthesise(self, y_hat: np.ndarray, quality: Quality, tick: Progress | None) -> np.ndarray:
-        q = torch.tensor([quality.unit], dtype=torch.float32, device=self.namespace.device)
+    def synthesise(
+        self, y_hat: np.ndarray, quality: Quality, tick: Progress | None = None, depth: int = 8
+    ) -> np.ndarray:
+        xp = self.namespace
 
-        def run(strip: np.ndarray) -> np.ndarray:
-            with self._plain():
-                y = torch.tensor(strip, device=self.namespace.device)[None].float() * 2.0**-MEAN_SHIFT
-                x_hat = self.model.synthesise(y, q)[0].permute(1, 2, 0)
-                return np.asarray((x_hat * 255).round_().clamp_(0, 255).to(torch.uint8).cpu())
+        def run(part: np.ndarray) -> np.ndarray:
+            with self.lock, xp.exact_mode():
+                return xp.numpy(synthesise(self.synthesis, self.config, xp.array(part[None]), [quality], depth)[0])
 
-        return synthesise_strips(run, y_hat, self.config, tick)
+        return synthesise_strips(run, y_hat, self.config, depth, tick)
 
     def gradient(
         self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None

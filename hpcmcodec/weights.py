@@ -1,9 +1,10 @@
 """The packaged weights: where they are, whether they are whole, what their headers say, and their tensors.
 
-One safetensors file holds a model: integers of the entropy path (`entropy.*`), tables (`tables.*`), transforms in
-float16 (`g_a.*`, `g_s.*`, `h_a.*`), gains and the prior of z (`z_prior.*`, which estimates and training use, coding
-does not) in float32. Its metadata: "format", "name", "config" and "grids" (JSON) and "model_id" (hex). Three
-onnxruntime graphs beside it take their weights from the same file.
+One safetensors file holds a model: integers of the entropy path (`entropy.*`) and of the synthesis (`g_s.*`,
+`ungain.*`, `thumbnail.*`), tables (`tables.*`), the encoder's transforms in float16 (`g_a.*`, `h_a.*`), its gains and
+the prior of z (`z_prior.*`, which estimates and training use, coding does not) in float32. Its metadata: "format",
+"name", "config" and "grids" (JSON) and "model_id" (hex). Two onnxruntime graphs beside it, for encoding, take their
+weights from the same file.
 
 A list beside them has the SHA-256 of all four (`checksums`), and all are checked when a model is loaded. Weights that
 no list names, such as a tool's, have to have the model id that they say; that covers what decoding uses.
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 FORMAT = "hpcm-weights-1"
 DEFAULT_MODEL = "lite-0"
-_DECODING = ("entropy.", "g_s.", "tables.", "ungain.")
-_TRANSFORMS = ("g_a.", "g_s.", "h_a.")
+_SYNTHESIS = ("g_s.", "thumbnail.", "ungain.")
+_DECODING = ("entropy.", "tables.", *_SYNTHESIS)
+_TRANSFORMS = ("g_a.", "h_a.")
 _MAX_HEADER = 1 << 20
 
 
@@ -66,6 +68,10 @@ class Weights(NamedTuple):
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """The tensors whose names start with `prefix` and a dot, without it."""
         return {k[len(prefix) + 1 :]: v for k, v in self.tensors.items() if k.startswith(f"{prefix}.")}
+
+    def synthesis(self) -> dict[str, np.ndarray]:
+        """The tensors of the synthesis, under the names of its layers."""
+        return {k: v for k, v in self.tensors.items() if k.startswith(_SYNTHESIS)}
 
 
 def folder() -> Path:

@@ -30,6 +30,7 @@ struct Linear {
     int32_t outputs, n_inputs, limit;
     const float* bias;
     const float *low, *high;  // null: `out` is int16, within `limit`; else int32, within these
+    const int32_t* onto;  // null, or what int32 results are added to; it may be `out`
     void* out;
     Input inputs[MAX_INPUTS];
 };
@@ -51,7 +52,7 @@ struct Biwkv4 {
         (int64_t)sizeof(Input), HPCM_AT(Input, a), HPCM_AT(Input, columns), HPCM_AT(Input, weights),                 \
         HPCM_AT(Input, scale), (int64_t)sizeof(Linear), HPCM_AT(Linear, rows), HPCM_AT(Linear, outputs),             \
         HPCM_AT(Linear, n_inputs), HPCM_AT(Linear, limit), HPCM_AT(Linear, bias), HPCM_AT(Linear, low),              \
-        HPCM_AT(Linear, high), HPCM_AT(Linear, out), HPCM_AT(Linear, inputs),                                        \
+        HPCM_AT(Linear, high), HPCM_AT(Linear, onto), HPCM_AT(Linear, out), HPCM_AT(Linear, inputs),                 \
         (int64_t)sizeof(Biwkv4), HPCM_AT(Biwkv4, batch), HPCM_AT(Biwkv4, tokens), HPCM_AT(Biwkv4, real),             \
         HPCM_AT(Biwkv4, channels), HPCM_AT(Biwkv4, k), HPCM_AT(Biwkv4, v), HPCM_AT(Biwkv4, g),                       \
         HPCM_AT(Biwkv4, decay), HPCM_AT(Biwkv4, boost), HPCM_AT(Biwkv4, y), HPCM_AT(Biwkv4, gk),                     \

@@ -57,6 +57,16 @@ HPCM_FN int16_t hpcm_limit_code(int32_t x, int32_t limit) {
     return (int16_t)(x > limit ? limit : x);
 }
 
+// Any int32 times a factor, as a code: wide values, and y_hat.
+HPCM_FN int16_t hpcm_narrow(int32_t x, float factor, float limit) { return hpcm_code((float)x * factor, limit); }
+
+// A wide value as a level of a pixel.
+HPCM_FN int32_t hpcm_pixel(int32_t x, float factor, float half, float top) {
+    float level = (float)x * factor;
+    level = level + half;
+    return hpcm_round(hpcm_limit(level, 0.0f, top));
+}
+
 // An exact sum on the output's grid.
 HPCM_FN float hpcm_requantise(int32_t sum, float scale, float bias) {
     float x = (float)sum * scale;

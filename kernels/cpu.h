@@ -180,6 +180,7 @@ static void linear(int64_t first, int64_t last, const Linear& l) {
                     if (l.low)
                         for (int i = 0; i < width; ++i)
                             ((int32_t*)l.out)[at + i] =
+                                (l.onto ? l.onto[at + i] : 0) +
                                 hpcm_round(hpcm_limit(total[i] + bias[i], l.low[o + i], l.high[o + i]));
                     else
                         for (int i = 0; i < width; ++i) ((int16_t*)l.out)[at + i] = hpcm_code(total[i] + bias[i], limit);
@@ -332,6 +333,18 @@ static void channel_scale(int64_t first, int64_t last, const Elements& p) {
     for (int64_t row = first; row < last; ++row)
         for (int c = 0; c < p.channels; ++c)
             p.out[row * p.channels + c] = hpcm_code((float)p.a[row * p.channels + c] * p.table[c], limit);
+}
+
+static void narrow(int64_t first, int64_t last, const Elements& p) {
+    for (int64_t row = first; row < last; ++row)
+        for (int c = 0; c < p.channels; ++c)
+            p.out[row * p.channels + c] = hpcm_narrow(p.wide[row * p.channels + c], p.table[c], (float)p.limit);
+}
+
+template <class Level>
+static void pixels(int64_t first, int64_t last, const Pixels& p) {
+    for (int64_t i = first; i < last; ++i)
+        ((Level*)p.out)[i] = (Level)hpcm_pixel(p.wide[i], p.factor, p.half, p.top);
 }
 
 // a is one row for all positions.
@@ -661,5 +674,6 @@ static void biwkv4_sum(int64_t batch, const Biwkv4& p, double* g_decay, double* 
 // constexpr: nothing of a copy runs before it is chosen, not even to fill this in.
 static constexpr Functions functions = {
     linear,  depthwise, norm,        lrelu, relu_squared, gate, add, channel_scale, blend, sum_rows, latent_code, wkv,
+    narrow,  {pixels<uint8_t>, pixels<uint16_t>},
     DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
 };

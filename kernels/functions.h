@@ -46,6 +46,12 @@ struct Elements {
     int16_t* out;
 };
 
+struct Pixels {
+    const int32_t* wide;
+    float factor, half, top;
+    void* out;
+};
+
 struct Wkv {
     // Codes with a table of exp(k), or float64 weights and values where the table is null.
     const int16_t *k, *v;
@@ -71,6 +77,8 @@ struct Functions {
     void (*sum_rows)(int64_t, int64_t, const int16_t*, int, int64_t*);
     void (*latent_code)(int64_t, int64_t, const Elements&);
     void (*wkv)(int64_t, int64_t, const Wkv&);
+    void (*narrow)(int64_t, int64_t, const Elements&);
+    void (*pixels[2])(int64_t, int64_t, const Pixels&);  // to uint8, to uint16
     int doubles;  // channels that go together in what follows
     void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&, int* failed);
     void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);

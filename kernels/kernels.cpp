@@ -305,6 +305,25 @@ HPCM_API void hpcm_latent_code(int64_t n, const int32_t* y_hat, int limit, int16
     parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.latent_code(a, b, p); });
 }
 
+// int32 times a factor for each channel, as codes.
+HPCM_API void hpcm_narrow(int64_t rows, int channels, const int32_t* a, const float* factors, int limit, int16_t* out) {
+    Elements p = {};
+    p.wide = a;
+    p.table = factors;
+    p.limit = limit;
+    p.channels = channels;
+    p.out = out;
+    const Functions& f = use();
+    parallel(rows, rows_of(ELEMENTS, channels), [&](int64_t a, int64_t b) { f.narrow(a, b, p); });
+}
+
+// a * factor + half, as levels 0 .. top: uint8 where top is below 256, otherwise uint16.
+HPCM_API void hpcm_pixels(int64_t n, const int32_t* a, float factor, float half, int top, void* out) {
+    const Pixels p = {a, factor, half, (float)top, out};
+    const Functions& f = use();
+    parallel(n, ELEMENTS, [&](int64_t a, int64_t b) { f.pixels[top > 255](a, b, p); });
+}
+
 HPCM_API void hpcm_channel_scale(int64_t rows, int channels, const int16_t* a, const float* scale, int limit,
                                  int16_t* out) {
     Elements p = {};

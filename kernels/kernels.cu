@@ -8,6 +8,7 @@
 
 #ifdef __CUDACC_RTC__  // NVRTC has no headers of its own
 typedef signed char int8_t;
+typedef unsigned char uint8_t;
 typedef short int16_t;
 typedef unsigned short uint16_t;
 typedef int int32_t;
@@ -54,7 +55,7 @@ HPCM_KERNEL(hpcm_linear, Linear l) {
     }
     total = total + l.bias[o];
     if (l.low)
-        ((int32_t*)l.out)[i] = hpcm_round(hpcm_limit(total, l.low[o], l.high[o]));
+        ((int32_t*)l.out)[i] = (l.onto ? l.onto[i] : 0) + hpcm_round(hpcm_limit(total, l.low[o], l.high[o]));
     else
         ((int16_t*)l.out)[i] = hpcm_code(total, (float)l.limit);
 }
@@ -121,6 +122,22 @@ HPCM_KERNEL(hpcm_latent_code, int64_t n, const int32_t* y_hat, int limit, int16_
     const int64_t i = element();
     if (i >= n) return;
     out[i] = hpcm_limit_code(y_hat[i], limit);
+}
+
+HPCM_KERNEL(hpcm_narrow, int64_t rows, int channels, const int32_t* a, const float* factors, int limit, int16_t* out) {
+    const int64_t i = element();
+    if (i >= rows * channels) return;
+    out[i] = hpcm_narrow(a[i], factors[i % channels], (float)limit);
+}
+
+HPCM_KERNEL(hpcm_pixels, int64_t n, const int32_t* a, float factor, float half, int top, void* out) {
+    const int64_t i = element();
+    if (i >= n) return;
+    const int32_t level = hpcm_pixel(a[i], factor, half, (float)top);
+    if (top < 256)
+        ((uint8_t*)out)[i] = (uint8_t)level;
+    else
+        ((uint16_t*)out)[i] = (uint16_t)level;
 }
 
 HPCM_KERNEL(hpcm_channel_scale, int64_t rows, int channels, const int16_t* a, const float* scale, int limit,

@@ -37,8 +37,9 @@ LAYERS = (
     ("model", "model.config", "model.rwkv", "model.entropy", "model.cost"),
     ("model.memory",),
     ("model.context",),
+    ("model.synthesis",),
     ("model.declaration", "model.coder"),
-    ("model.float_ops", "model.parameters"),
+    ("model.float_ops", "model.parameters", "model.fold"),
     ("model.transforms",),
     ("model.hpcm",),
     # packaged models

@@ -29,12 +29,12 @@ from torch import nn
 
 from hpcmcodec import codec, weights
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
-from hpcmcodec.exact.constants import ARITHMETIC, CODE_MAX, limit_of
+from hpcmcodec.exact.constants import ARITHMETIC, CODE_MAX, FIXED_GRIDS, limit_of
 from hpcmcodec.model import transforms
 from hpcmcodec.model.config import TINY, Config
 from hpcmcodec.model.context import hyper_synthesis
 from hpcmcodec.model.entropy import grids_at
-from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Estimator, WithoutContext, bits
+from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
 from hpcmcodec.training import config, export, loop, records, report, stages, states, synthetic

@@ -9,6 +9,12 @@ SUM_BOUND = 1 << 31  # integer sums stay below: int32 holds them
 MEAN_MAX = 1 << 16  # means: codes on the 1/16 grid
 MEAN_SHIFT = 4  # y_hat and means count sixteenths of the quantisation step
 Y_GRID = MEAN_SHIFT  # and so does what the context sees of y_hat
+CHANNEL_GRID = "channel"  # codes whose exponent is each channel's own: the weights that they meet hold it
+WIDE_GRID = "wide"  # the synthesis' residual stream, int32: 2^14 a unit of the pixels' range
+PIXEL_GRID = "pixel"  # and what pixels are made of, fine enough for 16 bits: 2^18 a unit
+WIDE_MAX = 1 << 21  # what one layer adds to a wide value: a thousand of them stay within int32
+FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID, CHANNEL_GRID: 0, WIDE_GRID: 14, PIXEL_GRID: 18}
+"""Exponents of the grids whose meaning is the same in every model."""
 LEVELS = 64  # scale levels, one table each
 BLOCK = 64  # tokens in a block of the two-level Bi-WKV recurrence
 EXPONENT_MAX = 16.0  # clamp of Bi-WKV's decay and boost
@@ -19,4 +25,6 @@ SIMILARITY_ONE = 1 << 12  # cosine similarity is compared in steps of 1/4096
 
 def limit_of(grid: str) -> int:
     """The largest magnitude of a code on a grid, by the grid's name."""
+    if grid in (WIDE_GRID, PIXEL_GRID):
+        return WIDE_MAX
     return TABLE_MAX if grid in (GATE_GRID, EXP_GRID) else CODE_MAX

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpcmcodec.exact.constants import SIMILARITY_ONE, TABLE_MAX, WEIGHT_ONE
+from hpcmcodec.quality import Quality
 
 _LN2_HI, _LN2_LO = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # ln 2 in two parts (fdlibm, e_exp.c)
 _INVERSE_FACTORIALS = tuple(
@@ -30,6 +31,16 @@ def exact_exp(x: np.ndarray) -> np.ndarray:
         p = p * r + np.full(x.shape, c)
     power = ((n.astype(np.int64) + np.int64(1023)) << np.int64(52)).view(np.float64)
     return p * power
+
+
+def gains(log_scale: np.ndarray, quality: Quality) -> np.ndarray:
+    """exp of the table's rows (anchors, C), linear between them at a quality: float64 (C,)."""
+    position = quality.hundredths * (len(log_scale) - 1)
+    i = min(position // 10000, len(log_scale) - 2)
+    f = position - i * 10000
+    below, above = (log_scale[k].astype(np.float64) for k in (i, i + 1))
+    whole, rest, part = (np.full(below.shape, float(v)) for v in (10000, 10000 - f, f))
+    return exact_exp((below * rest + above * part) / whole)
 
 
 def exp_table(e: int) -> np.ndarray:

@@ -14,6 +14,9 @@ under `<layer>.<tensor>`:
     Wkv                             decay, boost        decay, boost float32 (C)
     Place                           table               table float32 (groups, C)
     QualityBias                     table               table int32 (anchors, N), on its grid
+    Read                            scale               scale float32 (C), powers of two
+    Gain                            log_scale           log_scale float32 (anchors, C)
+    Dequantise                      log_scale, scale    log_scale float32 (anchors, C), scale float32 (C)
 """
 
 from __future__ import annotations
@@ -267,7 +270,55 @@ class QualityBias(Layer):
         return {"table": 40 * _normal(rng, self.anchors, self.out)}
 
 
-KINDS: tuple[type[Layer], ...] = (Linear, Head, Depthwise, OmniShift, Norm, Scale, Wkv, Place, QualityBias)
+class Read(_Plain):
+    """How a wide value becomes a code: times a power of two for each channel."""
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("scale",)
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        return {"scale": _powers(rng, self.out)}
+
+
+class Gain(_Plain):
+    """A factor for each of `channels` that the quality chooses, log-linear between as many `anchors`."""
+
+    def __init__(self, name: str, anchors: int, channels: int) -> None:
+        super().__init__(name)
+        self.anchors, self.channels = anchors, channels
+
+    @property
+    def out(self) -> int:
+        return self.channels
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("log_scale",)
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        return {"log_scale": 2 * _normal(rng, self.anchors, self.out)}
+
+
+class Dequantise(_Plain):
+    """How y_hat becomes a code: times the quality's factor (as `Gain`) and a power of two for each channel."""
+
+    def __init__(self, name: str, anchors: int) -> None:
+        super().__init__(name)
+        self.anchors = anchors
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("log_scale", "scale")
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        return {"log_scale": 2 * _normal(rng, self.anchors, self.out), "scale": _powers(rng, self.out)}
+
+
+KINDS: tuple[type[Layer], ...] = (
+    *(Linear, Head, Depthwise, OmniShift, Norm, Scale, Wkv, Place, QualityBias),
+    *(Read, Gain, Dequantise),
+)
 
 
 def quantise(layers: Iterable[Layer], derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -281,6 +332,10 @@ def quantise(layers: Iterable[Layer], derived: Tensors, grids: Mapping[str, int]
 
 def _normal(rng: np.random.RandomState, rows: int, columns: int) -> np.ndarray:
     return np.asarray(rng.standard_normal((rows, columns)) / np.sqrt(columns), np.float32)
+
+
+def _powers(rng: np.random.RandomState, n: int) -> np.ndarray:
+    return np.exp2(rng.randint(-6, 3, n)).astype(np.float32)
 
 
 def _uniform(rng: np.random.RandomState, n: int, low: float, high: float) -> np.ndarray:

@@ -13,7 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
+from hpcmcodec.exact.layers import (
+    Depthwise,
+    Dequantise,
+    Gain,
+    Head,
+    Linear,
+    Norm,
+    Place,
+    QualityBias,
+    Read,
+    Scale,
+    Wkv,
+)
 from hpcmcodec.exact.schedule import Step
 
 Array = Any  # numpy.ndarray or torch.Tensor
@@ -93,6 +105,23 @@ class Ops(Protocol):
 
     def latent_code(self, y_hat: Array) -> Array:
         """What the context sees of y_hat."""
+
+    # -- synthesis: codes with an exponent for each channel (CHANNEL_GRID), and wide values, int32 --
+
+    def dequantise(self, y_hat: Array, layer: Dequantise, quality: Qualities) -> Act:
+        """Codes of y_hat (exact: int32, sixteenths) times the quality's factors, on each channel's own grid."""
+
+    def read(self, a: Act, layer: Read) -> Act:
+        """Codes of a wide a, on each channel's own grid."""
+
+    def wide(self, a: Act, layer: Linear, grid: str, onto: Act | None = None) -> Act:
+        """1x1 convolution to wide values on `grid`, limited to +-WIDE_MAX, added to `onto`, which it may overwrite."""
+
+    def amplify(self, a: Act, layer: Linear, gain: Gain, quality: Qualities) -> Act:
+        """`wide` onto nothing, on WIDE_GRID, each output times the quality's factor: those of gain, over and over."""
+
+    def pixels(self, a: Act, depth: int) -> Array:
+        """Wide values around 0 on PIXEL_GRID as integers 0 .. 2^depth - 1."""
 
     # -- values moved as they are --
 

@@ -12,17 +12,32 @@ import numpy as np
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
 from hpcmcodec.exact.constants import (
+    CHANNEL_GRID,
     LEVELS,
     MEAN_MAX,
     MEAN_SHIFT,
+    PIXEL_GRID,
     SIMILARITY_ONE,
     SLOPE,
     TABLE_MAX,
     WEIGHT_ONE,
+    WIDE_GRID,
     limit_of,
 )
-from hpcmcodec.exact.elementary import exp_table, memory_weight_table, rsqrt, sigmoid_table
-from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
+from hpcmcodec.exact.elementary import exp_table, gains, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.layers import (
+    Depthwise,
+    Dequantise,
+    Gain,
+    Head,
+    Linear,
+    Norm,
+    Place,
+    QualityBias,
+    Read,
+    Scale,
+    Wkv,
+)
 from hpcmcodec.exact.ops import Act, Array, Qualities
 from hpcmcodec.exact.quantisation import check_bound
 from hpcmcodec.exact.schedule import Step, fold, positions, unfold
@@ -293,6 +308,57 @@ class ExactOps:
         out = w1 * chosen[..., 0] + (xp.full(WEIGHT_ONE, xp.f8) - w1) * chosen[..., 1]
         out *= xp.full(1.0 / WEIGHT_ONE, xp.f8)
         return Act(xp.cast(xp.rint_(out), xp.f4), values[0].grid)
+
+    # -- synthesis --
+
+    def dequantise(self, y_hat: Array, layer: Dequantise, quality: Qualities) -> Act:
+        factors = np.stack([self._latent_factors(layer.name, q) for q in quality])[:, None, None, :]
+        return self._narrow(y_hat, self.xp.array(factors))
+
+    def _latent_factors(self, layer: str, quality: Quality) -> np.ndarray:
+        """What y_hat is multiplied by, float32 (C,)."""
+        scale = self.tensors[f"{layer}.scale"].astype(np.float64)
+        return (gains(self.tensors[f"{layer}.log_scale"], quality) * scale).astype(np.float32)
+
+    def read(self, a: Act, layer: Read) -> Act:
+        return self._narrow(a.x, self._channel_factors(layer.name))
+
+    def _narrow(self, wide: Array, factors: Array) -> Act:
+        """int32 times factors, as codes."""
+        x = self.xp.cast(wide, self.xp.f4)
+        x *= factors
+        return Act(self._code_(x, CHANNEL_GRID), CHANNEL_GRID)
+
+    def wide(self, a: Act, layer: Linear, grid: str, onto: Act | None = None) -> Act:
+        out = self.xp.cast(self._code_(self._linear([a], layer.name, self.grids[grid]), grid), self.xp.i4)
+        return Act(out if onto is None else out + onto.x, grid)
+
+    def amplify(self, a: Act, layer: Linear, gain: Gain, quality: Qualities) -> Act:
+        xp = self.xp
+        (matrix,) = self._matrices(layer.name)
+        rows = []
+        for i, q in enumerate(quality):
+            scale, bias = self._amplified(layer.name, gain.name, self.grids[a.grid], q)
+            out = self._sums(a.x[i : i + 1], matrix)
+            out *= xp.array(scale)
+            out += xp.array(bias)
+            rows.append(xp.cast(self._code_(out, WIDE_GRID), xp.i4))
+        return Act(rows[0] if len(rows) == 1 else xp.concat(rows, 0), WIDE_GRID)
+
+    def _amplified(self, layer: str, gain: str, e_in: int, quality: Quality) -> tuple[np.ndarray, np.ndarray]:
+        """What sums are multiplied by, and the bias, float32 (O,): rounded once."""
+        step, bias = (self.tensors[f"{layer}.{t}"].astype(np.float64).reshape(-1) for t in ("step", "bias"))
+        factors, e_out = gains(self.tensors[f"{gain}.log_scale"], quality), self.grids[WIDE_GRID]
+        factors = np.tile(factors, len(step) // len(factors))
+        scale = (factors * step) * np.full(step.shape, 2.0 ** (e_out - e_in))
+        return scale.astype(np.float32), ((factors * bias) * np.full(bias.shape, 2.0**e_out)).astype(np.float32)
+
+    def pixels(self, a: Act, depth: int) -> Array:
+        xp, top = self.xp, 2**depth - 1
+        x = xp.cast(a.x, xp.f4)
+        x *= xp.full(top * 2.0 ** -self.grids[PIXEL_GRID], xp.f4)
+        x += xp.full(top / 2, xp.f4)
+        return xp.cast(xp.clamp_(xp.rint_(x), 0, top), xp.i4)
 
     # -- latents in and out --
 

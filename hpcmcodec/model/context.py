@@ -96,12 +96,12 @@ def residual_block(ops: Ops, x: Act, layer: str, rate: int = 2) -> Act:
     return ops.add(x, ops.linear(hidden, Linear(f"{layer}.down", width, branch=True), x.grid))
 
 
-def shuffle(ops: Ops, a: Act) -> Act:
-    """(B, H, W, 4 C) -> (B, 2 H, 2 W, C); channels are ordered (row, column, C), so that whole pixels move."""
-    b, h, w, c4 = a.x.shape
-    x = a.x.reshape(b, h, w, 2, 2, c4 // 4)
-    x = ops.xp.permute(x, (0, 1, 3, 2, 4, 5))
-    return Act(x.reshape(b, 2 * h, 2 * w, c4 // 4), a.grid)
+def shuffle(ops: Ops, a: Act, side: int = 2) -> Act:
+    """(B, H, W, s * s * C) -> (B, s H, s W, C); channels are ordered (row, column, C), so that whole pixels move."""
+    b, h, w, n = a.x.shape
+    c = n // (side * side)
+    x = ops.xp.permute(a.x.reshape(b, h, w, side, side, c), (0, 1, 3, 2, 4, 5))
+    return Act(x.reshape(b, side * h, side * w, c), a.grid)
 
 
 def unshuffle(ops: Ops, a: Act, stride: int) -> Act:

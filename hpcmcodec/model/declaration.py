@@ -10,12 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.exact.layers import Depthwise, Head, Layer, Linear, Norm, Place, QualityBias, Scale, Wkv
+from hpcmcodec.exact.constants import CHANNEL_GRID, WIDE_GRID
+from hpcmcodec.exact.layers import (
+    Depthwise,
+    Dequantise,
+    Gain,
+    Head,
+    Layer,
+    Linear,
+    Norm,
+    Place,
+    QualityBias,
+    Read,
+    Scale,
+    Wkv,
+)
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act, Array, Qualities
 from hpcmcodec.exact.schedule import Step
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
+from hpcmcodec.model.synthesis import THUMBNAIL_STRIDE, synthesise, thumbnail
 from hpcmcodec.quality import Quality
 
 
@@ -66,6 +81,22 @@ class Declaration:
     def hyper_latent(self, z: Array, layer: QualityBias, quality: Qualities) -> Act:
         return self._note(Act(z, layer.grid), layer.over(z.shape[-1]), layer.grid)
 
+    def dequantise(self, y_hat: Array, layer: Dequantise, quality: Qualities) -> Act:
+        return self._note(Act(y_hat, "y"), layer.over(y_hat.shape[-1]), CHANNEL_GRID)
+
+    def read(self, a: Act, layer: Read) -> Act:
+        return self._note(a, layer.over(a.x.shape[-1]), CHANNEL_GRID)
+
+    def wide(self, a: Act, layer: Linear, grid: str, onto: Act | None = None) -> Act:
+        return self._note(a, layer.over(a.x.shape[-1]), grid)
+
+    def amplify(self, a: Act, layer: Linear, gain: Gain, quality: Qualities) -> Act:
+        self._note(a, gain, WIDE_GRID)
+        return self._note(a, layer.over(a.x.shape[-1]), WIDE_GRID)
+
+    def pixels(self, a: Act, depth: int) -> Array:
+        return a.x.astype(np.int32)
+
     def relu_squared(self, a: Act, grid: str) -> Act:
         self.grids.add(grid)
         return Act(a.x, grid)
@@ -106,6 +137,15 @@ class Declaration:
 
     def unfold(self, folded: Array, step: Step, target: Array) -> Array:
         return target
+
+
+def declare_synthesis(config: Config) -> tuple[dict[str, Layer], list[str]]:
+    """The layers of the synthesis and its thumbnails by name, in the order of the flow, and its grids, sorted."""
+    d, y_hat = Declaration(), np.zeros((1, 2, 2, config.latent), np.int32)
+    synthesise(d, config, y_hat, [Quality(0)])
+    for scale in THUMBNAIL_STRIDE:
+        thumbnail(d, config, y_hat, [Quality(0)], scale)
+    return d.layers, sorted(d.grids)
 
 
 def declare(config: Config) -> tuple[dict[str, Layer], list[str]]:

@@ -17,8 +17,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hpcmcodec.exact.constants import LEVELS, MEAN_MAX, MEAN_SHIFT, SIMILARITY_ONE, SLOPE, Y_GRID, limit_of
-from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
+from hpcmcodec.exact.constants import (
+    CHANNEL_GRID,
+    LEVELS,
+    MEAN_MAX,
+    MEAN_SHIFT,
+    PIXEL_GRID,
+    SIMILARITY_ONE,
+    SLOPE,
+    WIDE_GRID,
+    Y_GRID,
+    limit_of,
+)
+from hpcmcodec.exact.layers import (
+    Depthwise,
+    Dequantise,
+    Gain,
+    Head,
+    Linear,
+    Norm,
+    Place,
+    QualityBias,
+    Read,
+    Scale,
+    Wkv,
+)
 from hpcmcodec.exact.namespaces import TorchNamespace
 from hpcmcodec.exact.ops import COMPUTING, Act, Qualities
 from hpcmcodec.exact.reference import ExactOps
@@ -155,6 +178,33 @@ class FloatOps:
         chosen = stacked.gather(-2, order[:, None, None, :, None].expand(-1, 1, 1, -1, stacked.shape[-1]))
         return Act((weights * chosen).sum(-2), values[0].grid)
 
+    # What is on CHANNEL_GRID counts codes, whose channels mean different steps: the weights that they meet know which.
+
+    def dequantise(self, y_hat: Tensor, layer: Dequantise, quality: Qualities) -> Act:
+        factors = self._gains(layer.name, quality, y_hat.device) * (self.p[f"{layer.name}.scale"] * 2**MEAN_SHIFT)
+        return self._act(y_hat * factors, CHANNEL_GRID)
+
+    def _gains(self, layer: str, quality: Qualities, device: torch.device) -> Tensor:
+        """(B, 1, 1, C)."""
+        q = torch.as_tensor(quality, device=device, dtype=torch.float32)
+        return interpolate(self.p[f"{layer}.log_scale"], q).exp()[:, None, None, :]
+
+    def read(self, a: Act, layer: Read) -> Act:
+        return self._act(a.x * (self.p[f"{layer.name}.scale"] * 2 ** self.grids[a.grid]), CHANNEL_GRID)
+
+    def wide(self, a: Act, layer: Linear, grid: str, onto: Act | None = None) -> Act:
+        out = self._act(F.linear(a.x, self.p[f"{layer.name}.weight"], self.p[f"{layer.name}.bias"]), grid)
+        return out if onto is None else Act(onto.x + out.x, grid)
+
+    def amplify(self, a: Act, layer: Linear, gain: Gain, quality: Qualities) -> Act:
+        factors = self._gains(gain.name, quality, a.x.device)
+        out = F.linear(a.x, self.p[f"{layer.name}.weight"], self.p[f"{layer.name}.bias"])
+        return self._act(out * factors.repeat(1, 1, 1, layer.channels // gain.channels), WIDE_GRID)
+
+    def pixels(self, a: Act, depth: int) -> Tensor:
+        top = 2**depth - 1
+        return (a.x * top + top / 2).clamp(0, top)
+
     def hyper_latent(self, z: Tensor, layer: QualityBias, quality: Qualities) -> Act:
         q = torch.as_tensor(quality, device=z.device, dtype=torch.float32)
         bias = interpolate(self.p[f"{layer.name}.table"], q)
@@ -247,6 +297,10 @@ def _faked(method: str) -> Any:
     return run
 
 
+def _rounded(quality: Qualities) -> list[Quality]:
+    return [Quality.of_unit(float(q)) for q in quality]
+
+
 def _straight(exact: Tensor, f: Tensor) -> Tensor:
     f = f.float()
     return exact.float() + (f - f.detach())
@@ -264,17 +318,35 @@ class FakeOps(FloatOps):
 
     def _codes(self, a: Any) -> Any:
         if isinstance(a, Act):
-            return Act((a.x.detach().float() * 2.0 ** self.grids[a.grid]).round_(), a.grid)
+            codes = (a.x.detach().float() * 2.0 ** self.grids[a.grid]).round_()
+            return Act(codes.int() if a.grid in (WIDE_GRID, PIXEL_GRID) else codes, a.grid)
         if isinstance(a, (list, tuple)) and a and isinstance(a[0], Act):
             return [self._codes(i) for i in a]
         return a
 
     def hyper_latent(self, z: Tensor, layer: QualityBias, quality: Qualities) -> Act:
         f = super().hyper_latent(z, layer, quality)
-        rounded = [Quality.of_unit(float(q)) for q in quality]
         with self.namespace.exact_mode():
-            e = self.exact.hyper_latent(z.detach().round().int(), layer, rounded)
+            e = self.exact.hyper_latent(z.detach().round().int(), layer, _rounded(quality))
         return Act(_straight(e.x * 2.0 ** -self.grids[layer.grid], f.x), layer.grid)
+
+    def dequantise(self, y_hat: Tensor, layer: Dequantise, quality: Qualities) -> Act:
+        f = super().dequantise(y_hat, layer, quality)
+        with self.namespace.exact_mode():
+            e = self.exact.dequantise((y_hat.detach() * 2**MEAN_SHIFT).round().int(), layer, _rounded(quality))
+        return Act(_straight(e.x, f.x), f.grid)
+
+    def amplify(self, a: Act, layer: Linear, gain: Gain, quality: Qualities) -> Act:
+        f = super().amplify(a, layer, gain, quality)
+        with self.namespace.exact_mode():
+            e = self.exact.amplify(self._codes(a), layer, gain, _rounded(quality))
+        return Act(_straight(e.x * 2.0 ** -self.grids[e.grid], f.x), f.grid)
+
+    def pixels(self, a: Act, depth: int) -> Tensor:
+        f = super().pixels(a, depth)
+        with self.namespace.exact_mode():
+            e = self.exact.pixels(self._codes(a), depth)
+        return _straight(e, f)
 
     def latent_code(self, y_hat: Tensor) -> Tensor:
         f = super().latent_code(y_hat)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hpcmcodec.exact.constants import EXP_GRID, GATE_GRID, LEVELS, MEAN_SHIFT, Y_GRID
+from hpcmcodec.exact.constants import FIXED_GRIDS, LEVELS, MEAN_SHIFT
 from hpcmcodec.exact.layers import quantise
 from hpcmcodec.exact.namespaces import TorchNamespace
 from hpcmcodec.exact.reference import ExactOps
@@ -29,7 +29,7 @@ from hpcmcodec.model import parameters
 from hpcmcodec.model.coder import LatentCoder, thresholds
 from hpcmcodec.model.config import Config, lmbda
 from hpcmcodec.model.context import hyper_synthesis, walk
-from hpcmcodec.model.declaration import declare
+from hpcmcodec.model.declaration import declare, declare_synthesis
 from hpcmcodec.model.entropy import (
     LEVEL_OF_ONE,
     LEVELS_PER_OCTAVE,
@@ -46,7 +46,6 @@ from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Tables
 
 DEFAULT_GRID = 9
-FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID}
 Z_REACH = 40  # z values within +-Z_REACH have table entries of their own,
 Z_EDGES = np.arange(-Z_REACH, Z_REACH + 2) - 0.5  # between these
 
@@ -97,6 +96,7 @@ class Estimator(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.layers, names = declare(config)
+        names += declare_synthesis(config)[1]
         self.grids: dict[str, int] = {n: FIXED_GRIDS.get(n, DEFAULT_GRID) for n in names} | dict(grids or {})
         self.g_a, self.g_s, self.h_a = Analysis(config), Synthesis(config), HyperAnalysis(config)
         self.gain, self.ungain = QScale(config.qualities, config.latent), QScale(config.qualities, config.latent)

@@ -26,7 +26,8 @@ class Linear(ctypes.Structure):
 
     _fields_ = (
         *(("rows", _long), ("outputs", _int), ("n_inputs", _int), ("limit", _int), ("bias", _pointer)),
-        *(("low", _pointer), ("high", _pointer), ("out", _pointer), ("inputs", Input * MAX_INPUTS)),
+        *(("low", _pointer), ("high", _pointer), ("onto", _pointer), ("out", _pointer)),
+        ("inputs", Input * MAX_INPUTS),
     )
 
 

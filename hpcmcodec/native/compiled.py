@@ -19,10 +19,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcmcodec.exact.constants import BLOCK, LEVELS, MEAN_MAX, MEAN_SHIFT, limit_of
-from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, Scale, Wkv
+from hpcmcodec.exact.constants import (
+    BLOCK,
+    CHANNEL_GRID,
+    LEVELS,
+    MEAN_MAX,
+    MEAN_SHIFT,
+    PIXEL_GRID,
+    WIDE_GRID,
+    WIDE_MAX,
+    limit_of,
+)
+from hpcmcodec.exact.layers import Depthwise, Dequantise, Gain, Head, Linear, Norm, Place, Read, Scale, Wkv
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.ops import Act, Qualities
 from hpcmcodec.exact.reference import ExactOps, same_grid
 from hpcmcodec.exact.schedule import Step, positions
 from hpcmcodec.native import abi
@@ -40,6 +50,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "hpcm_gate": (_long, _pointer, _pointer, _pointer, _pointer),
     "hpcm_add": (_long, _pointer, _pointer, _int, _pointer),
     "hpcm_latent_code": (_long, _pointer, _int, _pointer),
+    "hpcm_narrow": (_long, _int, _pointer, _pointer, _int, _pointer),
+    "hpcm_pixels": (_long, _pointer, ctypes.c_float, ctypes.c_float, _int, _pointer),
     "hpcm_channel_scale": (_long, _int, _pointer, _pointer, _int, _pointer),
     "hpcm_blend": (_long, _int, _pointer, _pointer, _pointer, _pointer, _pointer),
     "hpcm_sum_rows": (_long, _int, _pointer, _pointer),
@@ -115,6 +127,8 @@ class Kernels:
     gate: Any
     add: Any
     latent_code: Any
+    narrow: Any
+    pixels: Any
     channel_scale: Any
     blend: Any
     sum_rows: Any
@@ -216,26 +230,29 @@ class KernelOps(ExactOps):
     def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
         grid = grid or layer.name
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
-        return Act(self._products(parts, layer.name, self.grids[grid], limit_of(grid)), grid)
+        return Act(self._products(parts, layer.name, self._plan_of(parts, layer, grid), limit_of(grid)), grid)
 
     def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
         ends, channels = ([-MEAN_MAX, 0], [MEAN_MAX, LEVELS - 1]), layer.channels
         limits = self._keep(
             ("limits", channels), lambda: [self.xp.array(np.repeat(np.array(e, np.float32), channels)) for e in ends]
         )
-        out = self._products(inputs, layer.name, MEAN_SHIFT, 0, limits)
+        plan = self._plan(layer.name, tuple(self.grids[a.grid] for a in inputs), MEAN_SHIFT)
+        out = self._products(inputs, layer.name, plan, 0, limits)
         return out[..., :channels], out[..., channels:]
 
     def _products(
         self,
         parts: Sequence[Act],
         layer: str,
-        e_out: int,
+        plan: _Plan,
         limit: int,
         limits: Sequence[Array] | None = None,
+        onto: Array | None = None,
     ) -> Array:
-        """(B, H, W, O) codes within `limit`, or int32 within each output's own `limits`."""
-        plan = self._plan(layer, tuple(self.grids[a.grid] for a in parts), e_out)
+        """(B, H, W, O) codes within `limit`, or int32 within each output's own `limits`, added to `onto` in its
+        place.
+        """
         arrays, at = [self._int16(p.x) for p in parts], self.memory.at
         shapes = [tuple(x.shape) for x in arrays]
         batch, h, w = (max(shape[i] for shape in shapes) for i in range(3))
@@ -247,14 +264,17 @@ class KernelOps(ExactOps):
         outputs = plan.call.outputs
         if limits is not None and len(limits[0]) != outputs:
             raise ValueError(f"{layer} gives {outputs} parameters, {len(limits[0])} wanted")
-        out = self.memory.empty((batch, h, w, outputs), np.int16 if limits is None else np.int32)
+        _check(onto is None or tuple(onto.shape) == (batch, h, w, outputs), layer, onto)
+        out = onto
+        if out is None:
+            out = self.memory.empty((batch, h, w, outputs), np.int16 if limits is None else np.int32)
         low, high = (None, None) if limits is None else (at(t) for t in limits)
         # An input of one row a sample is multiplied once a sample, so these go one by one.
         samples = [(out, arrays)] if not any(spread) else [(out[i], [x[i] for x in arrays]) for i in range(batch)]
         for target, xs in samples:
             call = abi.Linear.from_buffer_copy(plan.call)
             call.rows, call.limit, call.out = _count(target) // outputs, limit, at(target)
-            call.low, call.high = low, high
+            call.low, call.high, call.onto = low, high, None if onto is None else at(target)
             kept = []  # alive until the call
             for i, (x, width) in enumerate(zip(xs, plan.widths, strict=True)):
                 given = call.inputs[i]
@@ -272,6 +292,31 @@ class KernelOps(ExactOps):
                     given.a = at(x)
             self.kernels.linear(call)
         return out
+
+    def wide(self, a: Act, layer: Linear, grid: str, onto: Act | None = None) -> Act:
+        target = None if onto is None else self.memory.contiguous(onto.x, np.int32)
+        plan = self._plan_of([a], layer, grid)
+        return Act(self._products([a], layer.name, plan, 0, self._wide_limits(layer.channels), target), grid)
+
+    def amplify(self, a: Act, layer: Linear, gain: Gain, quality: Qualities) -> Act:
+        plan, rows = self._plan_of([a], layer, WIDE_GRID), []
+        for i, q in enumerate(quality):
+            scale, bias = map(self.xp.array, self._amplified(layer.name, gain.name, self.grids[a.grid], q))
+            call = abi.Linear.from_buffer_copy(plan.call)
+            call.inputs[0].scale, call.bias = self._at(scale), self._at(bias)
+            own = plan._replace(call=call)
+            one = Act(a.x[i : i + 1], a.grid)
+            rows.append(self._products([one], layer.name, own, 0, self._wide_limits(layer.channels)))
+        return Act(rows[0] if len(rows) == 1 else self.xp.concat(rows, 0), WIDE_GRID)
+
+    def _wide_limits(self, channels: int) -> list[Array]:
+        ends = (-WIDE_MAX, WIDE_MAX)
+        return self._keep(  # type: ignore[no-any-return]
+            ("wide limits", channels), lambda: [self.xp.array(np.full(channels, e, np.float32)) for e in ends]
+        )
+
+    def _plan_of(self, parts: Sequence[Act], layer: Linear, grid: str) -> _Plan:
+        return self._plan(layer.name, tuple(self.grids[a.grid] for a in parts), self.grids[grid])
 
     def _plan(self, layer: str, e_in: tuple[int, ...], e_out: int) -> _Plan:
         def make() -> _Plan:
@@ -360,6 +405,32 @@ class KernelOps(ExactOps):
             *(table, powers, own, factor, limit_of(grid)),
         )
         return Act(out.reshape(b, h, w, c), grid)
+
+    # -- synthesis --
+
+    def dequantise(self, y_hat: Array, layer: Dequantise, quality: Qualities) -> Act:
+        factors = [self.xp.array(self._latent_factors(layer.name, q)) for q in quality]
+        return self._narrowed(y_hat, layer.name, factors)
+
+    def read(self, a: Act, layer: Read) -> Act:
+        return self._narrowed(a.x, layer.name, [self._channel_factors(layer.name)] * a.x.shape[0])
+
+    def _narrowed(self, x: Array, layer: str, factors: Sequence[Array]) -> Act:
+        """int32 times each sample's factors, as codes."""
+        x = self.memory.contiguous(x, np.int32)
+        _check(all(len(f) == x.shape[-1] for f in factors) and len(factors) == x.shape[0], layer, x)
+        out, limit = self.memory.empty(x.shape, np.int16), limit_of(CHANNEL_GRID)
+        for one, target, f in zip(x, out, factors, strict=True):
+            rows = _count(one) // x.shape[-1]
+            self.kernels.narrow(rows, x.shape[-1], self._at(one), self._at(f), limit, self._at(target))
+        return Act(out, CHANNEL_GRID)
+
+    def pixels(self, a: Act, depth: int) -> Array:
+        x, top = self.memory.contiguous(a.x, np.int32), 2**depth - 1
+        out = self.memory.empty(x.shape, np.uint8 if depth <= 8 else np.uint16)
+        factor = top * 2.0 ** -self.grids[PIXEL_GRID]
+        self.kernels.pixels(_count(x), self._at(x), factor, top / 2, top, self._at(out))
+        return out
 
     # -- element by element --
 

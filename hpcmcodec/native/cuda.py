@@ -227,6 +227,7 @@ _DTYPES = {
     np.dtype(a): b
     for a, b in (
         *((np.int16, torch.int16), (np.int32, torch.int32), (np.int64, torch.int64)),
+        *((np.uint8, torch.uint8), (np.uint16, torch.uint16)),
         *((np.float32, torch.float32), (np.float64, torch.float64)),
     )
 }
@@ -309,6 +310,8 @@ _ELEMENTS: dict[str, Callable[..., int]] = {
     "gate": lambda n, *_: n,
     "add": lambda n, *_: n,
     "latent_code": lambda n, *_: n,
+    "narrow": lambda rows, channels, *_: rows * channels,
+    "pixels": lambda n, *_: n,
     "channel_scale": lambda rows, channels, *_: rows * channels,
     "blend": lambda rows, channels, *_: rows * channels,
     "sum_rows": lambda rows, channels, *_: channels,

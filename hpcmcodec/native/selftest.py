@@ -11,8 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.exact.constants import CODE_MAX, limit_of
-from hpcmcodec.exact.layers import Depthwise, Head, Layer, Linear, Norm, Place, QualityBias, Scale, Wkv, quantise
+from hpcmcodec.exact.constants import CHANNEL_GRID, CODE_MAX, FIXED_GRIDS, PIXEL_GRID, WIDE_GRID, limit_of
+from hpcmcodec.exact.layers import (
+    Depthwise,
+    Dequantise,
+    Gain,
+    Head,
+    Layer,
+    Linear,
+    Norm,
+    Place,
+    QualityBias,
+    Read,
+    Scale,
+    Wkv,
+    quantise,
+)
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act
 from hpcmcodec.exact.reference import ExactOps
@@ -21,7 +35,7 @@ from hpcmcodec.quality import Quality
 
 __all__ = ["GRIDS", "cases", "differences", "layers"]
 
-GRIDS = {"x": 9, "y": 9, "exp": 8, "sigmoid": 8, "out": 9, "fine": 13, "squared": 7, "z": 8}
+GRIDS = FIXED_GRIDS | {"x": 9, "y": 9, "out": 9, "fine": 13, "squared": 7, "z": 8}
 Case = Callable[[Any], Any]
 STEP = STEPS[-1]  # the groups of which "place" tells apart
 QUALITIES = [Quality(0), Quality(3333), Quality(10000)]  # the ends of the table, and between two of its rows
@@ -40,6 +54,9 @@ def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) 
         Place("place", len(STEP.groups)).over(width),
         Wkv("wkv").over(width),
         QualityBias("bias", "z", 3).over(width),
+        Dequantise("latent", 3).over(width),
+        Read("read").over(width),
+        Gain("gain", 3, outputs if outputs % 2 else outputs // 2),
     ]
     derived = {f"{layer.name}.{k}": v for layer in made for k, v in layer.example(rng).items()}
     return quantise(made, derived, GRIDS)
@@ -78,8 +95,9 @@ def cases(
     y_hat = rng.randint(-(2**17), 2**17, (batch, height, width, channels), np.int32)
     z = rng.randint(-40, 41, (len(QUALITIES), height, width, channels), np.int32)  # beyond the clamp, too
     z[0, 0, 0, 0], z[1, 0, 0, 0] = -(2**31), 2**31 - 1
+    qualities = [QUALITIES[(i + 1) % len(QUALITIES)] for i in range(batch)]
     groups = len(STEP.groups)
-    wide = act(groups * channels, "y", 12)
+    unfolded = act(groups * channels, "y", 12)
 
     def on(ops: Any, a: Act) -> Act:
         return Act(ops.xp.array(a.x), a.grid)
@@ -88,6 +106,16 @@ def cases(
         """Rows of every group, and all of them put back."""
         gathered = [(g, a) for g, (a,) in ops.gather([ops.xp.array(y_hat)], STEP)]
         return (*(a for _, a in gathered), ops.scatter(gathered, STEP, y_hat.shape))
+
+    wide = rng.randint(-(2**20), 2**20, (batch, height, width, channels), np.int32)
+    most = np.array([2**31 - 1, -(2**31), 2**25, -(2**25), 2**21 + 1, 0, -1], np.int32)
+    ends = most[np.arange(wide.size) % len(most)].reshape(wide.shape)
+    branch = codes((batch, height, width, channels), seed + 13, extreme=True)
+    base = rng.randint(-(2**22), 2**22, (batch, height, width, outputs), np.int32)
+    gain = Gain("gain", 3, outputs if outputs % 2 else outputs // 2)
+
+    def onto(ops: Any, grid: str) -> Act:
+        return Act(ops.xp.array(base.copy()), grid)
 
     linear, joint, head = Linear("linear", outputs), Linear("joint", outputs), Head("head", outputs)
     bias = QualityBias("bias", "z", 3)
@@ -101,6 +129,18 @@ def cases(
         "channel_scale": lambda o: o.channel_scale(on(o, x), Scale("scale")),
         "place": lambda o: o.place(on(o, x), STEP, Place("place", groups)),
         "wkv": lambda o: o.wkv(on(o, k), on(o, y), Wkv("wkv"), "fine"),
+        "dequantise": lambda o: o.dequantise(o.xp.array(y_hat), Dequantise("latent", 3), qualities),
+        "dequantise, of extremes": lambda o: o.dequantise(o.xp.array(ends), Dequantise("latent", 3), qualities),
+        "read": lambda o: o.read(Act(o.xp.array(wide), WIDE_GRID), Read("read")),
+        "read, of extremes": lambda o: o.read(Act(o.xp.array(ends), WIDE_GRID), Read("read")),
+        "wide": lambda o: o.wide(on(o, x), linear, WIDE_GRID),
+        "wide, onto another": lambda o: o.wide(on(o, x), linear, WIDE_GRID, onto(o, WIDE_GRID)),
+        "wide, of extremes": lambda o: o.wide(
+            Act(o.xp.array(branch.astype(dtype)), CHANNEL_GRID), linear, PIXEL_GRID, onto(o, PIXEL_GRID)
+        ),
+        "amplify": lambda o: o.amplify(on(o, x), linear, gain, qualities),
+        "pixels": lambda o: o.pixels(Act(o.xp.array(wide), PIXEL_GRID), 8),
+        "pixels, of 16 bits": lambda o: o.pixels(Act(o.xp.array(ends), PIXEL_GRID), 16),
         "hyper_latent": lambda o: o.hyper_latent(o.xp.array(z), bias, QUALITIES),
         "lrelu": lambda o: o.lrelu(on(o, x)),
         "relu_squared": lambda o: o.relu_squared(on(o, x), "squared"),
@@ -115,8 +155,8 @@ def cases(
         ),
         "latent_code": lambda o: o.latent_code(o.xp.array(y_hat)),
         "empty_latent": lambda o: o.empty_latent((batch, 2, 3, channels)),
-        "folded": lambda o: o.folded(on(o, wide), STEP),
-        "unfold": lambda o: o.unfold(on(o, x).x, STEP, o.xp.array(wide.x.copy())),
+        "folded": lambda o: o.folded(on(o, unfolded), STEP),
+        "unfold": lambda o: o.unfold(on(o, x).x, STEP, o.xp.array(unfolded.x.copy())),
         "gather": moved,
         "scatter": moved,
         "segment": lambda o: o.segment(o.add, on(o, x), on(o, y)),

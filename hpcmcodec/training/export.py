@@ -17,6 +17,7 @@ import math
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,17 @@ from torch import Tensor, nn
 
 from hpcmcodec import checksums, weights
 from hpcmcodec.codec import LightEngine
+from hpcmcodec.container import LATENT
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.exact.constants import LEVELS, MEAN_SHIFT
+from hpcmcodec.exact.constants import FIXED_GRIDS, LEVELS, MEAN_SHIFT
+from hpcmcodec.exact.layers import Depthwise, Dequantise, Read, quantise
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.exact.schedule import decimate
+from hpcmcodec.model import fold
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.config import Config
+from hpcmcodec.model.declaration import declare_synthesis
 from hpcmcodec.model.entropy import (
     Z_BANDS,
     factorised_tables,
@@ -42,7 +48,8 @@ from hpcmcodec.model.entropy import (
     z_tables_of,
 )
 from hpcmcodec.model.float_ops import FakeOps
-from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Z_EDGES, Z_REACH
+from hpcmcodec.model.hpcm import HPCM, Z_EDGES, Z_REACH
+from hpcmcodec.model.synthesis import THUMBNAIL, THUMBNAIL_STRIDE
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
 from hpcmcodec.training import report, stages
@@ -57,7 +64,10 @@ TAIL = 2.0**-15  # a table ends where less probability than this is left: the es
 LATENT_ERROR, RATE_ERROR, PIXEL_ERROR, GRADIENT_ERROR = 0.02, 0.1, 0.5, 0.01
 EXACT_ERROR = 0.003  # relative bits that exact arithmetic may cost, mean over the qualities
 CHECKED = 4  # photographs that the files are checked on
-TRANSFORMS = ("g_a.", "g_s.", "h_a.")
+TRANSFORMS = ("g_a.", "h_a.")
+SPARE = 0.5  # of a code's range, that the synthesis' activations of the photographs stay within
+FINEST = 8  # a channel's codes are finer than one exponent for all channels would make them, by this factor at most
+UNSEEN = 8.0  # magnitude assumed of activations where there are no photographs
 
 
 class _AnalysisGraph(nn.Module):
@@ -70,16 +80,6 @@ class _AnalysisGraph(nn.Module):
         y = self.g_a(x, scale8) * gain
         z = self.h_a(y)
         return y[0].permute(1, 2, 0), z[0].permute(1, 2, 0)
-
-
-class _SynthesisGraph(nn.Module):
-    def __init__(self, model: HPCM) -> None:
-        super().__init__()
-        self.g_s = model.g_s
-
-    def forward(self, y_hat: Tensor, scale8: Tensor, ungain: Tensor) -> Tensor:
-        x_hat = self.g_s(y_hat.permute(2, 0, 1)[None].float() * ungain, scale8)
-        return (x_hat[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 class _GradientGraph(nn.Module):
@@ -101,7 +101,7 @@ def export(
     held_out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> bytes:
-    """Write `out/name.safetensors`, its three graphs, and their digests into the list there; returns the model id.
+    """Write `out/name.safetensors`, its two graphs, and their digests into the list there; returns the model id.
 
     photographs: (pixels (16 h, 16 w, 3) uint8, quality) to fit grids and tables to, and to check the files on.
     held_out: a folder of PNGs; `say` is told what exact arithmetic costs on them.
@@ -122,16 +122,17 @@ def export(
                 f"at most {100 * EXACT_ERROR:.1f}% is allowed; train longer under fake quantisation"
             )
     integers = model.integers()
-    tensors: dict[str, np.ndarray] = {f"entropy.{k}": v for k, v in integers.items()}
+    synthesis = synthesis_integers(model, photographs)
+    transforms: dict[str, np.ndarray] = {}
     for key, value in model.state_dict().items():
         if key.startswith(TRANSFORMS) and not key.endswith("log_scale"):
-            tensors[key] = value.half().numpy()
-        elif key.endswith("log_scale") or key.startswith("z_prior."):
-            tensors[key] = value.numpy()
-    # Everything below sees the transforms as they ship, rounded to float16.
-    model.load_state_dict(
-        {k: torch.from_numpy(v).float() for k, v in tensors.items() if not k.startswith("entropy.")}, strict=False
-    )
+            transforms[key] = value.half().numpy()
+        elif key.startswith((*TRANSFORMS, "gain.", "z_prior.")):
+            transforms[key] = value.numpy()
+    tensors = {f"entropy.{k}": v for k, v in integers.items()} | synthesis | transforms
+    # Everything below sees the transforms as they ship.
+    shipped_as = transforms | fold.training(model.config, synthesis)
+    model.load_state_dict({k: torch.from_numpy(v).float() for k, v in shipped_as.items()}, strict=False)
     tables = fit_tables(model, integers, photographs)
     tensors |= {f"tables.{k}": v for k, v in tables.items()}
     model_id = weights.compute_model_id(model.config, model.grids, tensors)
@@ -240,6 +241,97 @@ def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, Quality]]) ->
     return {g: e if g in FIXED_GRIDS else max(e, math.floor(least.get(g, e))) for g, e in model.grids.items()}
 
 
+@torch.no_grad()
+def synthesis_integers(model: HPCM, photographs: Iterable[tuple[np.ndarray, Quality]]) -> dict[str, np.ndarray]:
+    """The stored tensors of the synthesis and its thumbnails, exponents fitted to what photographs make of it."""
+    peaks, maps = _Peaks(model), _Thumbnails(model.config)
+    state = {k: v.float().numpy() for k, v in model.state_dict().items()}
+    layers = declare_synthesis(model.config)[0]
+    with peaks:
+        for pixels, quality in photographs:
+            x, q = _model_inputs(pixels, quality)
+            y_hat = model.analyse(x, q)[0].round()
+            y = y_hat * model.ungain.factors(q)[:, :, 0, 0]
+            maps.add(y_hat.numpy()[0], y.numpy()[0], model.synthesise(y_hat, q)[0].permute(1, 2, 0).numpy())
+    exponents = {name: _exponents(peak) for name, peak in peaks.of.items()}
+    derived = fold.derived(model.config, state, exponents) | maps.solve(exponents["ungain"])
+    return quantise(layers.values(), derived, model.grids)
+
+
+def _exponents(peak: np.ndarray) -> np.ndarray:
+    """e of each channel from its largest magnitude."""
+    peak = np.maximum(peak, peak.max() / FINEST)
+    return np.array([math.floor(stages.room(float(p), SPARE)) for p in peak])
+
+
+class _Peaks:
+    """Largest magnitudes (C,) in g_s while it runs, of what layers give as codes: by the layer's name."""
+
+    def __init__(self, model: HPCM) -> None:
+        self.layers = list(fold.folded(model.config))
+        self.of = {f.codes.name: np.full(f.codes.out, UNSEEN) for f in self.layers}
+        self.seen: set[str] = set()
+        self.modules = dict(model.named_modules())
+        self.hooks: list[Any] = []
+
+    def __enter__(self) -> None:
+        for f in self.layers:
+            self.hooks.append(self.modules[f.module].register_forward_hook(partial(self._see, f)))
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _see(self, f: fold.Folded, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        if isinstance(f.codes, Read | Dequantise):
+            self._keep(f.codes.name, inputs[0])
+        if f.coded:
+            self._keep(f.layer.name, out)
+
+    def _keep(self, name: str, x: Tensor) -> None:
+        peak = x.float().abs().amax((0, 2, 3)).numpy()
+        self.of[name] = np.maximum(peak, self.of[name]) if name in self.seen else peak
+        self.seen.add(name)
+
+
+class _Thumbnails:
+    """Least squares from y_hat, times its factors, to the picture's mean over 8 x 8 pixels, around 0."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        n = config.latent + 1
+        self.moments = {s: np.zeros((n, n)) for s in THUMBNAIL_STRIDE}
+        self.products = {s: np.zeros((n, 3 * (THUMBNAIL * k) ** 2)) for s, k in THUMBNAIL_STRIDE.items()}
+
+    def add(self, y_hat: np.ndarray, y: np.ndarray, picture: np.ndarray) -> None:
+        """y_hat and y, the same times its factors, (h, w, M); the picture that they give (16 h, 16 w, 3)."""
+        side = LATENT // THUMBNAIL
+        h, w, _ = y.shape
+        small = picture.reshape(h * THUMBNAIL, side, w * THUMBNAIL, side, 3).mean((1, 3), dtype=np.float64) - 0.5
+        for scale, stride in THUMBNAIL_STRIDE.items():
+            rows, columns = (n // stride * stride for n in (h, w))
+            if not rows or not columns:
+                continue
+            out = np.zeros((1, rows // stride, columns // stride, self.config.latent))
+            x = decimate(y[None, :rows, :columns].astype(np.float64), scale, out).reshape(-1, self.config.latent)
+            x = np.concatenate([x, np.ones((len(x), 1))], 1)
+            k = THUMBNAIL * stride
+            target = small[: rows * THUMBNAIL, : columns * THUMBNAIL]
+            target = target.reshape(rows // stride, k, columns // stride, k, 3).transpose(0, 2, 1, 3, 4)
+            self.moments[scale] += x.T @ x
+            self.products[scale] += x.T @ target.reshape(len(x), -1)
+
+    def solve(self, exponents: np.ndarray) -> dict[str, np.ndarray]:
+        """The layers' derived tensors, for codes of these exponents."""
+        out, unit = {}, np.append(np.exp2(-exponents.astype(np.float64)), 1.0)
+        for scale, moments in self.moments.items():
+            ridge = np.eye(len(moments)) * (1e-6 * np.trace(moments) / len(moments) + 1e-9)
+            solution = np.linalg.solve(moments + ridge, self.products[scale]) * unit[:, None]
+            out[f"thumbnail.{scale}.weight"] = solution[:-1].T.astype(np.float32)
+            out[f"thumbnail.{scale}.bias"] = solution[-1].astype(np.float32)
+        return out
+
+
 def fit_tables(
     model: HPCM, integers: Mapping[str, np.ndarray], photographs: Iterable[tuple[np.ndarray, Quality]]
 ) -> dict[str, np.ndarray]:
@@ -294,8 +386,10 @@ def _graphs(model: HPCM) -> list[tuple[str, nn.Module, tuple[Tensor, ...], dict[
         torch.ones(1, c.analysis_widths[0], 1, 1),
         torch.ones(1, c.latent, 1, 1),
     )
-    synthesis = (
+    gradient = (
         torch.zeros(8, 12, c.latent, dtype=torch.int32),
+        analysis[0],
+        torch.ones(128, 192, 1),
         torch.ones(1, c.synthesis_widths[0], 1, 1),
         torch.ones(1, c.latent, 1, 1),
     )
@@ -311,19 +405,9 @@ def _graphs(model: HPCM) -> list[tuple[str, nn.Module, tuple[Tensor, ...], dict[
             },
         ),
         (
-            "synthesis",
-            _SynthesisGraph(model),
-            synthesis,
-            {
-                "inputs": ["y_hat", "scale8", "ungain"],
-                "outputs": ["pixels"],
-                "dynamic": {"y_hat": {0: "h", 1: "w"}, "pixels": {0: "H", 1: "W"}},
-            },
-        ),
-        (
             "gradient",
             _GradientGraph(model),
-            (synthesis[0], analysis[0], torch.ones(128, 192, 1), *synthesis[1:]),
+            gradient,
             {
                 "inputs": ["y_hat", "pixels", "weight", "scale8", "ungain"],
                 "outputs": ["gradient"],
@@ -339,9 +423,11 @@ def _graphs(model: HPCM) -> list[tuple[str, nn.Module, tuple[Tensor, ...], dict[
 
 
 def write_graph(
-    module: nn.Module, example: tuple[Tensor, ...], axes: Mapping[str, Any], store: Path, out: Path, name: str
+    module: nn.Module, example: tuple[Tensor, ...], axes: Mapping[str, Any], store: Path, out: Path, title: str
 ) -> None:
-    """Export a module whose parameters are read as float16 from the safetensors file `store` beside the graph."""
+    """Export a module whose parameters are read from the safetensors file `store` beside the graph: float16, or, those
+    of the synthesis, integers.
+    """
     import onnx
 
     torch.onnx.export(
@@ -357,29 +443,66 @@ def write_graph(
     )
     graph = onnx.load(str(out))
     places = tensor_places(store)
-    casts, kept = [], []
-    for tensor in graph.graph.initializer:
-        if tensor.name not in places:
-            kept.append(tensor)
-            continue
-        dtype, shape, offset, length = places[tensor.name]
-        if dtype != "F16" or list(tensor.dims) != shape:
-            raise ValueError(f"{tensor.name}: {dtype} {shape} in {store.name}, {list(tensor.dims)} in the graph")
-        half = onnx.TensorProto(
-            name=f"{tensor.name}.f16",
-            data_type=onnx.TensorProto.FLOAT16,
-            dims=shape,
-            data_location=onnx.TensorProto.EXTERNAL,
+    rows = {f"{f.module}.{t}": (f, t) for f in fold.folded(weights.load_file(store).config) for t in ("weight", "bias")}
+    types = {"F16": onnx.TensorProto.FLOAT16, "F32": onnx.TensorProto.FLOAT, "I16": onnx.TensorProto.INT16}
+    nodes: list[Any] = []
+    kept: dict[str, Any] = {}
+
+    def external(name: str, shape: Sequence[int], output: str = "") -> str:
+        """A tensor of the file as float32, in a shape of as many elements."""
+        dtype, _, offset, length = places[name]
+        stored = onnx.TensorProto(
+            name=f"{name}.stored", data_type=types[dtype], dims=shape, data_location=onnx.TensorProto.EXTERNAL
         )
         for key, value in (("location", store.name), ("offset", str(offset)), ("length", str(length))):
-            half.external_data.add(key=key, value=value)
-        kept.append(half)
-        casts.append(onnx.helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.graph.node]
+            stored.external_data.add(key=key, value=value)
+        kept[stored.name] = stored
+        return stored.name if dtype == "F32" else node("Cast", [stored.name], output, to=onnx.TensorProto.FLOAT)
+
+    def constant(values: np.ndarray) -> str:
+        name = f"constant.{len(kept)}"
+        kept[name] = onnx.numpy_helper.from_array(values, name)
+        return name
+
+    def node(kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+        output = output or f"weights.{len(nodes)}"
+        nodes.append(onnx.helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def rows_of(folded: fold.Folded, tensor: str, name: str, dims: Sequence[int]) -> None:
+        """What `fold.training` computes."""
+        layer, side = folded.layer, folded.side
+        columns, depthwise = sum(layer.inputs), isinstance(layer, Depthwise)
+        if tensor == "bias":
+            value, columns = external(f"{layer.name}.bias", (layer.out, 1)), 1
+        else:
+            step = external(f"{layer.name}.step", (layer.out, 1))
+            value = node("Mul", [external(f"{layer.name}.weight", (layer.out, columns)), step])
+            if isinstance(folded.codes, Read | Dequantise):
+                scale = external(f"{folded.codes.name}.scale", (layer.out, 1) if depthwise else (1, columns))
+                whole = constant(np.array(2.0 ** fold.fine_of(folded.codes), np.float32))
+                value = node("Mul", [value, node("Mul", [scale, whole])])
+        if side > 1:
+            parts = (side, side, layer.out // side**2, columns)
+            value = node("Reshape", [value, constant(np.array(parts, np.int64))])
+            value = node("Transpose", [value], perm=[2, 0, 1, 3])
+        node("Reshape", [value, constant(np.array(dims, np.int64))], name)
+
+    for tensor in graph.graph.initializer:
+        name, dims = tensor.name, list(tensor.dims)
+        if name in rows:
+            rows_of(*rows[name], name, dims)
+        elif name not in places:
+            kept[name] = tensor
+        elif places[name][:2] != ("F16", dims):
+            raise ValueError(f"{name}: {places[name][:2]} in {store.name}, {dims} in the graph")
+        else:
+            external(name, dims, name)
+    nodes += graph.graph.node
     del graph.graph.initializer[:], graph.graph.node[:]
-    graph.graph.initializer.extend(kept)
+    graph.graph.initializer.extend(kept.values())
     graph.graph.node.extend(nodes)
-    graph.graph.name = name
+    graph.graph.name = title
     out.write_bytes(graph.SerializeToString())
 
 

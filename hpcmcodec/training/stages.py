@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hpcmcodec.errors import InputError
-from hpcmcodec.exact.constants import CODE_MAX, limit_of
+from hpcmcodec.exact.constants import CODE_MAX, FIXED_GRIDS, limit_of
 from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.float_ops import FloatOps
-from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Estimator, WithoutContext, bits
+from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.model.transforms import Block
 from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.stand_in import StandIn

@@ -35,8 +35,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
+from hpcmcodec.exact.constants import FIXED_GRIDS
 from hpcmcodec.model.config import PRESETS, Config
-from hpcmcodec.model.hpcm import FIXED_GRIDS, HPCM, Estimator, WithoutContext
+from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext
 from hpcmcodec.training.stand_in import StandIn
 
 MAGIC = b"HPCMPACK"

@@ -1,0 +1,72 @@
+"""The synthesis: from y_hat to pixels, in integers, so that a file shows the same picture everywhere.
+
+    y_hat, times the quality's factors -> codes -> 1x1 -> blocks at 1/16 -> 1x1, times the quality's factors
+    -> pixel shuffle -> blocks at 1/8 -> 1x1 to 8 x 8 pixels
+    block: x + [depthwise 3x3 -> 1x1 -> LeakyReLU -> 1x1]
+
+What passes through everything, x, is *wide*: int32, 2^14 a unit of the pixels' range. Each layer adds at most
++-WIDE_MAX to it, so no latents can make it wrap. All else are codes whose exponents are each channel's own: weights
+hold them (`model.fold`), so nothing is shifted but what a block reads.
+
+`synthesise` is the only definition of the flow, as `context.walk` is of the entropy path's; both are written over
+`exact.ops`. Zero padding is the codes' zero: a part of the plane gives the same pixels where `halo` latents around it
+are there.
+"""
+
+from __future__ import annotations
+
+from hpcmcodec.container import LATENT
+from hpcmcodec.exact.constants import CHANNEL_GRID, PIXEL_GRID, WIDE_GRID
+from hpcmcodec.exact.layers import Depthwise, Dequantise, Gain, Linear, Read
+from hpcmcodec.exact.ops import Act, Array, Ops, Qualities
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.context import shuffle
+
+THUMBNAIL = 2  # pixels a latent in a thumbnail
+THUMBNAIL_STRIDE = {"s2": 2, "s3": 1}  # latents a position of the plane that each thumbnail is made of
+
+
+def synthesise(ops: Ops, config: Config, y_hat: Array, quality: Qualities, depth: int = 8) -> Array:
+    """y_hat (B, h, w, M) -> pixels (B, 16 h, 16 w, 3), integers 0 .. 2^depth - 1."""
+    c8, c16 = config.synthesis_widths
+    x = ops.wide(_codes(ops, config, y_hat, quality), Linear("g_s.inp", c16), WIDE_GRID)
+    for i in range(config.synthesis_blocks[1]):
+        x = block(ops, x, f"g_s.b16.{i}")
+    gain = Gain("g_s.s8", config.qualities, c8)
+    x = shuffle(ops, ops.amplify(ops.read(x, Read("g_s.up.read")), Linear("g_s.up", 4 * c8), gain, quality))
+    for i in range(config.synthesis_blocks[0]):
+        x = block(ops, x, f"g_s.b8.{i}")
+    return _pixels(ops, ops.read(x, Read("g_s.head.read")), "g_s.head", LATENT // 2, depth)
+
+
+def thumbnail(ops: Ops, config: Config, y_hat: Array, quality: Qualities, scale: str, depth: int = 8) -> Array:
+    """An eighth of the picture's size, by one linear map, from y_hat on the grid of a scale (`schedule.grid`).
+
+    scale "s3": y_hat (B, h, w, M), the whole, to (B, 2 h, 2 w, 3); "s2": what the first two scales hold,
+    (B, ceil(h / 2), ceil(w / 2), M), to (B, 4 ceil(h / 2), 4 ceil(w / 2), 3).
+    """
+    side = THUMBNAIL * THUMBNAIL_STRIDE[scale]
+    return _pixels(ops, _codes(ops, config, y_hat, quality), f"thumbnail.{scale}", side, depth)
+
+
+def block(ops: Ops, x: Act, name: str) -> Act:
+    """x (B, H, W, C) plus its branch."""
+    width = x.x.shape[-1]
+    inside = ops.depthwise(ops.read(x, Read(f"{name}.read")), Depthwise(f"{name}.dw"), CHANNEL_GRID)
+    hidden = ops.lrelu(ops.linear(inside, Linear(f"{name}.up", 2 * width), CHANNEL_GRID))
+    return ops.wide(hidden, Linear(f"{name}.down", width), WIDE_GRID, onto=x)
+
+
+def _pixels(ops: Ops, a: Act, layer: str, side: int, depth: int) -> Array:
+    """Each position of a as side x side pixels of three colours."""
+    levels = ops.pixels(ops.wide(a, Linear(layer, 3 * side * side), PIXEL_GRID), depth)
+    return shuffle(ops, Act(levels, PIXEL_GRID), side).x
+
+
+def halo(config: Config) -> int:
+    """Latents around a latent that its pixels depend on: by 3x3 convolutions at 1/16 and, half as wide, at 1/8."""
+    return config.synthesis_blocks[1] + -(-config.synthesis_blocks[0] // 2)
+
+
+def _codes(ops: Ops, config: Config, y_hat: Array, quality: Qualities) -> Act:
+    return ops.dequantise(y_hat, Dequantise("ungain", config.qualities), quality)
