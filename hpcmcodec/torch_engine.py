@@ -16,7 +16,7 @@ from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.namespaces import TorchNamespace, probe
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.model.synthesis import synthesise
+from hpcmcodec.model.synthesis import synthesise, thumbnail_of
 from hpcmcodec.native import cuda, loader
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.pretrained import from_weights
@@ -82,6 +82,12 @@ class TorchEngine:
                 return xp.numpy(synthesise(self.synthesis, self.config, xp.array(part[None]), [quality], depth)[0])
 
         return synthesise_strips(run, y_hat, self.config, depth, tick)
+
+    def thumbnail(self, y_hat: np.ndarray, quality: Quality, scale: str) -> np.ndarray:
+        xp = self.namespace
+        with self.lock, xp.exact_mode():
+            out = thumbnail_of(self.synthesis, self.config, xp.array(y_hat[None]), [quality], scale)[0]
+            return xp.numpy(out).astype(np.uint8)
 
     def gradient(
         self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None

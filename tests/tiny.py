@@ -26,6 +26,7 @@ from hpcmcodec import codec, container, weights
 from hpcmcodec.container import LATENT
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.exact.schedule import decimate, grid
 from hpcmcodec.model.entropy import z_tables_of
 from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Decoder
@@ -96,6 +97,19 @@ def sha256(integers: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(integers, "<i4").tobytes()).hexdigest()
 
 
+def pixel_hashes(data: bytes, engine: Any) -> dict[str, str]:
+    """What a file shows: the whole at 8 and at 16 bits, and both thumbnails."""
+    header, y_hat = container.parse_header(data), codec.decode_latents(data)
+    coarse = np.zeros((*grid("s2", *y_hat.shape[:2]), y_hat.shape[2]), np.int32)
+    coarse = decimate(y_hat[None], "s2", coarse[None])[0]
+    return {
+        "pixels": sha256(engine.synthesise(y_hat, header.quality)),
+        "pixels of 16 bits": sha256(engine.synthesise(y_hat, header.quality, depth=16)),
+        "thumbnail": sha256(engine.thumbnail(y_hat, header.quality, "s3")),
+        "thumbnail of s1 and s2": sha256(engine.thumbnail(coarse, header.quality, "s2")),
+    }
+
+
 # --- the maker: torch and onnx from here on ---------------------------------------------------------------------------
 
 
@@ -152,9 +166,10 @@ def write_model(folder: Path) -> bytes:
     """Export a model of `make_model` to `folder`; returns its id."""
     from hpcmcodec.training import export
 
+    photographs = [(picture(96, 64, seed), Quality(2500 * seed)) for seed in range(5)]
     # Tables that are not fitted: low levels then skip symbols that are not zero, high ones have escapes.
     with patch.object(export, "fit_tables", lambda model, integers, photographs: short_tables(model.tables())):
-        return export.export(make_model(), NAME, folder, [])
+        return export.export(make_model(), NAME, folder, photographs)
 
 
 def write_golden() -> None:
@@ -175,6 +190,7 @@ def write_golden() -> None:
             "sha256": hashlib.sha256(data).hexdigest(),
             "z": sha256(z_of(data, engine.coder)),
             "y_hat": sha256(codec.decode_latents(data)),
+            **pixel_hashes(data, engine),
         }
     (DATA / "golden.json").write_text(json.dumps(said, indent=4) + "\n", encoding="utf-8")
 

@@ -127,12 +127,13 @@ class LatentCoder:
         w: int,
         tick: Tick | None = None,
         spent: Spent | None = None,
+        finest: str = SCALES[-1],
     ) -> Ints:
         """y_hat (h, w, M) int32 in sixteenths, from the streams z, s1, ... that are there.
 
-        Missing scales get zero residuals. crcs: those of the integers, from the encoder; None where none were kept.
-        `spent` is told what everything cost. Raises IntegrityError where a stream is damaged or the decoded integers
-        miss their CRC.
+        Missing scales get zero residuals. finest: the scale to end with, on whose grid y_hat is then. crcs: those of
+        the integers, from the encoder; None where none were kept. `spent` is told what everything cost. Raises
+        IntegrityError where a stream is damaged or the decoded integers miss their CRC.
         """
         rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
         indexes = np.repeat(z_tables_of(quality, n), rows * columns)
@@ -170,7 +171,7 @@ class LatentCoder:
             ):
                 raise IntegrityError(f"decoded latents of {step.scale} differ from the encoder's (CRC mismatch)")
 
-        return self._walk(z_hat, quality, h, w, residuals, found, tick, check)
+        return self._walk(z_hat, quality, h, w, residuals, found, tick, check, finest)
 
     def _walk(
         self,
@@ -182,6 +183,7 @@ class LatentCoder:
         crcs: dict[str, int],
         tick: Tick | None,
         check: Callable[[Step], None] | None = None,
+        finest: str = SCALES[-1],
     ) -> Ints:
         """Run the steps; `residuals` gives or takes each step's symbols, flat, where latents exist."""
         xp = self.ops.xp
@@ -204,7 +206,7 @@ class LatentCoder:
 
         ops = self.ops.on(grids_at(self.ops.grids, quality))
         with xp.exact_mode():
-            return xp.numpy(walk(ops, self.config, xp.array(z_hat[None]), [quality], h, w, code))[0]
+            return xp.numpy(walk(ops, self.config, xp.array(z_hat[None]), [quality], h, w, code, finest))[0]
 
 
 def thresholds(tables: Tables, centroids: np.ndarray, rate_weight: float = RATE_WEIGHT, reach: int = 16) -> np.ndarray:

@@ -26,8 +26,12 @@ Code = Callable[[Step, Any, Any, Any], Any]
 """code(step, means, levels, mask) -> y_hat, all folded (B, rows, columns, M / groups); mask None or bool (1, ...)."""
 
 
-def walk(ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int, code: Code) -> Array:
+def walk(
+    ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int, code: Code, finest: str = SCALES[-1]
+) -> Array:
     """Run the eleven steps for y of h x w latents; returns y_hat (B, h, w, M).
+
+    finest: the scale to end with; y_hat is on its grid then (`schedule.grid`).
 
     z: (B, ceil(h/4), ceil(w/4), N) symbols; quality: one a sample (`exact.ops.Qualities`). Exact ops give and take
     means and y_hat as int32 sixteenths and levels as int32 0..63.
@@ -39,7 +43,7 @@ def walk(ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int,
     y_hat: Any = None
     seen: Any = None  # y_hat as the context sees it
     coarser = ""
-    for scale in SCALES:
+    for scale in SCALES[: SCALES.index(finest) + 1]:
         rows, columns = grid(scale, h, w)
         shape = (z.shape[0], rows, columns, config.latent)
         finer, finer_code = ops.empty_latent(shape)
@@ -67,7 +71,7 @@ def walk(ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int,
             mask = valid(step, h, w, config.latent)
             values = code(step, means, levels, mask)
             y_hat = ops.unfold(values, step, y_hat)
-            if step is STEPS[-1]:
+            if step.last_of_scale and scale == finest:
                 break
             seen = Act(ops.unfold(ops.latent_code(values), step, seen.x), seen.grid)
             if not first:

@@ -30,7 +30,7 @@ from hpcmcodec.exact.ops import Act, Array, Qualities
 from hpcmcodec.exact.schedule import Step
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
-from hpcmcodec.model.synthesis import THUMBNAIL_STRIDE, synthesise, thumbnail
+from hpcmcodec.model.synthesis import THUMBNAIL_STRIDE, synthesise, thumbnail_of
 from hpcmcodec.quality import Quality
 
 
@@ -144,7 +144,7 @@ def declare_synthesis(config: Config) -> tuple[dict[str, Layer], list[str]]:
     d, y_hat = Declaration(), np.zeros((1, 2, 2, config.latent), np.int32)
     synthesise(d, config, y_hat, [Quality(0)])
     for scale in THUMBNAIL_STRIDE:
-        thumbnail(d, config, y_hat, [Quality(0)], scale)
+        thumbnail_of(d, config, y_hat, [Quality(0)], scale)
     return d.layers, sorted(d.grids)
 
 

@@ -39,7 +39,7 @@ def synthesise(ops: Ops, config: Config, y_hat: Array, quality: Qualities, depth
     return _pixels(ops, ops.read(x, Read("g_s.head.read")), "g_s.head", LATENT // 2, depth)
 
 
-def thumbnail(ops: Ops, config: Config, y_hat: Array, quality: Qualities, scale: str, depth: int = 8) -> Array:
+def thumbnail_of(ops: Ops, config: Config, y_hat: Array, quality: Qualities, scale: str, depth: int = 8) -> Array:
     """An eighth of the picture's size, by one linear map, from y_hat on the grid of a scale (`schedule.grid`).
 
     scale "s3": y_hat (B, h, w, M), the whole, to (B, 2 h, 2 w, 3); "s2": what the first two scales hold,

@@ -164,9 +164,13 @@ def export(state: Path, name: str, out: Path, cache: Path, crops: int, held_out:
 @click.option("--against", type=PATH, help="Another state, say that of a run --without-context.")
 @click.option("--grids", help="Packaged weights whose grids exact arithmetic runs on, instead of those of training.")
 def worth(state: Path, folder: Path, qualities: str, against: Path | None, grids: str | None) -> None:
-    """Estimated bpp of STATE over the PNGs of FOLDER: exact arithmetic against float, or against another state."""
+    """Estimated bpp of STATE over the PNGs of FOLDER: exact arithmetic against float, or against another state.
+
+    And what the synthesis loses in integers, its exponents being those that fit the PNGs themselves.
+    """
     from hpcmcodec import weights
-    from hpcmcodec.training.report import compare, mean_bpp
+    from hpcmcodec.training.export import pictures_at_all_qualities, synthesis_integers
+    from hpcmcodec.training.report import compare, mean_bpp, synthesis_loss
     from hpcmcodec.training.states import load_model
 
     if against and grids:
@@ -178,6 +182,9 @@ def worth(state: Path, folder: Path, qualities: str, against: Path | None, grids
         model.grids = weights.load(grids).grids
     ours = mean_bpp(model, folder, steps, fake=against is None)
     click.echo("\n".join(compare(steps, ours, theirs)[0]))
+    if not against:
+        integers = synthesis_integers(model, pictures_at_all_qualities(folder))
+        click.echo("\n".join(synthesis_loss(model, integers, folder, steps)[0]))
 
 
 if __name__ == "__main__":

@@ -48,12 +48,12 @@ from hpcmcodec.model.entropy import (
     z_tables_of,
 )
 from hpcmcodec.model.float_ops import FakeOps
-from hpcmcodec.model.hpcm import HPCM, Z_EDGES, Z_REACH
+from hpcmcodec.model.hpcm import HPCM, Z_EDGES, Z_REACH, Estimator
 from hpcmcodec.model.synthesis import THUMBNAIL, THUMBNAIL_STRIDE
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
 from hpcmcodec.training import report, stages
-from hpcmcodec.training.data import Crops, to_unit
+from hpcmcodec.training.data import Crops, to_unit, validation_images
 
 OPSET = 18
 Z_PRIOR_COUNTS = 100.0  # symbols of z that the trained prior weighs against the counted ones, in each channel of a band
@@ -62,7 +62,8 @@ TAIL = 2.0**-15  # a table ends where less probability than this is left: the es
 # What float16 and integers may cost against the trained model: relative rms of y, relative bits, levels a pixel,
 # relative rms of the gradient.
 LATENT_ERROR, RATE_ERROR, PIXEL_ERROR, GRADIENT_ERROR = 0.02, 0.1, 0.5, 0.01
-EXACT_ERROR = 0.003  # relative bits that exact arithmetic may cost, mean over the qualities
+EXACT_ERROR = 0.003  # relative bits that exact arithmetic may cost, mean over the qualities,
+EXACT_LOSS = 0.01  # and dB
 CHECKED = 4  # photographs that the files are checked on
 TRANSFORMS = ("g_a.", "h_a.")
 SPARE = 0.5  # of a code's range, that the synthesis' activations of the photographs stay within
@@ -106,8 +107,8 @@ def export(
     photographs: (pixels (16 h, 16 w, 3) uint8, quality) to fit grids and tables to, and to check the files on.
     held_out: a folder of PNGs; `say` is told what exact arithmetic costs on them.
 
-    Raises IntegrityError where it costs more than EXACT_ERROR, or what was written computes something else than the
-    model; nothing is replaced then.
+    Raises IntegrityError where it costs more than EXACT_ERROR or EXACT_LOSS, or what was written computes something
+    else than the model; nothing is replaced then.
     """
     trained, photographs = copy.deepcopy(model).eval(), list(photographs)
     model.grids = fit_grids(trained, photographs)
@@ -122,7 +123,15 @@ def export(
                 f"at most {100 * EXACT_ERROR:.1f}% is allowed; train longer under fake quantisation"
             )
     integers = model.integers()
-    synthesis = synthesis_integers(model, photographs)
+    synthesis = synthesis_integers(trained, photographs)
+    if held_out is not None:
+        lines, mean = report.synthesis_loss(trained, synthesis, held_out, report.QUALITIES)
+        say("\n".join(["synthesis in integers against float:", *lines]))
+        if not mean <= EXACT_LOSS:
+            raise IntegrityError(
+                f"{name} was not written: its synthesis loses {mean:.4f} dB in integers on {held_out}, at most "
+                f"{EXACT_LOSS} dB is allowed; fit exponents to more photographs (--crops)"
+            )
     transforms: dict[str, np.ndarray] = {}
     for key, value in model.state_dict().items():
         if key.startswith(TRANSFORMS) and not key.endswith("log_scale"):
@@ -228,6 +237,14 @@ def crops_at_all_qualities(cache: Path, n: int, side: int = 384) -> Iterator[tup
         yield crops.batch(rng, 1, side)[0].permute(1, 2, 0).numpy(), Quality.of_unit(i / max(1, n - 1))
 
 
+def pictures_at_all_qualities(folder: Path) -> Iterator[tuple[np.ndarray, Quality]]:
+    """The PNGs of a folder, cut to multiples of 16, their qualities spread evenly over the range."""
+    images = validation_images(folder, side=1 << 16)
+    for i, x in enumerate(images):
+        pixels = (x[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        yield pixels, Quality.of_unit(i / max(1, len(images) - 1))
+
+
 def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, Quality]]) -> dict[str, int]:
     """Exponents of the grids for coding: as fine as leaves 99.9% of a grid's values in every photograph within 0.7 of
     the clamp, but never coarser than those of training, since the network may lean on their clamps.
@@ -242,7 +259,7 @@ def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, Quality]]) ->
 
 
 @torch.no_grad()
-def synthesis_integers(model: HPCM, photographs: Iterable[tuple[np.ndarray, Quality]]) -> dict[str, np.ndarray]:
+def synthesis_integers(model: Estimator, photographs: Iterable[tuple[np.ndarray, Quality]]) -> dict[str, np.ndarray]:
     """The stored tensors of the synthesis and its thumbnails, exponents fitted to what photographs make of it."""
     peaks, maps = _Peaks(model), _Thumbnails(model.config)
     state = {k: v.float().numpy() for k, v in model.state_dict().items()}
@@ -255,7 +272,7 @@ def synthesis_integers(model: HPCM, photographs: Iterable[tuple[np.ndarray, Qual
             maps.add(y_hat.numpy()[0], y.numpy()[0], model.synthesise(y_hat, q)[0].permute(1, 2, 0).numpy())
     exponents = {name: _exponents(peak) for name, peak in peaks.of.items()}
     derived = fold.derived(model.config, state, exponents) | maps.solve(exponents["ungain"])
-    return quantise(layers.values(), derived, model.grids)
+    return quantise(layers.values(), derived, FIXED_GRIDS)
 
 
 def _exponents(peak: np.ndarray) -> np.ndarray:
@@ -267,7 +284,7 @@ def _exponents(peak: np.ndarray) -> np.ndarray:
 class _Peaks:
     """Largest magnitudes (C,) in g_s while it runs, of what layers give as codes: by the layer's name."""
 
-    def __init__(self, model: HPCM) -> None:
+    def __init__(self, model: Estimator) -> None:
         self.layers = list(fold.folded(model.config))
         self.of = {f.codes.name: np.full(f.codes.out, UNSEEN) for f in self.layers}
         self.seen: set[str] = set()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hpcmcodec.errors import InputError
 from hpcmcodec.evaluation.plots import THEMES
+from hpcmcodec.exact.constants import FIXED_GRIDS, MEAN_SHIFT
 from hpcmcodec.model.hpcm import Estimator, bits
+from hpcmcodec.model.synthesis import synthesise
+from hpcmcodec.native import loader
+from hpcmcodec.quality import Quality
 from hpcmcodec.training.data import validation_images
 from hpcmcodec.training.records import read_log
 
@@ -37,6 +43,32 @@ def mean_bpp(model: Estimator, folder: Path, qualities: Sequence[float], *, fake
             rates.append(bits(likelihoods).item() / (x.shape[2] * x.shape[3]))
         out.append(sum(rates) / len(rates))
     return out
+
+
+@torch.no_grad()
+def synthesis_loss(
+    model: Estimator, integers: Mapping[str, np.ndarray], folder: Path, qualities: Sequence[float]
+) -> tuple[list[str], float]:
+    """What the synthesis loses in integers against floats: a line for each quality and one for all, and the mean in dB.
+
+    integers: its stored tensors. Over the PNGs of a folder, from latents rounded to whole steps, to pixels of 8 bits.
+    """
+    images, ops = validation_images(folder, side=1 << 16), loader.exact_ops(integers, FIXED_GRIDS)
+    means = []
+    for quality in qualities:
+        q, losses = torch.tensor([quality / 100]), []
+        for x in images:
+            y_hat = model.analyse(x, q)[0].round()
+            ours = torch.from_numpy(
+                synthesise(ops, model.config, (y_hat * 2**MEAN_SHIFT).int().numpy(), [Quality.of(quality)]).astype(int)
+            )
+            theirs = (model.synthesise(y_hat, q) * 255).round().clamp(0, 255).permute(0, 2, 3, 1)
+            errors = [((v / 255 - x.permute(0, 2, 3, 1)) ** 2).mean().item() for v in (ours, theirs)]
+            losses.append(10 * math.log10(errors[0] / errors[1]))
+        means.append(sum(losses) / len(losses))
+    mean = sum(means) / len(means)
+    lines = [f"q {q:5.1f}  {loss:+.4f} dB" for q, loss in zip(qualities, means, strict=True)]
+    return [*lines, f"mean of the losses: {mean:+.4f} dB"], mean
 
 
 def compare(qualities: Sequence[float], ours: Sequence[float], theirs: Sequence[float]) -> tuple[list[str], float]:
