@@ -434,7 +434,7 @@ def test_model_and_sessions_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(3):
         assert size_of(tiny.encode(20, 10)) == (20, 10)
     assert loads.call_count == 1
-    assert sessions.call_count == 2  # analysis and synthesis
+    assert sessions.call_count == 1  # analysis: decoding needs none
 
 
 @pytest.mark.usefixtures("fresh_engines")

@@ -1,4 +1,4 @@
-"""A file decodes to the same integers under other thread counts, instruction sets and engines.
+"""A file decodes to the same integers and pixels under other thread counts, instruction sets and engines.
 
 Every program here first asserts that its environment took effect: with variables that change nothing it would show
 nothing. The files are of the tiny model and of the packaged one.
@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import tiny
 
-from hpcmcodec import codec, weights
+from hpcmcodec import codec, container, weights
+from hpcmcodec.codec import LightEngine
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import limit_of
 from hpcmcodec.exact.namespaces import NUMPY
@@ -38,7 +39,7 @@ if np.__version__.startswith("1."):
 else:
     from numpy._core._multiarray_umath import __cpu_dispatch__ as dispatch, __cpu_features__ as features
 import tiny
-from hpcmcodec import codec
+from hpcmcodec import codec, container, weights
 from hpcmcodec.exact.namespaces import NumpyNamespace
 
 oldest = "OPENBLAS_CORETYPE" in os.environ
@@ -52,7 +53,12 @@ said["threads"] = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/sel
 def decode(data, engine):
     with tiny.installed():
         y_hat = codec.decode_latents(data, engine=engine)
-    return {"y_hat": tiny.sha256(y_hat), "shape": y_hat.shape}
+        return {"y_hat": tiny.sha256(y_hat), "shape": y_hat.shape, "pixels": pixels(data, y_hat, engine)}
+
+def pixels(data, y_hat, engine):
+    header = container.parse_header(data)
+    runner = codec._engine(weights.find(header.model_id), "cpu", engine)
+    return tiny.sha256(runner.synthesise(y_hat, header.quality))
 """
 # The torch half does not lean on the numpy path: its entry points raise.
 TORCH_ALONE = """
@@ -187,17 +193,19 @@ def test_file_decodes_to_the_same_integers_elsewhere(
 ) -> None:
     file = f"{writer}-{writes}-{name}"
     with tiny.installed():
-        here = codec.decode_latents((written[writer, writes]["folder"] / file).read_bytes())
+        data = (written[writer, writes]["folder"] / file).read_bytes()
+        here, header = codec.decode_latents(data), container.parse_header(data)
+        shown = LightEngine(weights.load(MODELS[name], transforms=False)).synthesise(here, header.quality)
     # The program only gets this far where every stream's integers have the CRC that the encoder stored.
-    assert read[reader, reads][file] == {"y_hat": tiny.sha256(here), "shape": list(here.shape)}
+    expected = {"y_hat": tiny.sha256(here), "shape": list(here.shape), "pixels": tiny.sha256(shown)}
+    assert read[reader, reads][file] == expected
 
 
 def test_every_engine_and_environment_decodes_the_golden_files(read: dict[tuple[str, str], dict[str, Any]]) -> None:
     golden = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
     for said in read.values():
-        assert {f"{name}.hpcm": said[f"{name}.hpcm"]["y_hat"] for name in golden} == {
-            f"{name}.hpcm": v["y_hat"] for name, v in golden.items()
-        }
+        for what in ("y_hat", "pixels"):
+            assert {n: said[f"{n}.hpcm"][what] for n in golden} == {n: v[what] for n, v in golden.items()}
 
 
 @pytest.mark.slow
@@ -215,7 +223,8 @@ def test_oldest_versions_allowed_decode_to_the_same_integers(
     if kind == "oldest":  # its numpy has names of its own
         variables["NPY_DISABLE_CPU_FEATURES"] = python(DISPATCHED, interpreter=interpreter).strip()
     said = json.loads(python(program("light", DECODE), "light", *files, interpreter=interpreter, **variables))
-    assert {name: said[f"{name}.hpcm"]["y_hat"] for name in golden} == {n: v["y_hat"] for n, v in golden.items()}
+    for what in ("y_hat", "pixels"):
+        assert {n: said[f"{n}.hpcm"][what] for n in golden} == {n: v[what] for n, v in golden.items()}
     assert all(f"light-everything-{name}" in said for name in MODELS)
 
 

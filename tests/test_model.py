@@ -481,12 +481,14 @@ def test_loaded_model_derives_what_its_integers_stand_for() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
 def test_export_writes_weights_and_graphs_that_code_as_the_model_does(tmp_path: Path) -> None:
     model_id = tiny.write_model(tmp_path)
-    files = {f"{tiny.NAME}.{suffix}" for suffix in ("safetensors", "analysis.onnx", "synthesis.onnx", "gradient.onnx")}
+    files = {f"{tiny.NAME}.{suffix}" for suffix in ("safetensors", "analysis.onnx", "gradient.onnx")}
     assert {p.name for p in tmp_path.iterdir()} == files | {"SHA256SUMS"}
     w = weights.load_file(tmp_path / f"{tiny.NAME}.safetensors")
     assert (w.name, w.model_id, w.config, set(w.sums)) == (tiny.NAME, model_id, TINY, files)
     dtypes = {name.split(".")[0]: t.dtype for name, t in w.tensors.items() if not name.endswith("log_scale")}
-    assert dtypes["g_a"] == dtypes["g_s"] == dtypes["h_a"] == np.float16
+    assert dtypes["g_a"] == dtypes["h_a"] == np.float16
+    rows = {t.dtype for k, t in w.tensors.items() if k.startswith("g_s.") and k.endswith(".weight")}
+    assert rows == {np.dtype(np.int16)}
     light, other = LightEngine(w), TorchEngine(w, "cpu")
     y, z = light.analyse(tiny.picture(64, 48), Quality(5000), None)
     for found, wanted in zip((y, z), other.analyse(tiny.picture(64, 48), Quality(5000), None), strict=True):
@@ -545,7 +547,7 @@ def test_stored_model_id_is_the_one_computed_anew(name: str) -> None:
 
 def changed_value(t: np.ndarray) -> np.ndarray:
     out = t.copy()
-    out.flat[-1] += 1
+    out.flat[-1] += -1 if out.flat[-1] > 0 else 1  # an integer may be the largest of its type
     return out
 
 
@@ -717,7 +719,7 @@ def test_integer_cdf_has_the_sum_2_16_no_zero_and_is_within_a_count_of_its_share
 
 @pytest.mark.parametrize("name", [tiny.NAME, weights.DEFAULT_MODEL])
 @pytest.mark.parametrize("quality", [Quality(0), Quality(4321), Quality(10000)], ids=str)
-def test_onnxruntime_gives_torchs_latents_and_pixels(name: str, quality: Quality) -> None:
+def test_the_engines_give_the_same_latents_up_to_rounding_and_the_same_pixels(name: str, quality: Quality) -> None:
     pixels = tiny.picture(144, 80)
     y, z = engine("light", name).analyse(pixels, quality, None)
     y_torch, z_torch = engine("torch", name).analyse(pixels, quality, None)
@@ -729,9 +731,7 @@ def test_onnxruntime_gives_torchs_latents_and_pixels(name: str, quality: Quality
     found = engine("light", name).synthesise(y_hat, quality, None)
     wanted = engine("torch", name).synthesise(y_hat, quality, None)
     assert found.dtype == wanted.dtype == np.uint8
-    difference = np.abs(found.astype(int) - wanted)
-    assert difference.max() <= 1  # where a value lies on the edge between two levels
-    assert (difference > 0).mean() < 1e-2
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("name", [tiny.NAME, weights.DEFAULT_MODEL])
@@ -788,10 +788,7 @@ def test_strips_leave_no_seam(kind: str, name: str, monkeypatch: pytest.MonkeyPa
     assert len(ticks) == 7
     for a, b in zip(found, whole, strict=True):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()  # oneDNN sums in another order for another height
-    difference = np.abs(engine(kind, name).synthesise(y_hat, Quality(5000), None).astype(int) - whole_pixels)
-    # The same reason moves a value that lies between two levels; a halo that is too narrow moves whole rows.
-    assert difference.max() <= 1
-    assert (difference > 0).mean() < 1e-3
+    np.testing.assert_array_equal(engine(kind, name).synthesise(y_hat, Quality(5000), None), whole_pixels)
     weight = np.ones((16 * 27, 48, 1), np.float32)
     gradient = engine(kind, name).gradient(y_hat, pixels, weight, Quality(5000), None)
     monkeypatch.undo()

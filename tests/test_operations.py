@@ -13,7 +13,7 @@ from hpcmcodec.exact.layers import KINDS, Layer
 from hpcmcodec.exact.ops import COMPUTING, MOVING, OPERATIONS, Ops
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.config import LITE, TINY
-from hpcmcodec.model.declaration import Declaration, declare
+from hpcmcodec.model.declaration import Declaration, declare, declare_synthesis
 from hpcmcodec.native import selftest
 from hpcmcodec.native.compiled import KernelOps
 
@@ -79,6 +79,10 @@ def test_the_table_knows_what_moves_values() -> None:
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
+DECLARED = (declare, declare_synthesis)
+TRAINED = {type(layer) for layer in declare(LITE)[0].values()}  # the synthesis' are modules in training: model.fold
+
+
 def concrete(kind: type) -> set[type]:
     """A class's subclasses that can be made."""
     below = {c for sub in kind.__subclasses__() for c in concrete(sub)}
@@ -87,7 +91,7 @@ def concrete(kind: type) -> set[type]:
 
 def example_layers() -> list[Layer]:
     """Those of two configs, whose flows use every kind and every option."""
-    return [layer for config in (LITE, TINY) for layer in declare(config)[0].values()]
+    return [layer for config in (LITE, TINY) for made in DECLARED for layer in made(config)[0].values()]
 
 
 def test_the_list_of_kinds_is_whole() -> None:
@@ -98,7 +102,7 @@ def test_the_list_of_kinds_is_whole() -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_layer_says_what_its_tensors_are(kind: type[Layer]) -> None:
     grids = {"h_s.z": 5}
-    for layer in [v for v in declare(TINY)[0].values() if type(v) is kind]:
+    for layer in [v for made in DECLARED for v in made(TINY)[0].values() if type(v) is kind]:
         derived = layer.example(np.random.RandomState(0))
         assert tuple(derived) == layer.derived
         assert all(v.dtype == np.float32 for v in derived.values())
@@ -107,12 +111,12 @@ def test_a_layer_says_what_its_tensors_are(kind: type[Layer]) -> None:
         assert set(stored) == {f"{layer.name}.{k}" for k in layer.stored}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", sorted(TRAINED, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
 def test_training_has_parameters_of_every_kind_of_layer_and_a_way_back_from_integers(kind: type[Layer]) -> None:
     pytest.importorskip("torch")
     from hpcmcodec.model import parameters
 
-    assert set(parameters.PARAMETERS) == set(KINDS)
+    assert set(parameters.PARAMETERS) == TRAINED
     grids = {"h_s.z": 5}
     for layer in [v for v in declare(TINY)[0].values() if type(v) is kind]:
         raw = parameters.first_values(layer)

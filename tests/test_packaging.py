@@ -227,7 +227,7 @@ def test_the_wheel_carries_the_weights_and_not_what_training_resumes_from(wheel:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     weights = {name.removeprefix("hpcmcodec/data/weights/") for name in names if "data/weights/" in name}
-    graphs = {f"lite-0.{graph}.onnx" for graph in ("analysis", "synthesis", "gradient")}
+    graphs = {f"lite-0.{graph}.onnx" for graph in ("analysis", "gradient")}
     assert {"lite-0.safetensors", "MODEL_CARD.md", "SHA256SUMS"} | graphs <= weights
     assert not any("/" in name for name in weights), "weights/state is not distributed"
     assert "hpcmcodec/py.typed" in names

@@ -68,6 +68,7 @@ CHECKED = 4  # photographs that the files are checked on
 TRANSFORMS = ("g_a.", "h_a.")
 SPARE = 0.5  # of a code's range, that the synthesis' activations of the photographs stay within
 FINEST = 8  # a channel's codes are finer than one exponent for all channels would make them, by this factor at most
+RIDGE = {"s2": 1e-2, "s3": 1e-6}  # of thumbnails' least squares, against the mean square: s2 has less to go by
 UNSEEN = 8.0  # magnitude assumed of activations where there are no photographs
 
 
@@ -342,7 +343,7 @@ class _Thumbnails:
         """The layers' derived tensors, for codes of these exponents."""
         out, unit = {}, np.append(np.exp2(-exponents.astype(np.float64)), 1.0)
         for scale, moments in self.moments.items():
-            ridge = np.eye(len(moments)) * (1e-6 * np.trace(moments) / len(moments) + 1e-9)
+            ridge = np.eye(len(moments)) * (RIDGE[scale] * np.trace(moments) / len(moments) + 1e-9)
             solution = np.linalg.solve(moments + ridge, self.products[scale]) * unit[:, None]
             out[f"thumbnail.{scale}.weight"] = solution[:-1].T.astype(np.float32)
             out[f"thumbnail.{scale}.bias"] = solution[-1].astype(np.float32)
