@@ -31,6 +31,7 @@ from hpcmcodec.model.synthesis import THUMBNAIL, halo, synthesise, thumbnail_of
 from hpcmcodec.native import loader
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.quality import Quality
+from hpcmcodec.threads import count
 
 EXAMPLE = Path(codec.__file__).parent / "evaluation" / "example.png"
 GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
@@ -53,10 +54,10 @@ def kernels() -> Iterator[Any]:
     found = loader.find(background=False).kernels
     if found is None:
         pytest.skip("there are no compiled kernels")
-    variant, threads = found.variant, loader.threads()
+    variant = found.variant
     yield found
     found.choose(variant)
-    found.set_threads(threads)
+    found.set_threads(count())
 
 
 def y_hat(h: int, w: int, seed: int = 0, config: Any = TINY) -> np.ndarray:
