@@ -5,6 +5,7 @@ What only a GPU can show is marked `cuda`.
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -280,6 +281,16 @@ def test_coding_does_not_wait_for_the_compiler_unless_it_is_told_to(made: Made) 
     assert cuda.image_for(80, [], wait=False)[0] == b"image"
 
 
+@pytest.mark.parametrize("name", ["tiny-7x5", "tiny-40x52", "tiny-extreme"])
+def test_golden_files_show_the_same_pixels(name: str, on_the_processor) -> None:
+    engine = TorchEngine(tiny.load(), "cpu")
+    engine.synthesis = KernelOps(on_the_processor, tiny.load().synthesis(), tiny.load().grids, engine.namespace)
+    with tiny.installed():
+        found = tiny.pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), engine)
+    golden = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))[name]
+    assert found == {k: golden[k] for k in found}
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, on_the_processor) -> Iterator[list[cuda.Found]]:
     """A GPU as far as the engine can tell: tensors stay on the processor, `found[0]` is what it finds."""
@@ -299,7 +310,7 @@ def engine_ops(monkeypatch: pytest.MonkeyPatch, choice: str) -> ExactOps:
     engine.namespace.device = torch.device("cuda")
     w = tiny.load()
     monkeypatch.setattr(engine.namespace, "array", torch.from_numpy)
-    return engine._exact_ops(w)
+    return engine._exact_ops(w.under("entropy"), w.grids)
 
 
 @pytest.mark.parametrize(("choice", "kind"), [("auto", KernelOps), ("cuda", KernelOps), ("reference", ExactOps)])
