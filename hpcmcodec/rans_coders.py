@@ -4,7 +4,7 @@
 
     auto         (default) CompressAI's wherever it can be loaded, for both directions; elsewhere this project's
     compressai   CompressAI's; UnsupportedError where it cannot be loaded
-    native       this project's: in C++ where HPCM_OPS finds compiled kernels (`ops.loader`), else in plain Python
+    native       this project's: in C++ where HPCM_OPS finds compiled kernels (`native.loader`), else in plain Python
 
 All write the same bytes and read the same symbols from any bytes, damaged ones included. What is a valid stream, and
 what is refused, is not their business but that of `rans`, which also describes the format.

@@ -150,7 +150,7 @@ def test_every_tensor_of_the_entropy_path_belongs_to_a_layer() -> None:
 
 
 def test_quality_changes_the_parameters_of_the_latents() -> None:
-    other = steps_of(tiny.exact_ops(), *known_latents(7, 10), [9000])
+    other = steps_of(tiny.exact_ops(), *known_latents(7, 10), [Quality(9000)])
     assert any(not np.array_equal(a, b) for a, b in zip(other["levels"], baseline()["levels"], strict=True))
 
 
@@ -203,7 +203,7 @@ def test_fake_quantisation_has_the_codes_means_levels_and_y_hat_of_the_exact_pat
     model = tiny.make_model()
     y, z = known_latents(5, 7, (4, 5))
     exact = Recorder(ExactOps(NUMPY, model.integers(), model.grids), model.grids)
-    wanted = steps_of(exact, y, z, [2500, 7500])
+    wanted = steps_of(exact, y, z, [Quality(2500), Quality(7500)])
     fake = Recorder(fake_ops(model), model.grids)
     found: dict[str, list[np.ndarray]] = {"means": [], "levels": [], "y_hat": []}
 
@@ -401,7 +401,7 @@ def test_golden_latents_reach_skipped_levels_escapes_and_clamped_symbols() -> No
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     watched = LatentCoder(TINY, coder().ops, tiny.load().under("tables"))
     watched.observe = lambda symbols, levels: seen.append((symbols.copy(), levels.copy()))  # type: ignore[method-assign]
-    watched.encode(y, z, 3000)
+    watched.encode(y, z, Quality(3000))
     symbols, levels = (np.concatenate(v) for v in zip(*seen, strict=True))
     skipped = watched.skipped[levels]
     assert 0.05 < skipped.mean() < 0.8

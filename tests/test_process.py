@@ -19,6 +19,7 @@ from PIL import Image
 import hpcmcodec
 from hpcmcodec import container, image
 from hpcmcodec.errors import InputError, UnsupportedError
+from hpcmcodec.quality import Quality
 
 MODULE = [sys.executable, "-m", "hpcmcodec"]
 CALL_MAIN = "import hpcmcodec.cli; hpcmcodec.cli.main()"
@@ -408,9 +409,10 @@ def test_header_cannot_announce_more_than_is_read(coded: bytes) -> None:
     with pytest.raises(UnsupportedError, match="the header takes"):
         container.read(stream, max_pixels=None)  # type: ignore[arg-type]
     assert stream.n_read <= 1 << 17
-    streams = {s: [container.Stream(b"", 0)] for s in container.SCALES}
+    streams = {s: [container.Stream(b"", 0)] for s in container.STREAM_ORDER}
+    size, metadata = {"width": 1, "height": 1}, {"EXIF": b"x" * 200}
     packed = bytearray(
-        container.pack(model_id=bytes(8), width=1, height=1, quality=0, streams=streams, metadata={"EXIF": b"x" * 200})
+        container.pack(model_id=bytes(8), quality=Quality(0), streams=streams, metadata=metadata, **size)
     )
     header = container.parse_header(bytes(packed))
     with pytest.raises(UnsupportedError, match="announces"):

@@ -836,7 +836,7 @@ def test_grids_that_ship_are_as_fine_as_the_activations_allow_and_never_coarser(
 def test_export_replaces_nothing_where_its_files_differ_from_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photographs = [(tiny.picture(128, 128, s), 4000 * s) for s in range(3)]
+    photographs = [(tiny.picture(128, 128, s), Quality(4000 * s)) for s in range(3)]
     export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert len(before) == 5
