@@ -26,7 +26,7 @@ from hpcmcodec import decode, encode
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import HpcmError
 from hpcmcodec.evaluation import sample_photo
-from hpcmcodec.evaluation.codecs import Coded, jpeg_near
+from hpcmcodec.evaluation.codecs import CODECS, Coded, jpeg_near, near
 from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.image import load
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--readme-picture",
         type=Path,
         metavar="PATH",
-        help=f"also write three panels as a PNG below {README_LIMIT // 1000} kB",
+        help=f"also write four panels, AVIF's among them, as a PNG below {README_LIMIT // 1000} kB",
     )
     options = parser.parse_args(arguments)
     try:
@@ -170,18 +170,22 @@ def comparison_sheet(pixels: Pixels, results: Sequence[Result]) -> Image.Image:
 
 
 def readme_png(pixels: Pixels, result: Result) -> bytes:
-    """PNG file of three crops: the original, the codec's picture, and the JPEG nearest in size.
+    """PNG file of four crops: the original, the codec's picture, and the AVIF and the JPEG nearest in size.
 
     The crops are as large as lets the file stay below `README_LIMIT`.
     """
     height, width, _ = pixels.shape
+    avif = near(CODECS["avif"], pixels, len(result.hpcm.data))[1]
     for side in range(COLUMN, 0, -16):
         box = _centre(width, height, side, side)
         original = Panel(_enlarged(Image.fromarray(pixels).crop(box)), ("original", f"{width} x {height} pixels"))
         codec = _panel(pixels, result.hpcm, f"hpcm, quality {result.quality}", box)
-        jpeg = _panel(pixels, result.jpeg, "JPEG nearest in size", box)
+        others = [
+            _panel(pixels, avif, "AVIF nearest in size", box),
+            _panel(pixels, result.jpeg, "JPEG nearest in size", box),
+        ]
         file = io.BytesIO()
-        _sheet([[original, codec, jpeg]], columns=side).save(file, "PNG", optimize=True)
+        _sheet([[original, codec, *others]], columns=side).save(file, "PNG", optimize=True)
         if file.tell() < README_LIMIT:
             break
     return file.getvalue()
