@@ -19,7 +19,7 @@ PACKAGE = "hpcmcodec"
 
 LAYERS = (
     # what everybody may use
-    ("errors", "quality", "threads", "interrupts", "ort"),
+    ("errors", "quality", "threads", "timing", "interrupts", "ort"),
     # exact arithmetic: no model, no kernels
     ("exact", "exact.constants"),
     ("exact.schedule", "exact.elementary", "exact.namespaces", "exact.quantisation"),
@@ -45,8 +45,10 @@ LAYERS = (
     ("weights",),
     ("pretrained",),
     # images, and the engines that code them
-    ("image", "strips"),
-    ("torch_engine",),
+    ("image", "engines", "engines.strips"),
+    ("engines.light", "engines.torch"),
+    ("engines.base",),
+    ("refine",),
     ("codec",),
     # the public names
     ("",),

@@ -298,13 +298,13 @@ def test_library_reports_the_end_of_memory_in_its_own_family(
 ) -> None:
     from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
-    from hpcmcodec import codec
+    from hpcmcodec.engines import light
 
     def fail(*args: object) -> None:
         raise MemoryError if words is None else RuntimeException(words)
 
     for function in ("analyse", "synthesise"):
-        monkeypatch.setattr(codec.LightEngine, function, fail)
+        monkeypatch.setattr(light.LightEngine, function, fail)
     with pytest.raises(UnsupportedError, match="not enough memory"):
         hpcmcodec.encode(piece)
     with pytest.raises(UnsupportedError, match="not enough memory"):
@@ -316,12 +316,12 @@ def test_other_failures_of_onnxruntime_are_not_taken_for_want_of_memory(
 ) -> None:
     from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
-    from hpcmcodec import codec
+    from hpcmcodec.engines import light
 
     def fail(*args: object) -> None:
         raise RuntimeException("Got invalid dimensions for input")
 
-    monkeypatch.setattr(codec.LightEngine, "analyse", fail)
+    monkeypatch.setattr(light.LightEngine, "analyse", fail)
     with pytest.raises(RuntimeException, match="invalid dimensions"):
         hpcmcodec.encode(piece)
 

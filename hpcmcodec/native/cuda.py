@@ -246,6 +246,10 @@ class CudaKernels(Kernels):
         for name, count in _ELEMENTS.items():
             setattr(self, name, self._simple(name, count))
 
+    @property
+    def name(self) -> str:
+        return "CUDA kernels"
+
     def _launch(self, kernel: str, elements: int, parameters: Sequence[Any], threads: int = _THREADS) -> None:
         if self.memory.device.type == "cuda":
             with torch.cuda.device(self.memory.device):

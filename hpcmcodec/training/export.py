@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmcodec import checksums, weights
-from hpcmcodec.codec import LightEngine
+from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import LEVELS, MEAN_SHIFT
 from hpcmcodec.exact.namespaces import NUMPY
