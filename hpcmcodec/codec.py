@@ -251,9 +251,9 @@ def _naming(tile: int, runner: Engine) -> Iterator[None]:
     try:
         yield
     except LatentMismatchError as error:
-        where = f"tile {tile}" + (f", coding step {error.step.index + 1} of {len(STEPS)}" if error.step else "")
         ops = runner.coder.ops
-        kernels = ops.kernels.name if isinstance(ops, compiled.KernelOps) else "no kernels"
+        where = f"tile {tile}" + (f", coding step {error.step.index + 1} of {len(STEPS)}" if error.step else "")
+        kernels = f"{ops.kernels.variant} kernels" if isinstance(ops, compiled.KernelOps) else "no kernels"
         what = "try HPCM_OPS=reference, and report" if isinstance(ops, compiled.KernelOps) else "please report"
         raise IntegrityError(
             f"decoded latents of {error.scale} ({where}) differ from the encoder's (CRC mismatch); decoded by the "

@@ -136,11 +136,6 @@ class Kernels:
         return int(self.library.hpcm_float_biwkv4_gradients(ctypes.byref(call), g_decay, g_boost))
 
     @property
-    def name(self) -> str:
-        """In words."""
-        return f"{self.variant} kernels"
-
-    @property
     def variant(self) -> str:
         """Which instruction set's copy is in use."""
         return str(self.library.hpcm_variant().decode())

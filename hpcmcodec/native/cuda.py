@@ -247,8 +247,9 @@ class CudaKernels(Kernels):
             setattr(self, name, self._simple(name, count))
 
     @property
-    def name(self) -> str:
-        return "CUDA kernels"
+    def variant(self) -> str:
+        """In place of an instruction set."""
+        return "CUDA"
 
     def _launch(self, kernel: str, elements: int, parameters: Sequence[Any], threads: int = _THREADS) -> None:
         if self.memory.device.type == "cuda":
