@@ -55,6 +55,12 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def heard() -> None:
+    """Signals as a terminal starts a program with them: what runs the tests, nohup say, may ignore some."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def run(
     *args: object,
     env: dict[str, str] | None = None,
@@ -69,7 +75,7 @@ def run(
         check=False,
         stdin=stdin,  # type: ignore[call-overload]
         env={**os.environ, **(env or {})},
-        preexec_fn=preexec,
+        preexec_fn=preexec or (heard if os.name == "posix" else None),
         timeout=PATIENCE,
     )
 
