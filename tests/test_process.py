@@ -55,12 +55,6 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def heard() -> None:
-    """Signals as a terminal starts a program with them: what runs the tests, nohup say, may ignore some."""
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, signal.SIG_DFL)
-
-
 def run(
     *args: object,
     env: dict[str, str] | None = None,
@@ -75,7 +69,7 @@ def run(
         check=False,
         stdin=stdin,  # type: ignore[call-overload]
         env={**os.environ, **(env or {})},
-        preexec_fn=preexec or (heard if os.name == "posix" else None),
+        preexec_fn=preexec,
         timeout=PATIENCE,
     )
 
@@ -302,7 +296,9 @@ ONNXRUNTIMES_WORDS = [
 def test_library_reports_the_end_of_memory_in_its_own_family(
     words: str | None, piece: np.ndarray, coded: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+    from hpcmcodec.ort import onnxruntime
+
+    RuntimeException = onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException
 
     from hpcmcodec.engines import light
 
@@ -320,7 +316,9 @@ def test_library_reports_the_end_of_memory_in_its_own_family(
 def test_other_failures_of_onnxruntime_are_not_taken_for_want_of_memory(
     piece: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+    from hpcmcodec.ort import onnxruntime
+
+    RuntimeException = onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException
 
     from hpcmcodec.engines import light
 
