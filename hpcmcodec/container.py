@@ -384,18 +384,7 @@ def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
         UnsupportedError: another version, reserved bits, an unknown critical chunk, more pixels than `max_pixels`.
         IntegrityError: the header's CRC does not hold.
     """
-    start, header_bytes = _extent(data)
-    if header_bytes > len(data):
-        raise InputError(f"truncated: the header takes {header_bytes} bytes, {len(data)} are there")
-    rest = header_bytes - start
-    if rest < _CRC_BYTES:
-        raise InputError(f"malformed header: its size of {rest} leaves no room for its CRC")
-    end = header_bytes - _CRC_BYTES
-    (crc,) = struct.unpack_from("<I", data, end)
-    if zlib.crc32(memoryview(data)[:end]) != crc:
-        raise IntegrityError("the header is damaged: its CRC does not hold")
-
-    fields = _Fields(data, start, end, "header")
+    fields, header_bytes = _verified_fields(data)
     model_id = fields.take(_MODEL_ID_BYTES, "model id")
     flags = fields.u8("flags")
     if flags:
@@ -434,8 +423,8 @@ def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
     for name, leading, length, crc in (entry for entry in chunk_table if not entry[1]):
         chunks.append(ChunkInfo(name, leading, length, crc, offset))
         offset += length
-    if fields.position != end:
-        raise InputError(f"malformed header: {end - fields.position} bytes between the stream table and the CRC")
+    if fields.position != fields.end:
+        raise InputError(f"malformed header: {fields.end - fields.position} bytes between the stream table and the CRC")
     return Header(
         version=VERSION,
         model_id=model_id,
@@ -621,6 +610,21 @@ class _Fields:
         if value > _MAX_U32:
             raise InputError(f"malformed header: {field} {value} is not below 2^32")
         return value
+
+
+def _verified_fields(data: bytes) -> tuple[_Fields, int]:
+    """The fields between the header's size and its CRC, which holds, and the bytes of the whole header."""
+    start, header_bytes = _extent(data)
+    if header_bytes > len(data):
+        raise InputError(f"truncated: the header takes {header_bytes} bytes, {len(data)} are there")
+    rest = header_bytes - start
+    if rest < _CRC_BYTES:
+        raise InputError(f"malformed header: its size of {rest} leaves no room for its CRC")
+    end = header_bytes - _CRC_BYTES
+    (crc,) = struct.unpack_from("<I", data, end)
+    if zlib.crc32(memoryview(data)[:end]) != crc:
+        raise IntegrityError("the header is damaged: its CRC does not hold")
+    return _Fields(data, start, end, "header"), header_bytes
 
 
 def _extent(data: bytes) -> tuple[int, int]:

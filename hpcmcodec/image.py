@@ -39,6 +39,7 @@ from PIL import Image
 
 from hpcmcodec.container import max_bytes, take
 from hpcmcodec.errors import HpcmError, InputError, UnsupportedError
+from hpcmcodec.metadata import XMP_TAG, exif_of, one_line, orient, parsed_exif, prefixed_exif, take_orientation, xmp_of
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -71,25 +72,8 @@ _SIGNATURE_BYTES = 16
 # AVIF and JPEG 2000 state their bit depth near the start; Pillow does not report it.
 _DEPTH_BYTES = 1 << 16
 
-_EXIF_PREFIX = b"Exif\0\0"
-_ORIENTATION = 0x0112
-_XMP_TAG = 0x02BC
 # A segment of JPEG states its length in 16 bits; XMP has a name of 29 bytes before it, EXIF one of 6 that counts here.
 _MAX_JPEG_METADATA = 65533 - 29
-# IFD0 of a TIFF file describes the layout of its strips too; these are the tags that are about the photograph.
-_DESCRIPTIVE_TAGS = (
-    0x010E,  # ImageDescription
-    0x010F,  # Make
-    0x0110,  # Model
-    0x0131,  # Software
-    0x0132,  # DateTime
-    0x013B,  # Artist
-    0x4746,  # Rating
-    0x8298,  # Copyright
-    0x8769,  # the EXIF directory
-    0x8825,  # the GPS directory
-)
-
 # Pillow's modes that `_to_rgb` converts, in words (RGB itself leaves no note), and some that it refuses.
 _KINDS = {
     "RGB": "",
@@ -183,11 +167,11 @@ class DecodedImage(Image.Image):
         options: dict[str, Any] = {"icc_profile": icc if self.mode in ("RGB", "RGBA") else None}
         if form == "JPEG":
             exif, xmp = (_that_fits(block, name) for block, name in ((exif, "EXIF"), (xmp, "XMP")))
-        parsed = _parsed_exif(exif) if form not in ("PNG", "WEBP") else None
+        parsed = parsed_exif(exif) if form not in ("PNG", "WEBP") else None
         if form == "TIFF":  # tags of a directory, both of them
             tags = Image.Exif() if parsed is None else parsed
             if xmp:
-                tags[_XMP_TAG] = xmp
+                tags[XMP_TAG] = xmp
             return options | ({"exif": tags} if len(tags) else {})
         if exif and (parsed is not None or form in ("PNG", "WEBP")):
             options["exif"] = exif
@@ -216,17 +200,6 @@ def _that_fits(block: Any, name: str) -> Any:
     return block
 
 
-def _parsed_exif(exif: Any) -> Image.Exif | None:
-    """None where there is none that Pillow can read."""
-    found = Image.Exif()
-    try:
-        found.load(exif or b"")
-        found.tobytes()
-    except Exception:  # noqa: BLE001  damaged blocks raise nearly anything
-        return None
-    return found if len(found) else None
-
-
 def to_image(pixels: Pixels, metadata: dict[str, bytes]) -> DecodedImage:
     r"""A PIL image, mode RGB, of `pixels` (H, W, 3) uint8, with `metadata` where Pillow's readers put it.
 
@@ -238,7 +211,7 @@ def to_image(pixels: Pixels, metadata: dict[str, bytes]) -> DecodedImage:
     if "ICC" in metadata:
         image.info["icc_profile"] = metadata["ICC"]
     if "EXIF" in metadata:
-        image.info["exif"] = _EXIF_PREFIX + _bare_exif(metadata["EXIF"])
+        image.info["exif"] = prefixed_exif(metadata["EXIF"])
     if "XMP" in metadata:
         image.info["xmp"] = metadata["XMP"]
     return cast("DecodedImage", image)
@@ -286,7 +259,7 @@ def _read(file: BinaryIO, max_pixels: int | None, *, seekable: bool) -> Picture:
     except Image.DecompressionBombError as error:
         raise UnsupportedError(f"more pixels than Pillow's {name} reader allows ({error})") from error
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything, down to TypeError
-        raise InputError(f"not a readable image: damaged {name} header ({_one_line(error)})") from error
+        raise InputError(f"not a readable image: damaged {name} header ({one_line(error)})") from error
     with image:
         if name == "PNG":
             _check_png_end(file)
@@ -304,17 +277,17 @@ def _convert(image: Image.Image, start: bytes, max_pixels: int | None) -> Pictur
     except (HpcmError, MemoryError):
         raise
     except Exception as error:  # see _read
-        raise InputError(f"not a readable image: {_one_line(error)}") from error
+        raise InputError(f"not a readable image: {one_line(error)}") from error
     # A first frame that is larger than the screen its header states enlarges a GIF.
     _check_size(image.width, image.height, max_pixels)
 
-    exif, xmp = _exif(image, notes), _xmp(image)
+    exif, xmp = exif_of(image, notes), xmp_of(image)
     icc = image.info.get("icc_profile") or b""
     image = _drop_opaque_alpha(image, notes)
     image = _reduce_to_8_bits(image, peak, notes)
     image, icc = _to_rgb(image, icc, notes)
-    orientation, exif = _take_orientation(exif)
-    pixels = _orient(np.asarray(image), orientation)
+    orientation, exif = take_orientation(exif)
+    pixels = orient(np.asarray(image), orientation)
     if orientation != 1:
         # XMP may repeat the tag of EXIF; readers that prefer it would turn the picture a second time.
         xmp = re.sub(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[2-8]""", rb"\g<1>1", xmp)
@@ -472,86 +445,3 @@ def _through_profile(image: Image.Image, icc: bytes) -> Image.Image | None:
         )
     except (ImageCms.PyCMSError, ImportError, OSError, TypeError, ValueError):
         return None
-
-
-# ------------------------------------------------------------------------------------------------------- metadata
-
-
-def _exif(image: Image.Image, notes: list[str]) -> bytes:
-    """The EXIF block of a loaded image, without its prefix; empty where there is none."""
-    exif = image.info.get("exif")
-    text = image.info.get("Raw profile type exif")  # ImageMagick's way of keeping EXIF in PNG: three lines, then hex
-    try:
-        if not exif and isinstance(text, str):
-            exif = bytes.fromhex("".join(text.split("\n")[3:]))
-        if not exif and image.format == "TIFF":
-            exif = _exif_of_tiff(image)
-        if isinstance(exif, Image.Exif):
-            exif = exif.tobytes()
-    except Exception as error:  # noqa: BLE001  a damaged directory raises nearly anything; the pixels are still good
-        notes.append(f"EXIF dropped: it is damaged ({_one_line(error)})")
-        exif = b""
-    return _bare_exif(exif) if isinstance(exif, bytes) else b""
-
-
-def _exif_of_tiff(image: Image.Image) -> bytes:
-    """The tags of a TIFF file that are about the photograph. (Pillow has applied and removed Orientation.)"""
-    found = image.getexif()
-    kept = Image.Exif()
-    for tag in _DESCRIPTIVE_TAGS:
-        if tag in found:
-            kept[tag] = found.get_ifd(tag) if tag in (0x8769, 0x8825) else found[tag]
-    return kept.tobytes() if len(kept) else b""
-
-
-def _bare_exif(exif: bytes) -> bytes:
-    """EXIF from its TIFF header on; some writers set the prefix twice."""
-    return re.sub(rb"\A(?:Exif\0\0){1,2}", b"", exif)
-
-
-def _take_orientation(exif: bytes) -> tuple[int, bytes]:
-    """The Orientation (1..8) that `exif` asks for, and `exif` with that tag set to 1; damaged blocks stay as they are.
-
-    TIFF 6.0, section 2: byte order, 42, offset of the first directory; a directory is a count and entries of 12 bytes
-    (tag, type, count, value).
-    """
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None or len(exif) < 10:
-        return 1, exif
-    (directory,) = struct.unpack_from(order + "I", exif, 4)
-    if directory + 2 > len(exif):
-        return 1, exif
-    (count,) = struct.unpack_from(order + "H", exif, directory)
-    for entry in range(directory + 2, min(directory + 2 + 12 * count, len(exif) - 11), 12):
-        tag, kind = struct.unpack_from(order + "HH", exif, entry)
-        form = {1: "B", 3: "H", 4: "I"}.get(kind)
-        if tag == _ORIENTATION and form is not None:
-            (orientation,) = struct.unpack_from(order + form, exif, entry + 8)
-            if not 2 <= orientation <= 8:
-                return 1, exif
-            upright = bytearray(exif)
-            struct.pack_into(order + form, upright, entry + 8, 1)
-            return orientation, bytes(upright)
-    return 1, exif
-
-
-def _orient(pixels: Pixels, orientation: int) -> Pixels:
-    """`pixels` (H, W, 3) the way EXIF's Orientation wants them seen (EXIF 2.32, 4.6.4.A), contiguous."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _xmp(image: Image.Image) -> bytes:
-    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")  # the latter: PNG before Pillow 11
-    if isinstance(xmp, str):
-        return xmp.encode()
-    return xmp if isinstance(xmp, bytes) else b""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -14,6 +14,12 @@ from hpcmcodec.native import build
 from hpcmcodec.rans_coders import Coder
 from tests import coders
 
+# Programs that tests start inherit which signals are ignored, and what runs the tests, nohup say, may ignore some.
+for _name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    _number = getattr(signal, _name, None)
+    if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _name == "SIGINT" else signal.SIG_DFL)
+
 # A deadline would be a timed assertion: it fails on a busy machine. In CI the same examples are drawn every time.
 settings.register_profile("hpcmcodec", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hpcmcodec")

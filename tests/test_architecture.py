@@ -8,6 +8,7 @@ own, and inside of a package that has one row, its siblings. No circle is left a
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -19,7 +20,7 @@ PACKAGE = "hpcmcodec"
 
 LAYERS = (
     # what everybody may use
-    ("errors", "quality", "threads", "interrupts", "ort"),
+    ("errors", "quality", "threads", "timing", "interrupts", "ort"),
     # exact arithmetic: no model, no kernels
     ("exact", "exact.constants"),
     ("exact.schedule", "exact.elementary", "exact.namespaces", "exact.quantisation"),
@@ -46,8 +47,10 @@ LAYERS = (
     ("weights",),
     ("pretrained",),
     # images, and the engines that code them
-    ("image", "strips"),
-    ("torch_engine",),
+    ("metadata", "engines", "engines.strips"),
+    ("image", "engines.light", "engines.torch"),
+    ("engines.base",),
+    ("refine",),
     ("codec",),
     # the public names
     ("",),
@@ -115,6 +118,21 @@ def test_imports_go_downwards(module: str) -> None:
 def test_no_imports_go_in_circles() -> None:
     graph = {m: {i for _, i in imports(p.read_text(encoding="utf-8")) if i != m} for m, p in MODULES.items()}
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_files_and_functions_are_short_or_contributing_says_why() -> None:
+    style = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("Longer, and why:")[2].partition("\n3.")[0]
+    excused = set(re.findall(r"`([^`]+)`", style))
+    long, functions = set(), []
+    for path in (*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "tools").glob("*.py"), *(ROOT / "kernels").glob("*.[hc]*")):
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 450:
+            long.add(path.relative_to(ROOT).as_posix().removeprefix(f"{PACKAGE}/"))
+        if path.suffix == ".py":
+            found = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef))
+            functions += [f"{path.name}: {n.name}" for n in found if (n.end_lineno or 0) - n.lineno >= 70]
+    assert long == excused
+    assert functions == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 
 import hpcmcodec
 from hpcmcodec import container
-from hpcmcodec.cli import EXIT_CODES, cli
+from hpcmcodec.cli import COMMANDS, EXIT_CODES, cli
 
 MODULE = [sys.executable, "-m", "hpcmcodec"]
 # A program that runs `hpcm` after changing something inside; its arguments are those of hpcm.
@@ -222,7 +222,7 @@ def run_on_terminal(code: str, *args: object, **environment: str) -> str:
 
 
 def test_progress_is_shown_for_lasting_work_on_a_terminal_in_colour_unless_declined(photo: Path) -> None:
-    after = "import hpcmcodec.cli; hpcmcodec.cli._PROGRESS_AFTER_SECONDS = {}; hpcmcodec.cli.main()"
+    after = "import hpcmcodec.cli as c; c.messages.PROGRESS_AFTER_SECONDS = {}; c.main()"
     at_once, late = after.format(0), after.format(1e6)
     args = ("encode", photo, "-f")
     colours = "\x1b\\[(?:[0-9]+;)*(?:3[0-9]|9[0-7])[0-9;]*m"
@@ -316,6 +316,12 @@ def test_info_loads_neither_torch_nor_numpy_nor_onnxruntime(file: Path) -> None:
     loaded = modules_after("info", file)
     assert "hpcmcodec.container" in loaded
     assert not loaded & {"torch", "numpy", "onnxruntime", "PIL", "rich"}
+
+
+def test_a_command_loads_no_other_commands_module(file: Path) -> None:
+    commands = {f"hpcmcodec.cli.{name}" for name in COMMANDS}
+    assert modules_after("info", file) & commands == {"hpcmcodec.cli.info"}
+    assert commands <= modules_after("--help")
 
 
 def test_coding_on_a_cpu_loads_no_torch(photo: Path) -> None:

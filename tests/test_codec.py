@@ -22,11 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hpcmcodec import codec, container, weights
+from hpcmcodec import codec, container, refine, weights
+from hpcmcodec.engines import base, light
 from hpcmcodec.errors import HpcmError, InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.model.coder import Coded, LatentCoder
 from hpcmcodec.model.config import lmbda
+from hpcmcodec.native import build
 from hpcmcodec.ort import onnxruntime
 from hpcmcodec.quality import Quality
 
@@ -43,9 +45,9 @@ def _tiny_model_is_packaged() -> Iterator[None]:
 @pytest.fixture
 def fresh_engines() -> Iterator[None]:
     """No engine made before is used, and none made here later."""
-    codec._make_engine.cache_clear()
+    base.forget()
     yield
-    codec._make_engine.cache_clear()
+    base.forget()
 
 
 def golden_bytes(name: str) -> bytes:
@@ -77,13 +79,13 @@ def test_golden_file_decodes_to_the_stated_integers(name: str, engine: str) -> N
     data = golden_bytes(name)
     assert hashlib.sha256(data).hexdigest() == GOLDEN[name]["sha256"]
     assert tiny.sha256(codec.decode_latents(data, engine=engine)) == GOLDEN[name]["y_hat"]
-    assert tiny.sha256(tiny.z_of(data, codec.LightEngine(tiny.load()).coder)) == GOLDEN[name]["z"]
+    assert tiny.sha256(tiny.z_of(data, light.LightEngine(tiny.load()).coder)) == GOLDEN[name]["z"]
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_latents_of_a_golden_file_encode_to_its_streams_byte_by_byte(name: str) -> None:
     data = golden_bytes(name)
-    coder = codec.LightEngine(tiny.load()).coder
+    coder = light.LightEngine(tiny.load()).coder
     header, reader = container.parse_header(data), container.Reader(data)
     y_hat, z = codec.decode_latents(data), tiny.z_of(data, coder)
     # Every residual of y_hat is nearest to the symbol of the file; an encoder that weighs bits need not take it again.
@@ -229,10 +231,33 @@ def test_repacking_changes_nothing_by_itself() -> None:
     assert repacked(SMALL, lambda scale, stream, crc: (stream, crc)) == SMALL
 
 
-@pytest.mark.parametrize("scale", container.STREAM_ORDER)
-def test_file_whose_latents_come_out_differently_is_an_integrity_error(scale: str) -> None:
+@pytest.mark.usefixtures("fresh_engines")
+@pytest.mark.parametrize(
+    ("scale", "where"), [("z", ""), ("s1", ", coding step 2"), ("s2", ", coding step 5"), ("s3", ", coding step 11")]
+)
+@pytest.mark.parametrize("engine", ["light", "torch"])
+def test_latents_that_come_out_differently_say_where_with_what_and_what_to_do(
+    scale: str, where: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPCM_OPS", "reference")
     wrong = repacked(SMALL, lambda s, stream, crc: (stream, crc ^ (s == scale)))
-    with pytest.raises(IntegrityError, match=f"latents of {scale} differ"):
+    with pytest.raises(IntegrityError) as raised:
+        codec.decode(wrong, engine=engine)
+    last = f"{where} of 11" if where else ""
+    assert str(raised.value) == (
+        f"decoded latents of {scale} (tile 0{last}) differ from the encoder's (CRC mismatch); decoded by the {engine} "
+        "engine with no kernels: please report what hpcm doctor says"
+    )
+
+
+@pytest.mark.usefixtures("fresh_engines")
+def test_kernels_that_may_be_to_blame_are_named_and_the_way_around_them(
+    kernel_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "prebuilt", lambda folder, source: kernel_library)
+    monkeypatch.delenv("HPCM_OPS", raising=False)
+    wrong = repacked(SMALL, lambda s, stream, crc: (stream, crc ^ 1))
+    with pytest.raises(IntegrityError, match=r"light engine with \w+ kernels: try HPCM_OPS=reference, and report what"):
         codec.decode(wrong)
 
 
@@ -242,7 +267,7 @@ def test_hostile_stream_with_right_checksums_is_an_integrity_error(scale: str, e
     rng = np.random.RandomState(1)
     for hostile in (b"", b"\xff" * 400, b"\x00" * 40, rng.bytes(4), rng.bytes(64), rng.bytes(4000)):
         wrong = repacked(SMALL, lambda s, stream, crc, hostile=hostile: (hostile if s == scale else stream, crc))  # type: ignore[misc]
-        with pytest.raises(IntegrityError):
+        with pytest.raises(IntegrityError, match=rf"^tile 0, stream {scale}: |^decoded latents of {scale} \(tile 0"):
             codec.decode(wrong, engine=engine)
 
 
@@ -356,7 +381,7 @@ def test_cuda_without_a_gpu_is_unsupported() -> None:
 
 @pytest.mark.usefixtures("fresh_engines")
 def test_torch_engine_without_torch_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "hpcmcodec.torch_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "hpcmcodec.engines.torch", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UnsupportedError, match="torch, which is not installed"):
         codec.decode(SMALL, engine="torch")
@@ -565,7 +590,7 @@ def test_an_image_of_two_tiles_can_be_refined() -> None:
 
 
 def test_what_was_padded_has_no_say_in_the_refinement() -> None:
-    weight = codec._weight(20, 33, Quality(5000))
+    weight = refine.error_weight(20, 33, Quality(5000))
     assert weight.shape == (32, 48, 1)
     assert np.all(weight[:20, :33] == np.float32(2 / 3 * 255**2 * lmbda(0.5)))
     assert weight.sum() == pytest.approx(20 * 33 * weight[0, 0, 0])

@@ -17,14 +17,15 @@ import pytest
 import torch
 
 from hpcmcodec import codec
+from hpcmcodec.engines.torch import TorchEngine
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.biwkv import biwkv4_exact
 from hpcmcodec.exact.namespaces import NUMPY, TorchNamespace
 from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.native import abi, build, cuda, doctor, selftest, torch_ops
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.quality import Quality
-from hpcmcodec.torch_engine import TorchEngine
 from tests import tiny
 from tests.test_kernels import TOKENS, wkv_inputs
 
@@ -179,7 +180,7 @@ def test_latents_are_coded_to_the_same_bytes_as_in_numpy(on_the_processor, size:
     w, xp = tiny.load(), TorchNamespace()
     tensors, tables = w.under("entropy"), w.under("tables")
     coders = [
-        codec.LatentCoder(w.config, ops, tables)
+        LatentCoder(w.config, ops, tables)
         for ops in (ExactOps(NUMPY, tensors, w.grids), KernelOps(on_the_processor, tensors, w.grids, xp))
     ]
     y, z = tiny.latents(*size)

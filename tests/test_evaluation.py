@@ -145,7 +145,7 @@ def test_demo_writes_files_that_decode_and_a_sheet(photos, tmp_path: Path, capsy
     for quality in demo.QUALITIES:
         data = (tmp_path / "demo" / f"coffee-q{quality}.hpcm").read_bytes()
         header = parse_header(data)
-        assert (header.width, header.height, header.quality) == (600, 400, 100 * quality)
+        assert (header.width, header.height, header.quality.percent) == (600, 400, quality)
         sizes.append(len(data))
     printed = capsys.readouterr().out
     assert sizes == sorted(sizes)

@@ -73,7 +73,8 @@ def forbidden(*args, **kwargs):
 
 for name in ("matmul", "sum", "rint_", "clamp_", "take", "concat", "maximum", "argsort", "take_along", "cast"):
     setattr(NumpyNamespace, name, forbidden)
-codec.LightEngine.__init__ = forbidden
+from hpcmcodec.engines.light import LightEngine
+LightEngine.__init__ = forbidden
 """
 DECODE = """
 for path in sys.argv[2:]:

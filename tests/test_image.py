@@ -6,6 +6,7 @@ import random
 import struct
 import threading
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,7 @@ def linear_grey_profile() -> bytes:
     return profile(b"GRAY", {b"kTRC": b"curv\0\0\0\0" + bytes(4)}, kind=b"mntr", pcs=b"XYZ ")
 
 
+@lru_cache  # it holds the time at which it was made
 def srgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

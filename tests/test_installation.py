@@ -18,7 +18,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from hpcmcodec import checksums, codec, weights
+from hpcmcodec import checksums, weights
+from hpcmcodec.engines import light
 from hpcmcodec.errors import HpcmError, InstallationError, IntegrityError
 from hpcmcodec.native import build, loader
 from tests import tiny
@@ -218,7 +219,7 @@ def test_each_file_is_hashed_once_in_a_process(installation: Installation, monke
     monkeypatch.setattr(checksums, "_digest", hashed)
     checksums._digest_of.cache_clear()
     for transforms in (False, True):
-        engine = codec.LightEngine(weights.load(MODEL, transforms=transforms))
+        engine = light.LightEngine(weights.load(MODEL, transforms=transforms))
         engine._session("synthesis")
         engine._session("analysis")
     assert sorted(call.args[0].name for call in hashed.call_args_list) == sorted(PARTS[:-1])

@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmcodec import codec, weights
+from hpcmcodec.engines import light
 from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
 from hpcmcodec.exact.elementary import exact_exp
 from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Scale, Wkv
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import OPERATIONS, Act
 from hpcmcodec.exact.reference import ExactOps
+from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.native import abi, build, selftest
 from hpcmcodec.native.compiled import KernelOps, Kernels
 from hpcmcodec.quality import Quality
@@ -278,13 +280,13 @@ def test_biwkv4_for_training_gives_the_same_bits_with_every_copy(kernels, portab
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> dict[str, codec.LightEngine]:
+def engines(monkeypatch: pytest.MonkeyPatch, kernel_library: Path) -> dict[str, light.LightEngine]:
     """Light engines of the tiny model with HPCM_OPS=reference and with the kernels."""
     made = {}
     for choice in ("reference", "cpp"):
         monkeypatch.setenv("HPCM_OPS", choice)
         monkeypatch.setattr(build, "prebuilt", lambda folder, source: kernel_library)
-        made[choice] = codec.LightEngine(tiny.load())
+        made[choice] = light.LightEngine(tiny.load())
     assert isinstance(made["cpp"].coder.ops, KernelOps)
     assert not isinstance(made["reference"].coder.ops, KernelOps)
     return made
@@ -317,7 +319,7 @@ def test_lite_codes_to_the_same_bytes_with_and_without_kernels(monkeypatch: pyte
     z = np.rint(rng.standard_normal((4, 5, w.config.hyper))).astype(np.float32)
     tensors, tables = w.under("entropy"), w.under("tables")
     coders = [
-        codec.LatentCoder(w.config, ops, tables)
+        LatentCoder(w.config, ops, tables)
         for ops in (ExactOps(NUMPY, tensors, w.grids), KernelOps(machine, tensors, w.grids))
     ]
     (expected, expected_y), (got, got_y) = (c.encode(y, z, Quality(5000)) for c in coders)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from hpcmcodec import cli, codec
+from hpcmcodec.engines import light
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import abi, build, doctor, loader
@@ -131,7 +132,7 @@ def codes_a_picture() -> None:
     streams = {s: reader.stream(s, 0) for s in codec.container.STREAM_ORDER}
     crcs = {s: header.stream_info(s, 0).latents_crc for s in streams}
     size = header.latent_height, header.latent_width
-    codec.LightEngine(tiny.load()).coder.decode(streams, crcs, header.quality, *size)
+    light.LightEngine(tiny.load()).coder.decode(streams, crcs, header.quality, *size)
 
 
 # --- the order of looking --------------------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ def test_kernels_are_refused_on_the_engine_and_device_that_they_are_not_for(plac
     with pytest.raises(UnsupportedError, match="goes with --device cuda"):
         loader.find()
     pytest.importorskip("torch")
-    from hpcmcodec.torch_engine import TorchEngine
+    from hpcmcodec.engines.torch import TorchEngine
 
     for choice, words in (("cuda", "goes with --device cuda"), ("cpp", "no C\\+\\+ kernels")):
         place.monkeypatch.setenv("HPCM_OPS", choice)

@@ -16,8 +16,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hpcmcodec import strips, weights
-from hpcmcodec.codec import LightEngine
+from hpcmcodec import weights
+from hpcmcodec.engines import strips
+from hpcmcodec.engines.light import LightEngine
+from hpcmcodec.engines.torch import TorchEngine
 from hpcmcodec.errors import IntegrityError, UnsupportedError
 from hpcmcodec.exact import constants
 from hpcmcodec.exact.constants import MEAN_SHIFT
@@ -35,7 +37,6 @@ from hpcmcodec.model.hpcm import HPCM
 from hpcmcodec.pretrained import from_weights, load_model
 from hpcmcodec.quality import Quality
 from hpcmcodec.rans import bits
-from hpcmcodec.torch_engine import TorchEngine
 from hpcmcodec.training.stages import loss_of
 
 ENTROPY = tiny.load().under("entropy")

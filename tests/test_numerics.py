@@ -24,7 +24,8 @@ from hypothesis.extra.numpy import arrays
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpcmcodec import weights
-from hpcmcodec.codec import LightEngine
+from hpcmcodec.engines.light import LightEngine
+from hpcmcodec.engines.torch import TorchEngine
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import CODE_MAX, EXP_GRID, GATE_GRID, LEVELS, MEAN_MAX, SUM_BOUND, TABLE_MAX, WEIGHT_ONE
 from hpcmcodec.exact.elementary import exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
@@ -38,7 +39,6 @@ from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.declaration import declare
 from hpcmcodec.model.memory import MemoryBank
 from hpcmcodec.quality import Quality
-from hpcmcodec.torch_engine import TorchEngine
 
 TORCH = TorchNamespace()
 NAMESPACES = pytest.mark.parametrize("xp", [NUMPY, TORCH], ids=["numpy", "torch"])

@@ -125,9 +125,11 @@ def test_training_has_parameters_of_every_kind_of_layer_and_a_way_back_from_inte
         assert set(derived) == {f"{layer.name}.{k}" for k in layer.derived}
         stored = layers.quantise([layer], {k: v.numpy() for k, v in derived.items()}, grids)
         again = parameters.derived(layer, parameters.from_stored(layer, stored, grids))
-        requantised = layers.quantise([layer], {k: v.numpy() for k, v in again.items()}, grids)
-        for name, value in stored.items():
-            if name.endswith(".weight"):
-                assert np.abs(value.astype(int) - requantised[name]).max() <= 2, name
-            elif not name.endswith((".step", ".widths")):
-                np.testing.assert_allclose(requantised[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        assert set(again) == set(derived)
+        for name, value in derived.items():
+            allowed = 1e-5 + 1e-5 * np.abs(value.numpy())
+            if name.endswith(".weight"):  # half a step of the row
+                allowed = allowed + stored[f"{layer.name}.step"].max(0)[:, None] / 2
+            elif kind is layers.QualityBias:
+                allowed = allowed + 2.0 ** -grids[layer.grid] / 2
+            assert (np.abs(again[name].numpy() - value.numpy()) <= allowed).all(), name

@@ -107,7 +107,7 @@ def test_coding_needs_nothing_beyond_the_core_dependencies(photos: dict[str, Pat
     ("statement", "extra"),
     [
         ("import hpcmcodec; hpcmcodec.load_model", "torch"),
-        ("from hpcmcodec import codec; codec._engine('lite-0', 'cpu', 'torch')", "torch"),
+        ("from hpcmcodec.engines import base; base.find('lite-0', 'cpu', 'torch')", "torch"),
         ("from hpcmcodec.native import doctor; list(doctor.report())", "torch"),
         ("import runpy; runpy.run_module('hpcmcodec.training', run_name='__main__')", "train"),
     ],

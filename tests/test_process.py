@@ -296,15 +296,17 @@ ONNXRUNTIMES_WORDS = [
 def test_library_reports_the_end_of_memory_in_its_own_family(
     words: str | None, piece: np.ndarray, coded: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+    from hpcmcodec.ort import onnxruntime
 
-    from hpcmcodec import codec
+    RuntimeException = onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException
+
+    from hpcmcodec.engines import light
 
     def fail(*args: object) -> None:
         raise MemoryError if words is None else RuntimeException(words)
 
     for function in ("analyse", "synthesise"):
-        monkeypatch.setattr(codec.LightEngine, function, fail)
+        monkeypatch.setattr(light.LightEngine, function, fail)
     with pytest.raises(UnsupportedError, match="not enough memory"):
         hpcmcodec.encode(piece)
     with pytest.raises(UnsupportedError, match="not enough memory"):
@@ -314,14 +316,16 @@ def test_library_reports_the_end_of_memory_in_its_own_family(
 def test_other_failures_of_onnxruntime_are_not_taken_for_want_of_memory(
     piece: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+    from hpcmcodec.ort import onnxruntime
 
-    from hpcmcodec import codec
+    RuntimeException = onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException
+
+    from hpcmcodec.engines import light
 
     def fail(*args: object) -> None:
         raise RuntimeException("Got invalid dimensions for input")
 
-    monkeypatch.setattr(codec.LightEngine, "analyse", fail)
+    monkeypatch.setattr(light.LightEngine, "analyse", fail)
     with pytest.raises(RuntimeException, match="invalid dimensions"):
         hpcmcodec.encode(piece)
 

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmcodec import cli, codec, rans_check, rans_coders
+from hpcmcodec.engines import base, light
 from hpcmcodec.errors import IntegrityError, UnsupportedError
 from hpcmcodec.native import build, loader
 from hpcmcodec.rans import MAX_SYMBOL, Decoder, Encoder, Tables
@@ -453,7 +454,7 @@ def run_hpcm(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[in
 def test_an_unknown_choice_is_one_line_and_exit_code_4(
     command: str, fresh: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, photos: dict[str, Path]
 ) -> None:
-    codec._make_engine.cache_clear()
+    base.forget()
     fresh.setenv("HPCM_CODER", "rans")
     output = tmp_path / "out"
     file = tmp_path / "file.hpcm"
@@ -475,10 +476,10 @@ def test_an_unknown_choice_is_one_line_and_exit_code_4(
 def test_a_missing_coder_is_refused_before_anything_is_computed(
     fresh: pytest.MonkeyPatch, photos: dict[str, Path]
 ) -> None:
-    codec._make_engine.cache_clear()
+    base.forget()
     without_compressai(fresh)
     fresh.setenv("HPCM_CODER", "compressai")
-    fresh.setattr(codec.LightEngine, "analyse", lambda *_: pytest.fail("it was transformed"))
+    fresh.setattr(light.LightEngine, "analyse", lambda *_: pytest.fail("it was transformed"))
     with pytest.raises(UnsupportedError, match=re.escape(INSTALL)):
         codec.encode(photos["chelsea"])
 

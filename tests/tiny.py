@@ -24,6 +24,7 @@ import numpy as np
 
 from hpcmcodec import codec, container, weights
 from hpcmcodec.container import LATENT
+from hpcmcodec.engines import light
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import decimate, grid
@@ -174,7 +175,7 @@ def write_model(folder: Path) -> bytes:
 
 def write_golden() -> None:
     """Files of the committed model: two of pictures, one of latents that need all that the coder can do."""
-    engine = codec.LightEngine(load())
+    engine = light.LightEngine(load())
     files = {name: encode(w, h, quality) for name, (w, h, quality) in PICTURES.items()}
     y, z = latents(9, 14)
     coded, _ = engine.coder.encode(y, z, Quality(3000))

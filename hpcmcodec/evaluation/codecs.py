@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, features
 
-from hpcmcodec import __version__, codec, weights
+from hpcmcodec import __version__, codec, refine, weights
 from hpcmcodec.evaluation.metrics import psnr_db
 
 Pixels = npt.NDArray[np.uint8]
@@ -96,7 +96,7 @@ def _hpcm(name: str, effort: int, qualities: tuple[float, ...]) -> Codec:
 
     return Codec(
         name,
-        "light engine" + (f", {codec.ROUNDS[effort]} rounds" if effort else ""),
+        "light engine" + (f", {refine.ROUNDS[effort]} rounds" if effort else ""),
         qualities,
         (0, 100, 0.5),
         encode,

@@ -57,16 +57,6 @@ class Phases:
             self._charge()
             self._stack.pop()
 
-    def wrap(self, owner: Any, function: str, name: str) -> None:
-        """Calls of a function or method belong to phase `name` from here on."""
-        inner = getattr(owner, function)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.phase(name):
-                return inner(*args, **kwargs)
-
-        setattr(owner, function, timed)
-
     def end(self) -> None:
         """Charge what has passed since the last change of phase."""
         self._charge()
@@ -123,24 +113,22 @@ def main() -> int:
     parser.add_argument("--started", type=float, default=time.monotonic(), help="of the parent's monotonic clock")
     options = parser.parse_args()
     encode, decode, load = _coder(options.codec)
-    from hpcmcodec import image
+    from hpcmcodec import image, timing
 
     phases = Phases(options.started)
-    phases.wrap(image, "load", "I/O")
-    if options.codec == "hpcm":
-        _watch_hpcm(phases)
     with phases.phase("load"):
         load()
     if options.direction == "encode":
-        pixels = image.load(options.source, max_pixels=None).pixels
-        with phases.phase("coding"):
+        with phases.phase("I/O"):
+            pixels = image.load(options.source, max_pixels=None).pixels
+        with phases.phase("coding"), timing.listening(phases.phase):
             data = encode(pixels, options.quality, options.threads)
         with phases.phase("I/O"):
             options.target.write_bytes(data)
     else:
         with phases.phase("I/O"):
             data = options.source.read_bytes()
-        with phases.phase("coding"):
+        with phases.phase("coding"), timing.listening(phases.phase):
             pixels = decode(data, options.threads)
         with phases.phase("I/O"), options.target.open("wb") as file:
             image.write_png(image.to_image(pixels, {}), file)
@@ -172,26 +160,6 @@ def _coder(name: str) -> tuple[Callable[..., bytes], Callable[..., Any], Callabl
 
     model = Model(name)
     return model.encode, model.decode, model.load
-
-
-def _watch_hpcm(phases: Phases) -> None:
-    from hpcmcodec import codec, rans
-    from hpcmcodec.model import coder
-
-    for owner, function, phase in (
-        (codec, "_make_engine", "load"),
-        (codec.LightEngine, "_session", "load"),
-        (codec.LightEngine, "analyse", "transform"),
-        (codec.LightEngine, "synthesise", "transform"),
-        (coder.LatentCoder, "encode", "entropy path"),
-        (coder.LatentCoder, "decode", "entropy path"),
-        (rans.Encoder, "clamp", "rANS"),
-        (rans.Encoder, "put", "rANS"),
-        (rans.Encoder, "finish", "rANS"),
-        (rans.Decoder, "__init__", "rANS"),
-        (rans.Decoder, "get", "rANS"),
-    ):
-        phases.wrap(owner, function, phase)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcmcodec import rans_coders
+from hpcmcodec import rans_coders, timing
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.reference import ExactOps
@@ -38,6 +39,17 @@ Ints = Any  # numpy.ndarray of int32
 Tick = Callable[[float], None]
 Spent = Callable[[str, np.ndarray], None]
 """spent(scale, bits): what z, or a step of another scale, cost at each position of y, (h, w) float64."""
+
+
+class LatentMismatchError(IntegrityError):
+    """The decoded integers of a scale miss the encoder's CRC, as found after a coding step; None: z, before all steps.
+
+    The caller knows the tile and the engine, and says so.
+    """
+
+    def __init__(self, scale: str, step: Step | None) -> None:
+        super().__init__(f"decoded latents of {scale} differ from the encoder's (CRC mismatch)")
+        self.scale, self.step = scale, step
 
 
 class Coded(NamedTuple):
@@ -74,9 +86,10 @@ class LatentCoder:
         rows, columns, n = z.shape
         encoder = Encoder(self.z_tables, z.size)
         indexes = np.repeat(z_tables_of(quality, n), rows * columns)
-        symbols = encoder.clamp(_round(z.transpose(2, 0, 1).ravel()), indexes)
-        encoder.put(symbols, indexes)
-        out["z"] = Coded(encoder.finish(), _crc(symbols))
+        with timing.phase("rANS"):
+            symbols = encoder.clamp(_round(z.transpose(2, 0, 1).ravel()), indexes)
+            encoder.put(symbols, indexes)
+            out["z"] = Coded(encoder.finish(), _crc(symbols))
         z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
 
         encoders = {s: Encoder(self.y_tables, symbols_of(s, h, w, self.config.latent)) for s in SCALES}
@@ -95,13 +108,14 @@ class LatentCoder:
             self.observe(symbols, levels)
             coded = ~self.skipped[levels]
             symbols[~coded] = 0
-            symbols[coded] = encoders[step.scale].clamp(symbols[coded], levels[coded])
-            encoders[step.scale].put(symbols[coded], levels[coded])
+            with timing.phase("rANS"):
+                symbols[coded] = encoders[step.scale].clamp(symbols[coded], levels[coded])
+                encoders[step.scale].put(symbols[coded], levels[coded])
             return symbols
 
         y_hat = self._walk(z_hat, quality, h, w, residuals, crcs, tick)
-        for s in SCALES:
-            out[s] = Coded(encoders[s].finish(), crcs[s])
+        with timing.phase("rANS"):
+            out |= {s: Coded(encoders[s].finish(), crcs[s]) for s in SCALES}
         return out, y_hat
 
     def quantise(self, residuals: np.ndarray, levels: Ints, rate_weight: float = RATE_WEIGHT) -> Ints:
@@ -133,28 +147,29 @@ class LatentCoder:
 
         Missing scales get zero residuals. finest: the scale to end with, on whose grid y_hat is then. crcs: those of
         the integers, from the encoder; None where none were kept. `spent` is told what everything cost. Raises
-        IntegrityError where a stream is damaged or the decoded integers miss their CRC.
+        IntegrityError where a stream is damaged, and LatentMismatchError where the decoded integers miss their CRC.
         """
         rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
         indexes = np.repeat(z_tables_of(quality, n), rows * columns)
-        symbols = Decoder(streams["z"], self.z_tables, indexes.size).get(indexes)
+        with _reading("z"):
+            symbols = Decoder(streams["z"], self.z_tables, indexes.size).get(indexes)
         if crcs is not None and _crc(symbols) != crcs["z"]:
-            raise IntegrityError("decoded latents of z differ from the encoder's (CRC mismatch)")
+            raise LatentMismatchError("z", None)
         z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
         if spent:
             spent("z", z_cost(self.z_tables, symbols, indexes, h, w))
-        decoders = {
-            s: Decoder(streams[s], self.y_tables, symbols_of(s, h, w, self.config.latent))
-            for s in SCALES
-            if s in streams
-        }
+        decoders = {}
+        for s in filter(streams.__contains__, SCALES):
+            with _reading(s):
+                decoders[s] = Decoder(streams[s], self.y_tables, symbols_of(s, h, w, self.config.latent))
         found = dict.fromkeys(SCALES, 0)
 
         def residuals(step: Step, means: Ints, levels: Ints, exists: Any) -> Ints:
             symbols = np.zeros(len(levels), np.int32)
             if step.scale in decoders:
                 coded = ~self.skipped[levels]
-                symbols[coded] = decoders[step.scale].get(levels[coded])
+                with _reading(step.scale):
+                    symbols[coded] = decoders[step.scale].get(levels[coded])
                 if spent:
                     size = math.prod(grid(step.scale, h, w)) * self.config.latent // GROUPS[step.scale]
                     at = np.arange(size)[exists][coded]
@@ -163,13 +178,10 @@ class LatentCoder:
             return symbols
 
         def check(step: Step) -> None:
-            if (
-                crcs is not None
-                and step.last_of_scale
-                and step.scale in decoders
-                and found[step.scale] != crcs[step.scale]
-            ):
-                raise IntegrityError(f"decoded latents of {step.scale} differ from the encoder's (CRC mismatch)")
+            if crcs is None or not step.last_of_scale or step.scale not in decoders:
+                return
+            if found[step.scale] != crcs[step.scale]:
+                raise LatentMismatchError(step.scale, step)
 
         return self._walk(z_hat, quality, h, w, residuals, found, tick, check, finest)
 
@@ -224,6 +236,16 @@ def thresholds(tables: Tables, centroids: np.ndarray, rate_weight: float = RATE_
     out = np.zeros((len(tables.sizes), reach), np.float32)
     out[:, 1:] = ((below + above) / 2 + rate_weight * np.diff(cost) / (2 * (above - below)))[:, :-1]
     return out
+
+
+@contextmanager
+def _reading(scale: str) -> Iterator[None]:
+    """Errors of the entropy coder inside say whose stream is damaged."""
+    try:
+        with timing.phase("rANS"):
+            yield
+    except IntegrityError as error:
+        raise IntegrityError(f"stream {scale}: {error}") from error
 
 
 def _flat(folded: np.ndarray) -> np.ndarray:

@@ -247,6 +247,11 @@ class CudaKernels(Kernels):
         for name, count in _ELEMENTS.items():
             setattr(self, name, self._simple(name, count))
 
+    @property
+    def variant(self) -> str:
+        """In place of an instruction set."""
+        return "CUDA"
+
     def _launch(self, kernel: str, elements: int, parameters: Sequence[Any], threads: int = _THREADS) -> None:
         if self.memory.device.type == "cuda":
             with torch.cuda.device(self.memory.device):

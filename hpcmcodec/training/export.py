@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcmcodec import checksums, weights
-from hpcmcodec.codec import LightEngine
 from hpcmcodec.container import LATENT
+from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import FIXED_GRIDS, LEVELS, MEAN_SHIFT
 from hpcmcodec.exact.layers import Depthwise, Dequantise, Read, quantise

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hpcmcodec import weights
+from hpcmcodec.engines.strips import Progress, analyse_strips, gradient_strips, synthesise_strips
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.namespaces import TorchNamespace, probe
@@ -21,13 +22,14 @@ from hpcmcodec.native import cuda, loader
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
-from hpcmcodec.strips import Progress, analyse_strips, gradient_strips, synthesise_strips
 
 
 class TorchEngine:
     """One model on one device ("cpu" or "cuda"). Raises UnsupportedError where there is no such device, or HPCM_OPS
     forces kernels that are not there.
     """
+
+    name = "torch"
 
     def __init__(self, w: weights.Weights, device: str) -> None:
         if device == "cuda" and not torch.cuda.is_available():

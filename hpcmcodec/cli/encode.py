@@ -1,0 +1,82 @@
+"""``hpcm encode``: an image to a .hpcm file."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from hpcmcodec.cli.files import Output, about, check_input, mute_libraries, opened
+from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
+from hpcmcodec.cli.needs import require_memory
+from hpcmcodec.cli.options import (
+    Settings,
+    device_option,
+    finite,
+    force_option,
+    input_argument,
+    output_option,
+    shared_options,
+)
+from hpcmcodec.container import DEFAULT_MAX_PIXELS
+
+
+@click.command("encode")
+@input_argument
+@output_option(".hpcm")
+@click.option(
+    "-q",
+    "--quality",
+    type=click.FloatRange(0, 100),
+    callback=finite,
+    default=50,
+    show_default=True,
+    help="From 0 (smallest file) to 100 (best picture); decimals are allowed.",
+)
+@click.option(
+    "-e",
+    "--effort",
+    type=click.IntRange(0, 9),
+    default=0,
+    show_default=True,
+    help="Refine what is coded: a better picture in a file of about the same size. 1 to 4 take that many rounds, each "
+    "about as long as encoding and decoding; 9 takes 16.",
+)
+@force_option
+@device_option
+@shared_options
+@click.pass_obj
+def command(
+    settings: Settings, source: str, target: str | None, quality: float, effort: int, force: bool, device: str
+) -> None:
+    """Code the image INPUT as a .hpcm file.
+
+    JPEG, PNG, WebP, AVIF, TIFF, GIF, PPM, BMP and JPEG 2000 are read. EXIF's orientation is applied. Greyscale,
+    palette, CMYK and more than 8 bits are converted, an opaque alpha channel is dropped, each with a note; other alpha
+    and animations are refused.
+    """
+    started = time.perf_counter()
+    check_input(source)
+    output = Output(source, target, ".hpcm", force)
+    require_memory()
+    from hpcmcodec import codec, image
+
+    max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
+    with about(source):
+        with mute_libraries(settings):
+            if source == "-":
+                with opened(source) as stream:
+                    picture = image.load(stream, max_pixels=max_pixels)
+            else:
+                picture = image.load(source, max_pixels=max_pixels)
+        if not settings.quiet:
+            for note in picture.notes:
+                say(f"note: {label(source)}: {note}")
+        with Progress("encoding", settings) as progress:
+            data = codec.encode(
+                picture, quality, effort=effort, device=device, max_pixels=max_pixels, progress=progress
+            )
+    output.write(data)
+    height, width, _ = picture.pixels.shape
+    summarise(settings, source, output.name, len(data), width * height, started)
+    mention_kernels(settings, device)

@@ -1,0 +1,214 @@
+"""Inputs and outputs of commands: paths, pipes, devices, standard input and output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hpcmcodec import interrupts
+from hpcmcodec.cli.messages import label
+from hpcmcodec.errors import HpcmError, InputError, InstallationError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+    from hpcmcodec.cli.options import Settings
+
+# Bytes behind the end of a file after which a pipe is taken to have no end.
+_MAX_TRAILING = 1 << 26
+# What a shell and its scripts call the descriptors that they hand over.
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+
+
+@contextlib.contextmanager
+def about(source: str) -> Iterator[None]:
+    """Errors from inside carry the name of the input, unless they are about this installation."""
+    try:
+        yield
+    except InstallationError:
+        raise
+    except HpcmError as error:
+        if str(error).startswith(f"{source}: "):
+            raise
+        raise type(error)(f"{label(source)}: {error}") from error
+
+
+@contextlib.contextmanager
+def mute_libraries(settings: Settings) -> Iterator[None]:
+    """Keeps libtiff from writing about damage, in lines of its own, to the file descriptor of standard error."""
+    try:
+        kept = -1 if settings.debug else os.dup(2)
+    except OSError:  # standard error is closed
+        kept = -1
+    if kept < 0:
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    try:
+        with interrupts.undoing(lambda: os.dup2(kept, 2)):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def check_input(source: str) -> None:
+    """Raises `InputError` where `source` is no file, before anything is said about the output."""
+    if source == "-":
+        return
+    try:
+        mode = Path(source).stat().st_mode
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{source}: is a directory")
+
+
+@contextlib.contextmanager
+def opened(source: str) -> Iterator[BinaryIO]:
+    """The input as a stream of bytes; failures to open or read it are `InputError`."""
+    try:
+        if source != "-":
+            with Path(source).open("rb") as file:
+                yield file
+        elif sys.stdin is None:
+            raise InputError("standard input is closed")
+        else:
+            yield sys.stdin.buffer
+    except OSError as error:
+        raise InputError(f"{label(source)}: {error.strerror or error}") from error
+
+
+def size_of(stream: BinaryIO, n_read: int, file_bytes: int) -> int:
+    """Bytes of an input of which `n_read` have been read: a file's size; others are read to their end and forgotten.
+
+    Raises `InputError` where that is far behind `file_bytes`, which the header announces.
+    """
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # no file of the system's behind it
+        facts = os.fstat(stream.fileno())
+        if stat.S_ISREG(facts.st_mode):
+            # Standard input may have been read from already by somebody else.
+            return facts.st_size - (stream.tell() - n_read)
+    while piece := stream.read(1 << 20):
+        n_read += len(piece)
+        if n_read > file_bytes + _MAX_TRAILING:
+            raise InputError(f"the file should have {file_bytes} bytes, but it goes on without end")
+    return n_read
+
+
+def _descriptor(path: str) -> int | None:
+    """The number of the open descriptor that a path of this program's own stands for."""
+    found = _DESCRIPTOR.fullmatch(path)
+    return int(found[1]) if found else _STREAMS.get(path)
+
+
+def write_stdout(data: bytes | memoryview) -> None:
+    """All of `data` to standard output; raises `OutputError`, or BrokenPipeError where its reader has gone."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed")
+    try:
+        rest = memoryview(data)
+        while rest:  # with PYTHONUNBUFFERED this is a raw file, which may write less than it is given
+            rest = rest[sys.stdout.buffer.write(rest) or 0 :]
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: {error.strerror or error}") from error
+
+
+class Output:
+    """Where a result goes: refused at once if it may not be written there, written whole or not at all.
+
+    A link is followed, so that the link stays and its target is replaced. Devices and pipes are written directly:
+    renaming a file over /dev/null would replace the device.
+
+    Attributes:
+        name: the path as given or derived from the input's name, "-" for standard output.
+    """
+
+    def __init__(self, source: str, target: str | None, suffix: str, force: bool) -> None:
+        if target is None:
+            piped = source == "-" or _descriptor(source) is not None
+            target = "-" if piped else str(Path(source).with_suffix(suffix))
+        self.name = target
+        self._descriptor = 1 if target == "-" else _descriptor(target)
+        if self._descriptor == 1:
+            if not force and sys.stdout is not None and sys.stdout.isatty():
+                raise click.UsageError("the output is binary and would go to the terminal: name a file with -o")
+            return
+        try:
+            if self._descriptor is not None:
+                os.write(self._descriptor, b"")  # fails where it is closed, or open for reading alone
+                return
+            self._path = Path(target).resolve()
+            mode = Path(target).stat().st_mode if Path(target).exists() else None
+            self._direct = mode is not None and not stat.S_ISREG(mode)
+            folder_there = self._path.parent.is_dir()
+            same = mode is not None and not self._direct and source != "-" and self._path.samefile(source)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+            raise OutputError(f"{target}: {getattr(error, 'strerror', None) or error}") from error
+        self._force = force
+        if mode is not None and stat.S_ISDIR(mode):
+            raise OutputError(f"{target or '(no name)'}: is a directory; name the file to write")
+        if re.split(r"[\\/]" if os.altsep else "/", target)[-1] in ("", ".", ".."):
+            raise OutputError(f"{target}: there is no such directory; name the file to write")
+        if same:
+            raise OutputError(f"{target}: is the input itself")
+        if self._direct:
+            self._path = Path(target)  # not what a link in /proc resolves to, which need be no path
+            return
+        if mode is not None and not force:
+            raise self._exists()
+        if not folder_there:
+            raise OutputError(f"{target}: there is no directory {self._path.parent}")
+        if not os.access(self._path.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{target}: the directory cannot be written to")
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Writes `data`; raises `OutputError`, leaving nothing behind."""
+        if self._descriptor == 1:
+            write_stdout(data)
+            return
+        try:
+            if self._descriptor is not None:
+                with open(self._descriptor, "wb", closefd=False) as file:
+                    file.write(data)
+            elif self._direct:
+                self._path.write_bytes(data)
+            else:
+                self._replace(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{self.name}: {error.strerror or error}") from error
+
+    def _replace(self, data: bytes | memoryview) -> None:
+        # A name of fixed length: one made from the target's could pass the 255 bytes that file systems allow.
+        temporary = self._path.with_name(f".hpcm-{os.urandom(8).hex()}.tmp")
+        with interrupts.undoing(temporary.unlink):
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+                if self._path.exists():
+                    if not self._force:  # it appeared during the work
+                        raise self._exists()
+                    temporary.chmod(stat.S_IMODE(self._path.stat().st_mode))
+                temporary.replace(self._path)
+            except BaseException:  # interruptions too
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def _exists(self) -> OutputError:
+        return OutputError(f"{self.name}: exists already; -f overwrites it")

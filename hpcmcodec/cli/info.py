@@ -1,0 +1,122 @@
+"""``hpcm info``: what the header of a .hpcm file says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hpcmcodec import container
+from hpcmcodec.cli.files import Output, about, check_input, opened, size_of, write_stdout
+from hpcmcodec.cli.messages import label, printable
+from hpcmcodec.cli.needs import require_memory
+from hpcmcodec.cli.options import Settings, force_option, input_argument, shared_options
+from hpcmcodec.container import DEFAULT_MAX_PIXELS
+
+
+@click.command("info")
+@input_argument
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@click.option(
+    "--bits-map",
+    "map_target",
+    metavar="OUT.png",
+    type=click.Path(readable=False),
+    help="Also decode INPUT and draw where its bits went.",
+)
+@click.option("--coder", "with_coder", is_flag=True, help="Also say which entropy coder reads INPUT here.")
+@force_option
+@shared_options
+@click.pass_obj
+def command(
+    settings: Settings, source: str, as_json: bool, map_target: str | None, with_coder: bool, force: bool
+) -> None:
+    """Print what the header of the .hpcm file INPUT says.
+
+    \b
+    The JSON object has these keys:
+      format_version  of the container
+      model           name of the weights, null where this installation lacks them
+      model_id        of the weights, in hexadecimal
+      width, height   in pixels
+      quality         0 to 100
+      bytes, bpp      size of the file, and in bits per pixel
+      color           "sRGB", or "ICC (n bytes)" with a profile of its own
+      tiles           number of separately coded tiles
+      streams         bytes of each scale: z, s1, s2, s3
+      metadata        bytes of each chunk: ICC, EXIF, XMP
+      complete        false where the file has been cut
+      coder           with --coder: "compressai", "native C++" or
+                      "native Python", which read and write the same
+    """
+    check_input(source)
+    if map_target and Path(map_target).suffix.lower() != ".png":
+        raise click.UsageError(f"the map is a PNG, so OUT must end in .png, not {map_target}")
+    map_output = Output(source, map_target, ".png", force) if map_target else None
+    from hpcmcodec import weights
+
+    max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
+    data = b""
+    with about(source), opened(source) as stream:
+        if map_output:
+            data = container.read(stream, max_pixels=max_pixels)
+            header, n_bytes = container.parse_header(data, max_pixels=max_pixels), len(data)
+        else:
+            header, start = container.read_header(stream, max_pixels=settings.max_pixels)
+            n_bytes = size_of(stream, len(start), header.file_bytes)
+        model = weights.model_name(header.model_id)
+    metadata = {chunk.name: chunk.length for chunk in header.chunks}
+    facts: dict[str, Any] = {
+        "format_version": header.version,
+        "model": model,
+        "model_id": header.model_id.hex(),
+        "width": header.width,
+        "height": header.height,
+        "quality": header.quality.percent,
+        "bytes": n_bytes,
+        "bpp": round(8 * n_bytes / (header.width * header.height), 6),
+        "color": f"ICC ({metadata['ICC']} bytes)" if "ICC" in metadata else "sRGB",
+        "tiles": header.tile_rows * header.tile_cols,
+        "streams": {scale: header.bytes_of(scale) for scale in container.STREAM_ORDER},
+        "metadata": metadata,
+        "complete": n_bytes == header.file_bytes,
+    }
+    if with_coder:
+        require_memory()
+        from hpcmcodec import rans_coders
+
+        facts["coder"] = rans_coders.choose().coder.name
+    if map_output:
+        require_memory()
+        from hpcmcodec import codec
+        from hpcmcodec.evaluation import heat
+
+        with about(source):
+            spent = codec.bits_map(data, max_pixels=max_pixels)
+        title = f"{Path(label(source)).name}: {facts['bpp']:.3f} bits per pixel"
+        map_output.write(heat.bits_png(spent, header.width, header.height, printable(title)))
+    text = json.dumps(facts, indent=2) if as_json else _describe(label(source), facts, header.file_bytes)
+    write_stdout(text.encode() + b"\n")
+
+
+def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
+    """The text form of ``info``, one aligned line a fact."""
+    size = f"{facts['bytes']} bytes, {facts['bpp']:.3f} bpp"
+    if not facts["complete"]:
+        size += f"; {file_bytes} bytes when whole"
+    rows = {
+        "Format": f"version {facts['format_version']}",
+        "Model": f"{facts['model'] or 'not in this installation'} ({facts['model_id']})",
+        "Resolution": f"{facts['width']}x{facts['height']}",
+        "Quality": f"{facts['quality']:g}",
+        "Size": size,
+        "Color": facts["color"],
+        "Tiles": str(facts["tiles"]),
+        "Streams": ", ".join(f"{scale} {n_bytes}" for scale, n_bytes in facts["streams"].items()) + " bytes",
+        "Metadata": ", ".join(f"{name} {n_bytes} bytes" for name, n_bytes in facts["metadata"].items()) or "none",
+    }
+    if "coder" in facts:
+        rows["Coder"] = facts["coder"]
+    return "\n".join([printable(label), *(f" * {name:<10} : {value}" for name, value in rows.items())])

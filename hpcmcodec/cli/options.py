@@ -1,0 +1,80 @@
+"""The options and arguments that commands share."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hpcmcodec import __version__
+from hpcmcodec.container import DEFAULT_MAX_PIXELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Function = TypeVar("Function", bound=Callable[..., object])
+
+
+class Settings:
+    """The options that every command shares, wherever on the line they stand."""
+
+    def __init__(self) -> None:
+        self.debug = False
+        self.quiet = False
+        self.max_pixels: int | None = None
+
+
+def _store(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value and parameter.name:
+        setattr(ctx.ensure_object(Settings), parameter.name, value)
+
+
+def shared_options(function: Function) -> Function:
+    """The options that work before and after the name of a command."""
+    for decorate in (
+        click.version_option(__version__, prog_name="hpcm", message="%(prog)s %(version)s"),
+        click.option("--debug", is_flag=True, expose_value=False, callback=_store, help="Show tracebacks."),
+        click.option("--quiet", is_flag=True, expose_value=False, callback=_store, help="Say nothing but errors."),
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(min=1),
+            metavar="N",
+            expose_value=False,
+            callback=_store,
+            help=f"Refuse images of more pixels.  [default: {DEFAULT_MAX_PIXELS}; for info: no limit]",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+# Whether files can be read is found where they are opened: click would call it wrong usage, exit code 2.
+input_argument = click.argument("source", metavar="INPUT", type=click.Path(allow_dash=True, readable=False))
+OUTPUT_PATH = click.Path(allow_dash=True, readable=False)
+force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output if it exists.")
+device_option = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
+)
+
+
+def output_option(suffix: str) -> Callable[[Function], Function]:
+    """``-o``, for a command whose output gets this suffix."""
+    text = f"The file to write.  [default: INPUT with {suffix} as its suffix; '-' where INPUT is '-']"
+    return click.option("-o", "--output", "target", metavar="OUTPUT", type=OUTPUT_PATH, help=text)
+
+
+def finite(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A callback that refuses NaN."""
+    if math.isnan(value):  # passes click's range, whose comparisons are all false
+        raise click.BadParameter("not a number", ctx, parameter)
+    return value
+
+
+def names(text: str, known: Iterable[str], option: str) -> list[str]:
+    """Names separated by commas, each of them known."""
+    names = list(dict.fromkeys(name for name in text.split(",") if name))
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(known)}", param_hint=f"'{option}'")
+    return names

@@ -1,0 +1,1 @@
+"""Engines: each runs the transforms and the entropy path of one model on one device."""
