@@ -1,7 +1,7 @@
 """The codec's public API: `encode` turns an image into the bytes of a file, `decode` turns them into an image.
 
     encode:  pixels -> g_a, gain -> y -> h_a -> z; for each tile: z, then y in eleven coding steps (`model/coder.py`);
-             container
+             all tiles -> container
              with effort, several rounds: y_hat -> gradient of the error through g_s -> another y, coded anew
     decode:  container -> for each tile: z, then eleven coding steps -> y_hat; ungain, g_s -> pixels
 
