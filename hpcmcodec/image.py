@@ -8,7 +8,7 @@ The codec knows one kind of picture, (H, W, 3) uint8 RGB. `load` turns other kin
     RGB, 8 bits                   taken as it is, its ICC profile kept
     greyscale, bilevel            converted to sRGB through a greyscale profile; without one repeated in R, G and B
     palette, YCbCr                converted
-    9 to 16 bits a sample         reduced to 8 bits
+    9 to 16 bits per sample       reduced to 8 bits
     CMYK                          converted to sRGB through its profile; without one by the plain formula
     alpha opaque everywhere       dropped
     any other alpha, animation,   refused (`UnsupportedError`)
@@ -405,7 +405,7 @@ def _drop_opaque_alpha(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _reduce_to_8_bits(image: Image.Image, peak: int, notes: list[str]) -> Image.Image:
-    """`image` with 8 bits a sample. Pillow has reduced colour already; greyscale is reduced here."""
+    """`image` with 8 bits per sample. Pillow has reduced colour already; greyscale is reduced here."""
     wide = image.mode.startswith("I;16") or (image.mode == "I" and peak == 65535 and image.format in ("PNG", "PPM"))
     if wide:
         levels = np.asarray(image).astype(np.uint32)

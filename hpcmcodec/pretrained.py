@@ -19,7 +19,7 @@ def from_weights(w: weights.Weights) -> HPCM:
 
     The tensors of the entropy path that it derives are integer * unit (`<layer>.step`); it codes with the integers.
     """
-    with torch.random.fork_rng(devices=[]):  # the random initial values are overwritten below
+    with torch.random.fork_rng(devices=[]):  # drawing initial values leaves the caller's generator alone
         model = HPCM(w.config, w.grids).float()
     entropy = w.under("entropy")
     state = {k: torch.from_numpy(v).float() for k, v in w.tensors.items() if not k.startswith(("entropy.", "tables."))}

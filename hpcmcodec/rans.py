@@ -1,4 +1,4 @@
-"""Entropy coding of integers with stored tables, in streams of CompressAI's rANS coder that keep some rules more.
+"""Entropy coding of integers with stored tables, in streams of CompressAI's rANS coder with a few additional rules.
 
 A *table* is a cumulative distribution over the consecutive integers low..high and one last entry, the *escape*, which
 announces a value outside that range. Each symbol is coded under the table that its index names. Frequencies are
@@ -7,8 +7,7 @@ integers whose sum is 2^16, so that encoder and decoder agree on every machine.
 A stream, as `compressai.ans` 1.2 writes it, consists of the 32-bit little-endian words of a 64-bit rANS coder. The
 first two words are the encoder's last state, a value in [2^31, 2^63); the others follow in the order in which decoding
 takes them. An escape is followed by groups of 4 bits: the number of groups of r, then r itself, least significant group
-first, where
-r = 2 (value - high - 1) above the range and r = 2 (low - value) - 1 below it. The format adds three rules:
+first, where r = 2 (value - high - 1) above the range and r = 2 (low - value) - 1 below it. The format adds three rules:
 
 - A stream without symbols has no bytes. 1 to 3 symbols are filled up to 4 with zeros under table 0.
 - Values lie within +-`MAX_SYMBOL`.

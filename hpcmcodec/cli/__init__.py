@@ -134,9 +134,9 @@ def cli() -> None:
 def _leave_busy_cores() -> None:
     """Has numpy's OpenBLAS use only cores that nobody else is using, unless OPENBLAS_NUM_THREADS is set.
 
-    OpenBLAS's threads wait for each other in a loop, so that one that shares its core with another program holds up
-    all: on two cores, decoding beside a busy process takes ten times as long as with one thread. OpenBLAS reads the
-    variable when numpy is imported, so this has to run before any command.
+    OpenBLAS's threads wait for each other in a loop, so that a thread whose core is shared with another program holds
+    up all others: on two cores, decoding beside a busy process takes ten times as long as with one thread. OpenBLAS
+    reads the variable when numpy is imported, so this has to run before any command.
     """
     cores = threads.count()
     with contextlib.suppress(OSError, ValueError, IndexError):  # no /proc, as on macOS and Windows

@@ -64,7 +64,7 @@ def mute_libraries(settings: Settings) -> Iterator[None]:
 
 
 def check_input(source: str) -> None:
-    """Raises `InputError` where `source` is no file. Called before errors of the output can be reported."""
+    """Raises `InputError` where `source` is no file. Commands call it before they look at the output."""
     if source == "-":
         return
     try:
