@@ -120,7 +120,7 @@ class Linear(_Weighted):
     """A 1x1 convolution to `channels`.
 
     biased: it has a bias. branch: it ends a residual branch, which training scales by a gain. start: what its
-    weights do when training starts, in addition to random noise: "random" adds nothing, "same" passes on the only input,
+    weights do when training starts, in addition to random noise: "random" adds nothing, "same" passes on the one input,
     "first" the first of several inputs, "mean" their mean.
     """
 

@@ -89,7 +89,7 @@ class Ops(Protocol):
     def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
         """Mean of the two values whose keys are most similar to the query, weighted by softmax(cosine / temperature).
 
-        query, keys (B, 1, 1, K); values (B, 1, 1, C), all on one grid. Of equally similar keys the older wins.
+        query, keys (B, 1, 1, K); values (B, 1, 1, C), on one grid. Of equally similar keys, the older wins.
         """
 
     def latent_code(self, y_hat: Array) -> Array:
@@ -113,7 +113,7 @@ class Ops(Protocol):
         """The inverse of `gather`: writes the rows of every group into an array of `shape` (B, H, W, C)."""
 
     def unfold(self, folded: Array, step: Step, target: Array) -> Array:
-        """`target` (B, H, W, M) with the folded values of the coding step put in; `target` itself may be overwritten."""
+        """`target` (B, H, W, M) with the coding step's folded values put in; `target` itself may be overwritten."""
 
     def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
         """f(*arguments). Training may run f again in the backward pass instead of keeping its intermediate results."""
