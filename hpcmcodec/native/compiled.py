@@ -159,7 +159,7 @@ class Kernels:
         return int(self.library.hpcm_wkv_scratch(batch, tokens, channels, length))
 
     def biwkv4(self, k: Array, v: Array, table: Array | None, powers: Array, own: Array, factor: float) -> Array:
-        """Bi-WKV4 over (B, T, C): codes k and v, with a table of exp(k), to codes; or float64 exp(k) and v to float64."""
+        """Bi-WKV4 over (B, T, C): codes k, v, with a table of exp(k), to codes; or exp(k) and v to y, all float64."""
         batch, tokens, channels = v.shape
         dtype: Any = np.float64 if table is None else np.int16
         length = powers.shape[0] - 1
@@ -201,7 +201,7 @@ class KernelOps(ExactOps):
     """
 
     INHERITED = frozenset({"hyper_latent", "folded", "gather", "scatter", "unfold", "segment"})
-    """Operations that run the reference's code: they move arrays of any type, or compute one vector per image."""
+    """The operations that run the reference's code: they move arrays, or compute one vector per image."""
 
     def __init__(
         self, kernels: Kernels, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], xp: Any = NUMPY
