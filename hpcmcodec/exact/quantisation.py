@@ -12,7 +12,10 @@ from hpcmcodec.exact.constants import CHUNK, CODE_MAX, SUM_BOUND
 
 
 def chunks(widths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """How the inputs of a linear are cut: (part, first, last) with each part cut into equal pieces of at most CHUNK."""
+    """The chunks of a linear layer whose inputs have these widths: (input, first, last) channel, `last` excluded.
+
+    Each input is cut into equal pieces of at most CHUNK channels.
+    """
     out = []
     for part, n in enumerate(widths):
         pieces = -(-n // CHUNK)
@@ -22,10 +25,11 @@ def chunks(widths: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def quantise_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integers and steps of a matrix (..., n): w ~ integers * step, the step per row as small as the 2^24 bound allows.
+    """The rows of a matrix w (..., n) as integers times a unit for each row, as small as the bound 2^24 allows.
 
-    Rounding moves each |integer| by at most a half, so (SUM_BOUND - 1) - 2047 n / 2 is shared out over sum |w|; int16
-    caps the largest. Returns int16 (..., n) and float32 steps (...), the same for fake quantisation and export.
+    Rounding changes each |integer| by at most a half. The sum of |integers| times 2047 therefore stays below SUM_BOUND
+    where unit >= sum |w| / ((SUM_BOUND - 1) / 2047 - n / 2). The largest integer must also fit int16. Returns the
+    integers, int16 (..., n), and the units, float32 (...). Fake quantisation and export both call this function.
     """
     w = np.asarray(w, np.float64)
     n = w.shape[-1]
@@ -38,7 +42,7 @@ def quantise_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_bound(name: str, integers: np.ndarray) -> None:
-    """Prove the 2^24 bound of one chunk's stored integers (O, n); raises IntegrityError."""
+    """Check the bound 2^24 for the stored integers (O, n) of one chunk. Raises IntegrityError where they break it."""
     worst = int(np.abs(integers.astype(np.int64)).sum(-1).max(initial=0)) * CODE_MAX
     if worst >= SUM_BOUND:
         raise IntegrityError(f"weights of {name} break the exactness bound: {worst} >= 2^24")
