@@ -183,7 +183,7 @@ class Kernels:
 
 
 class _Plan(NamedTuple):
-    """What all calls of a linear layer share. `_prepared` of the operations keeps the arrays behind the addresses alive.
+    """What all calls of a linear layer share. `_prepared` of the operations keeps the arrays at the addresses alive.
 
     call: the arguments, with those fields filled in that are the same in all calls.
     """
