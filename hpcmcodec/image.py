@@ -239,8 +239,7 @@ def _read(file: BinaryIO, max_pixels: int | None, *, seekable: bool) -> Picture:
         known = ", ".join(name for _, name, _ in _FORMATS)
         raise InputError(f"not a readable image: no format that is read here ({known})")
     name, module = found
-    # Only a file with a known signature is read on: another may be a device without end. The limit is needed because
-    # several of Pillow's readers take the whole file into memory.
+    # Only now, as a device may have no end. The limit is for readers of Pillow that take all of a file into memory.
     limit = max_bytes(max_pixels)
     if not seekable:
         file = io.BytesIO(start + take(file, None if limit is None else limit + 1 - len(start)))
@@ -269,10 +268,7 @@ def _read(file: BinaryIO, max_pixels: int | None, *, seekable: bool) -> Picture:
 
 
 def _convert(image: Image.Image, start: bytes, max_pixels: int | None) -> Picture:
-    """The picture in `image`, whose pixels need not be decoded yet.
-
-    `start` holds the first bytes of the image's file, or is empty where there is no file.
-    """
+    """The picture in `image`, perhaps not decoded yet. `start`: the first bytes of its file, if it has one."""
     _check_size(image.width, image.height, max_pixels)
     notes: list[str] = []
     try:
@@ -319,10 +315,7 @@ def _check_array(array: npt.NDArray[Any], max_pixels: int | None) -> Pixels:
 
 
 def _check_single(image: Image.Image, notes: list[str]) -> None:
-    """Refuses animations and files of several pages.
-
-    A multi-picture JPEG is read: its first picture is the photograph, the others are depth or gain maps.
-    """
+    """Refuses animations and several pages. Of a JPEG with depth or gain maps the first picture is the photograph."""
     if not getattr(image, "is_animated", False):
         return
     count = getattr(image, "n_frames", 2)

@@ -23,6 +23,15 @@ def lmbda(q: Q) -> Q:
     return out
 
 
+KINDS = {
+    "cells": ("rwkv",),
+    "fusion": ("linear", "rwkv"),
+    "prior": ("dwconv",),
+    "memory": ("light", "none"),
+}
+"""The values of a config's fields that name a kind of network."""
+
+
 @dataclass(frozen=True)
 class Config:
     """The sizes of a model. Widths count channels; a tuple of three holds one value per scale, s1, s2, s3."""
@@ -56,14 +65,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.latent % 8 or self.width % self.memory_compression:
             raise ValueError("latent must be a multiple of 8, width of memory_compression")
-        built = {"cells": {"rwkv"}, "fusion": {"rwkv", "linear"}, "prior": {"dwconv"}, "memory": {"none", "light"}}
-        for field, known in built.items():
+        for field, known in KINDS.items():
             value = getattr(self, field)
             for v in value if isinstance(value, tuple) else (value,):
                 if v not in known:
-                    raise UnsupportedError(
-                        f"{field} = {v!r} is not built in this version; known: {', '.join(sorted(known))}"
-                    )
+                    raise UnsupportedError(f"{field} = {v!r} is not built in this version; known: {', '.join(known)}")
 
     def decoding_json(self) -> str:
         """Canonical JSON of the fields that decoding depends on."""

@@ -22,6 +22,7 @@ from hpcmcodec.exact.layers import Depthwise, Head, Linear, Place, QualityBias, 
 from hpcmcodec.exact.ops import Act, Array, Ops, Qualities
 from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, grid, refine, valid
 from hpcmcodec.model import rwkv
+from hpcmcodec.model.blocks import residual_block
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.memory import MemoryBank
 
@@ -30,6 +31,9 @@ Code = Callable[[Step, Any, Any, Any], Any]
 
 mask (1, rows, columns, M / groups) is True where a latent exists; None where all exist.
 """
+
+CELLS = {"rwkv": rwkv.context_cell}
+"""The context cells by the values of `Config.cells`: cell(ops, context, carry, layer, rate) -> the next carry."""
 
 
 def walk(ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int, code: Code) -> Array:
@@ -78,7 +82,8 @@ def walk(ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int,
             seen = Act(ops.unfold(ops.latent_code(values), step, seen.x), seen.grid)
             if not first:
                 rate = config.cell_rates[SCALES.index(scale)]
-                carry = ops.segment(rwkv.context_cell, ops, context, carry, f"{scale}.cell", rate)
+                cell = CELLS[config.cells[SCALES.index(scale)]]
+                carry = ops.segment(cell, ops, context, carry, f"{scale}.cell", rate)
                 if memory is not None:
                     carry = remember(memory, carry, step)
     return y_hat
@@ -94,13 +99,6 @@ def remember(memory: MemoryBank, carry: Act, step: Step) -> Act:
     if step is not STEPS[-2]:
         memory.add(carry)
     return carry
-
-
-def residual_block(ops: Ops, x: Act, layer: str, rate: int = 2) -> Act:
-    """x + [depthwise 3x3 -> 1x1 to `rate` times the width -> LeakyReLU -> 1x1] (HPCM's DWConvRB); (B, H, W, C)."""
-    width = x.x.shape[-1]
-    hidden = ops.lrelu(ops.linear(ops.depthwise(x, Depthwise(f"{layer}.dw")), Linear(f"{layer}.up", rate * width)))
-    return ops.add(x, ops.linear(hidden, Linear(f"{layer}.down", width, branch=True), x.grid))
 
 
 def shuffle(ops: Ops, a: Act) -> Act:
