@@ -6,8 +6,8 @@
     image = hpcmcodec.decode(data)  # a PIL.Image.Image
 
 The names below are imported when they are first used: ``import hpcmcodec`` alone loads neither numpy nor Pillow nor
-onnxruntime (0.3 s together), and coding on a CPU never loads torch. Only `load_model` needs torch: without it, its
-name raises `errors.UnsupportedError`.
+onnxruntime (0.3 s together), and coding on a CPU loads torch only for the torch engine. Of these names `load_model`
+alone needs torch: where torch is not installed, using it raises `errors.UnsupportedError`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""SHA-256 of the files of a folder, in a list beside them: damage is found before a file is used.
+"""SHA-256 of the files of a folder, in a list beside them, so that damage is found before a file is used.
 
-    <64 hexadecimal digits>  <file name>     one line a file, in order of names; `sha256sum -c SHA256SUMS` checks them
-    # CRC-32 <8 hexadecimal digits>          of the lines above, since the list may be what is damaged
+    <64 hexadecimal digits>  <file name>     one line per file, in order of names; `sha256sum -c SHA256SUMS` checks them
+    # CRC-32 <8 hexadecimal digits>          CRC-32 of the lines above, since the list itself may be damaged
 
-`weights/SHA256SUMS` comes with the weights and is written by their export. Digests guard against disks, transfers and
-installations cut short, not against somebody who can write to the folder.
+`weights/SHA256SUMS` comes with the weights; their export writes it. The digests guard against faulty disks and against
+transfers and installations that were cut short, not against somebody who can write to the folder.
 
-Importing this module takes no time: `hpcm info` reads lists, but hashes no files.
+hashlib is imported only when a file is hashed: `hpcm info` reads the list, but has to start quickly.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def read(folder: Path) -> dict[str, str] | None:
         raise InstallationError(f"{path} cannot be read: {error.strerror or error}; {MEND}") from error
     lines = [line.split("  ", 1) for line in text.decode("ascii", "replace").splitlines()[:-1]]
     digests = {line[-1]: line[0] for line in lines}
-    if _text(digests) != text:  # also where a byte is not as `write` puts it
+    if _text(digests) != text:  # true also for any byte that `write` would put differently
         raise InstallationError(f"{path} is damaged: it does not have the CRC-32 that its last line says; {MEND}")
     return digests
 
 
 def write(folder: Path, names: Iterable[str]) -> None:
-    """Put files of the folder on its list, which is made where there is none; files that are gone leave it.
+    """Put files of the folder on its list, or on a fresh one where there is none. Files that are gone leave the list.
 
     Raises InstallationError where the list is damaged, OSError where a file cannot be read or the list written.
     """
@@ -58,7 +58,7 @@ def write(folder: Path, names: Iterable[str]) -> None:
 def verify(path: Path, digest: str) -> None:
     """Raises InstallationError unless the file has this SHA-256 (hexadecimal).
 
-    A file is hashed once a process, and again where its size, time or place on the disk say that it was replaced.
+    A file is hashed once per process, and again where its size, time or inode says that it was replaced.
     """
     try:
         facts = path.stat()
@@ -78,12 +78,12 @@ def _text(digests: Mapping[str, str]) -> bytes:
 
 @lru_cache(maxsize=64)
 def _digest_of(path: Path, *facts: int) -> str:
-    """`_digest`, kept as long as the facts of the file are these."""
+    """`_digest`, remembered as long as `facts` (inode, size in bytes, time in ns) stay the same."""
     return _digest(path)
 
 
 def _digest(path: Path) -> str:
-    import hashlib  # 4 ms
+    import hashlib  # takes 4 ms
 
     digest, piece = hashlib.sha256(), bytearray(_PIECE)
     with path.open("rb", buffering=0) as file:

@@ -1,15 +1,16 @@
-"""The codec's public API: `encode` an image to the bytes of a file, `decode` them to an image.
+"""The codec's public API: `encode` turns an image into the bytes of a file, `decode` turns them into an image.
 
-    encode:  pixels -> g_a, gain -> y -> h_a -> z; each tile: z, then y in eleven steps (`model/coder.py`); container
-             with effort, several times: y_hat -> g_s and back again -> y that makes up for what coding does to it
-    decode:  container -> for each tile z, eleven steps -> y_hat; ungain, g_s -> pixels
+    encode:  pixels -> g_a, gain -> y -> h_a -> z; for each tile: z, then y in eleven coding steps (`model/coder.py`);
+             all tiles -> container
+             with effort, several rounds: y_hat -> gradient of the error through g_s -> another y, coded anew
+    decode:  container -> for each tile: z, then eleven coding steps -> y_hat; ungain, g_s -> pixels
 
-Two engines do this (`engines/`). `light` (CPU): the entropy path and the synthesis run in numpy, with compiled kernels
-where `native.loader` finds them, the encoder's transforms are onnxruntime graphs; torch is never imported. `torch`
-(CUDA, and on a CPU when asked for): the same functions over torch tensors. Both decode a file to the same pixels, in
-integers (`exact`); the encoder's transforms are ordinary floating point, so files may differ.
+Two engines do this (`engines/`). `light` runs on a CPU: its entropy path and its synthesis run in numpy, with compiled
+kernels where `native.loader` finds them, the encoder's transforms are onnxruntime graphs, and it never imports torch.
+`torch` runs the same functions over torch tensors, on CUDA, or on a CPU when asked for. Both decode a file to the same
+pixels, in integers (`exact`); the encoder's transforms are ordinary floating point, so files may differ.
 
-The latent plane is cut into tiles that are coded independently; the transforms run over the whole plane, in strips.
+The plane y is cut into tiles that are coded independently; the transforms run over the whole plane, in strips.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _within_memory() -> Iterator[None]:
-    """Where memory ends, whoever finds that (numpy, onnxruntime, the system), it is `UnsupportedError`."""
+    """Raises `UnsupportedError` where memory runs out, whether numpy, onnxruntime or the system reports it."""
     try:
         yield
     except Exception as error:
@@ -55,7 +56,7 @@ def _within_memory() -> Iterator[None]:
 def _for_want_of_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    # onnxruntime has no class of its own for it: these are its allocator's words, and C++'s.
+    # onnxruntime has no class of exception for this: it is known by the words of its allocator, or of C++.
     theirs = type(error).__module__.startswith("onnxruntime")
     return isinstance(error, MemoryError) or (theirs and bool(re.search("bad_alloc|allocate memory", str(error))))
 
@@ -76,19 +77,20 @@ def encode(
 
     Args:
         image: a path, the bytes of an image file, a PIL image, or an array (H, W, 3) of uint8 RGB.
-        quality: 0 (smallest) to 100 (best), steps of 0.01.
-        effort: 0 to 9; latents are refined in `refine.ROUNDS[effort]` rounds, 16 at most, each of which takes about
-            as long as to encode and to decode.
+        quality: 0 (smallest file) to 100 (best picture), in steps of 0.01.
+        effort: 0 to 9; latents are refined in `refine.ROUNDS[effort]` rounds, 16 at most. Each round takes about as
+            long as encoding and decoding together.
         device: "cpu" or "cuda".
         engine: "light", "torch", or "auto" (light on a CPU).
-        model: which packaged weights.
+        model: the name of a packaged model.
         max_pixels: larger images are refused; None lifts the limit.
-        progress: called with the fraction done, in [0, 1].
+        progress: is called with the fraction of the work that is done, from 0 to 1.
 
     Raises:
         ValueError: quality, effort, device or engine out of range.
         InputError: the image cannot be read.
-        UnsupportedError: it is of a kind that is not supported, or there is not enough memory.
+        UnsupportedError: the kind of image, its size, the model or the device is not supported here, or there is not
+            enough memory.
     """
     q = Quality.of(quality)
     if effort not in range(len(refine.ROUNDS)):
@@ -98,7 +100,7 @@ def encode(
     height, width, _ = picture.pixels.shape
     pixels = pad(picture.pixels)
     rounds, rate_weight = refine.ROUNDS[effort], refine.RATE_WEIGHT if effort else RATE_WEIGHT
-    # The time of a round, from 0: half of it is the transforms', half the coding's.
+    # Each round counts for as much as the first coding, round 0: half for the transforms and half for coding.
     ticks = [_halves(_part(progress, n / (rounds + 1), 1 / (rounds + 1))) for n in range(rounds + 1)]
 
     with timing.phase("transform"):
@@ -129,7 +131,11 @@ def encode(
 def _code(
     runner: Engine, y: np.ndarray, z: np.ndarray, quality: Quality, rate_weight: float, progress: Progress | None
 ) -> tuple[dict[str, list[container.Stream]], np.ndarray]:
-    """The streams of every tile by scale, and y_hat (h, w, M) int32 in sixteenths."""
+    """Code y (h, w, M) and z (ceil(h/4), ceil(w/4), N), both float32, in tiles.
+
+    Returns:
+        For each scale the streams of all tiles, and y_hat (h, w, M) int32 in sixteenths.
+    """
     tiles = container.tiles(y.shape[0], y.shape[1])
     streams: dict[str, list[container.Stream]] = {s: [] for s in container.STREAM_ORDER}
     y_hat = np.empty(y.shape, np.int32)
@@ -159,20 +165,21 @@ def decode(
 ) -> DecodedImage:
     """Decode an `.hpcm` file to a PIL image (RGB, with the metadata that the file carries in `info`).
 
-    Its ``save`` writes the metadata along.
+    The image's ``save`` writes this metadata too.
 
     Args:
         data: a path, the bytes, or a binary file object.
         device, engine: as for `encode`.
-        scale: "s1", "s2" or "s3" decodes a preview from the streams up to that scale alone; the file may be cut after
-            them.
+        scale: "s1", "s2" or "s3": decode a preview from the streams up to that scale alone. The file may be cut behind
+            these streams.
         thumbnail: an eighth of the size, in both directions. With scale "s1" or "s2" it takes a fraction of the time.
         max_pixels, progress: as for `encode`.
 
     Raises:
-        InputError: not an `.hpcm` file, truncated, or malformed.
-        UnsupportedError: version, model, pixel limit, device, not enough memory.
-        IntegrityError: damaged, or the decoded latents are not those that were encoded.
+        InputError: the data cannot be read, are no `.hpcm` file, or are truncated or malformed.
+        UnsupportedError: the version, model or device is not supported here, the image has too many pixels, or there is
+            not enough memory.
+        IntegrityError: the file is damaged, or the decoded latents are not those that were encoded.
         ValueError: scale, device or engine out of range.
     """
     if scale is not None and scale not in SCALES:
@@ -199,7 +206,10 @@ def decode(
 def decode_latents(
     data: bytes, *, device: str = "cpu", engine: str = "auto", max_pixels: int | None = DEFAULT_MAX_PIXELS
 ) -> np.ndarray:
-    """y_hat (h, w, M) int32 in sixteenths of the quantisation step: the integers that are the same on every machine."""
+    """y_hat (h, w, M) int32, in sixteenths of a quantisation step. These integers are the same on every machine.
+
+    Raises what `decode` raises.
+    """
     return _decode_latents(data, device, engine, None, max_pixels, None)[0]
 
 
@@ -207,7 +217,7 @@ def decode_latents(
 def bits_map(
     data: bytes, *, device: str = "cpu", engine: str = "auto", max_pixels: int | None = DEFAULT_MAX_PIXELS
 ) -> dict[str, np.ndarray]:
-    """Scale (z, s1, s2, s3) -> bits that its symbols took at each latent, (h, w) float64: where a file's bytes went.
+    """Where a file's bits went: for each scale (z, s1, s2, s3) the bits spent at each position of y, (h, w) float64.
 
     Raises what `decode` raises.
     """
@@ -227,6 +237,10 @@ def _decode_latents(
     spent: dict[str, np.ndarray] | None = None,
     finest: str = SCALES[-1],
 ) -> tuple[np.ndarray, container.Header, dict[str, bytes], Engine]:
+    """y_hat (h, w, M) int32 in sixteenths, the header, the metadata, and the engine that decoded.
+
+    `spent` holds a plane (h, w) for each scale, to which the bits of the scale's symbols are added.
+    """
     reader = container.Reader(data, max_pixels=max_pixels)
     wanted = (
         container.STREAM_ORDER if scale is None else container.STREAM_ORDER[: container.STREAM_ORDER.index(scale) + 1]
@@ -264,7 +278,7 @@ def _decode_latents(
 
 @contextmanager
 def _naming(tile: int, runner: Engine) -> Iterator[None]:
-    """Errors of decoding a tile say which; where latents differ, also what decoded them and what to try."""
+    """Names the tile in errors from inside; where latents differ, also says what decoded them and what to try."""
     try:
         yield
     except LatentMismatchError as error:

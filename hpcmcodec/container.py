@@ -10,10 +10,9 @@ MUST, MUST NOT and MAY are meant as in RFC 2119. "Writer" and "reader" are progr
   itself); values of 2^32 and more are invalid. So every header has exactly one form.
 - ``crc``: a ``u32``, CRC-32 as in PNG, gzip and zlib (reflected, polynomial 0xEDB88320, initial value and final xor
   0xFFFFFFFF; the CRC of no bytes is 0).
-- A *latent* is a position of the plane y, one for each 16x16 pixels: the plane has ceil(height / 16) rows and
-  ceil(width / 16) columns.
-- The latent plane is cut from its top left corner into *tiles* of 256x256 latents (4096x4096 pixels), those at the
-  right and bottom edges are smaller. Tiles are numbered row by row, from 0.
+- The *plane y* has one *position* for each 16x16 pixels: ceil(height / 16) rows and ceil(width / 16) columns.
+- The plane y is cut from its top left corner into *tiles* of 256x256 positions (4096x4096 pixels); those at the right
+  and bottom edges may be smaller. Tiles are numbered row by row, from 0.
 - The four *scales* are coded from coarse to fine: z, s1, s2, s3.
 
 2. File
@@ -24,9 +23,9 @@ The sections follow each other without gaps, and nothing follows the last one:
     section             content
     ==================  =============================================================================================
     header              section 3
-    leading chunks      what a preview needs too (ICC), in the order of the chunk table
+    leading chunks      chunks that a preview needs too (ICC), in the order of the chunk table
     streams             z of all tiles, then s1 of all tiles, then s2, then s3; inside a scale in the order of the tiles
-    trailing chunks     all else (EXIF, XMP), in the order of the chunk table
+    trailing chunks     all other chunks (EXIF, XMP), in the order of the chunk table
     ==================  =============================================================================================
 
 A file that is cut after the last stream of a scale is not a valid file, but a preview of the image can be decoded from
@@ -38,17 +37,17 @@ it: everything that verifies those scales stands in the header.
     offset  size    field          value
     ======  ======  =============  ==================================================================================
     0       8       magic          8B 48 50 43 4D 0D 0A 0A: a byte outside ASCII (never first in UTF-8, and damaged by
-                                   a 7-bit channel), "HPCM", CR LF and LF (damaged by a conversion of line ends)
+                                   a 7-bit transfer), "HPCM", CR LF and LF (damaged by a conversion of line ends)
     8       u8      version        1
     9       varint  rest           bytes of the header that follow this field, its CRC included
     .       8       model id       names the weights that the streams were written with
     .       u8      flags          0; all bits are reserved
-    .       u8      tile side      8: the base-2 logarithm of the side of a tile in latents
+    .       u8      tile side      8: the base-2 logarithm of the side of a tile in positions
     .       varint  width          1 .. 2^31 - 1, pixels
     .       varint  height         1 .. 2^31 - 1, pixels
     .       u16     quality        0 .. 10000: hundredths of q
     .       u8      chunks         number of entries of the chunk table
-    .               chunk table    one entry a chunk, section 4
+    .               chunk table    one entry for each chunk, section 4
     .               stream table   4 * tiles entries, in the order of the streams, section 5
     .       crc     header CRC     of all bytes of the file before this field, the magic included
     ======  ======  =============  ==================================================================================
@@ -64,7 +63,7 @@ An entry of the chunk table:
     size    field    value
     ======  =======  =================================================================================================
     4       tag      1 to 4 ASCII letters or digits, filled up with spaces on the right
-    u8      flags    bit 0: critical; bit 1: leading (the chunk stands before the streams); bits 2..7 are reserved: 0
+    u8      flags    bit 0: critical; bit 1: leading (the chunk stands before the streams); bits 2..7: reserved, 0
     varint  length   bytes of the chunk, at least 1
     crc     crc      of the chunk
     ======  =======  =================================================================================================
@@ -96,7 +95,7 @@ An entry of the stream table, for scale z, s1, s2, s3 and inside a scale for eac
     crc     latents crc    of the integers that a decoder gets for this scale and tile, as 32-bit two's complement,
                            little-endian, in the order of coding: for z its values, channel by channel, in each channel
                            row by row; for s1, s2 and s3 the values y_hat (in the model's fixed point) at the positions
-                           that the scale codes, step by step, in each step as for z
+                           that the scale codes, coding step by coding step, in each of them as for z
     ======  =============  ===========================================================================================
 
 What the bytes of a stream mean is defined by the model that the model id names; a decoder that does not have this model
@@ -109,10 +108,10 @@ MUST refuse the file, and one whose integers miss the latents CRC MUST report th
 - It MUST refuse as invalid: a table that passes the end of the header, bytes between the stream table and the CRC,
   values outside the ranges above. It MUST refuse as unsupported: another version, another tile side, reserved bits that
   are set (in flags, in the flags of a chunk), unknown critical chunks.
-- It MUST NOT allocate by a number from the file before the bytes that belong to it are there (a tile has at least 36
-  bytes in the header), and SHOULD refuse images of more pixels than a limit that its user can raise (here 100,000,000).
-  It MAY refuse a header of more than 2^26 bytes, which no image of up to 4 * 10^9 pixels has, and a file of more than
-  2^26 bytes and 8 for each pixel of its limit.
+- It MUST NOT allocate memory by a number from the file before the bytes that belong to the number are there (each tile
+  has at least 36 bytes in the header), and SHOULD refuse images of more pixels than a limit that its user can raise
+  (here 100,000,000). It MAY refuse a header of more than 2^26 bytes, which no image of up to 4 * 10^9 pixels has, and a
+  file of more than 2^26 bytes and 8 for each pixel of its limit.
   Limits of the format itself: 2^31 - 1 for width and height, 2^32 - 1 bytes for a stream or chunk, 255 chunks.
 - A reader that decodes the whole image MUST refuse a file that is shorter or longer than its sections.
 - Magic, version and their places are the same in all versions. A change that a reader of version 1 would decode to
@@ -182,16 +181,16 @@ MAGIC = b"\x8bHPCM\r\n\n"
 VERSION = 1
 STREAM_ORDER = ("z", "s1", "s2", "s3")
 LATENT = 16
-"""Side of a latent in pixels."""
+"""Side in pixels of a position of the plane y."""
 TILE_SIDE = 256
-"""Side of a whole tile in latents."""
+"""Side of a whole tile in positions of the plane y."""
 DEFAULT_MAX_PIXELS = 100_000_000
-"""Images of more pixels are refused unless the caller asks for them: decoding needs memory in proportion."""
+"""Images of more pixels are refused unless the caller raises the limit: decoding needs memory in proportion."""
 
 _MAX_HEADER = 1 << 26
 _BYTES_PER_PIXEL = 8
 _PIECE = 1 << 20
-_FIRST_PIECE = 1 << 16  # nearly every header is far shorter
+_FIRST_PIECE = 1 << 16  # bytes; nearly every header is far shorter
 
 _TILE_SIDE_LOG2 = TILE_SIDE.bit_length() - 1
 _MODEL_ID_BYTES = 8
@@ -220,7 +219,10 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """An entry of the stream table. `offset` is the place of the stream's first byte in the file."""
+    """An entry of the stream table.
+
+    `length` is in bytes, `offset` is the place of the stream's first byte in the file.
+    """
 
     scale: str
     tile: int
@@ -232,7 +234,11 @@ class StreamInfo:
 
 @dataclass(frozen=True, slots=True)
 class ChunkInfo:
-    """An entry of the chunk table. `name` is the tag without its padding, `offset` the place in the file."""
+    """An entry of the chunk table.
+
+    `name` is the tag without its padding, `length` is in bytes, `offset` is the place of the chunk's first byte in the
+    file.
+    """
 
     name: str
     leading: bool
@@ -249,13 +255,13 @@ class Header:
         version: format version.
         model_id: the 8 bytes that name the weights.
         width, height: size of the image in pixels.
-        quality: as the file has it.
+        quality: the quality that the file was made with.
         flags: 0 in version 1.
-        tile_rows, tile_cols: size of the grid of tiles.
-        streams: one entry a stream, in the order of the file: scale by scale, inside a scale tile by tile.
-        chunks: one entry a chunk, unknown ancillary ones included, in the order of the file.
-        header_bytes: size of the header itself.
-        file_bytes: size of the whole file.
+        tile_rows, tile_cols: numbers of rows and columns of tiles.
+        streams: one entry for each stream, in the order of the file: scale by scale, inside a scale tile by tile.
+        chunks: one entry for each chunk, unknown ancillary ones included, in the order of the file.
+        header_bytes: size of the header itself in bytes.
+        file_bytes: size of the whole file in bytes.
     """
 
     version: int
@@ -273,25 +279,25 @@ class Header:
 
     @property
     def latent_height(self) -> int:
-        """Rows of the latent plane."""
+        """Rows of the plane y."""
         return _ceil_div(self.height, LATENT)
 
     @property
     def latent_width(self) -> int:
-        """Columns of the latent plane."""
+        """Columns of the plane y."""
         return _ceil_div(self.width, LATENT)
 
     @property
     def tiles(self) -> list[tuple[int, int, int, int]]:
-        """`tiles` of the latent plane."""
+        """The tiles of the plane y, as the function `tiles` gives them."""
         return tiles(self.latent_height, self.latent_width)
 
     def bytes_of(self, scale: str) -> int:
-        """Sum of the lengths of a scale's streams. Raises `ValueError` for a name that is not in `STREAM_ORDER`."""
+        """Bytes of all streams of a scale. Raises `ValueError` for a name that is not in `STREAM_ORDER`."""
         return sum(info.length for info in self._streams_of(scale))
 
     def stream_info(self, scale: str, tile: int) -> StreamInfo:
-        """The table's entry of one stream. Raises `ValueError` for an unknown scale, `IndexError` for such a tile."""
+        """A stream's entry of the table. Raises `ValueError` for an unknown scale, `IndexError` for an unknown tile."""
         if not 0 <= tile < self.tile_rows * self.tile_cols:
             raise IndexError(f"tile {tile}: the image has {self.tile_rows * self.tile_cols}")
         return self._streams_of(scale)[tile]
@@ -304,7 +310,7 @@ class Header:
 
 
 def tiles(latent_height: int, latent_width: int) -> list[tuple[int, int, int, int]]:
-    """The tiles of a latent plane as (first row, first column, rows, columns) in latents, row by row."""
+    """The tiles of a plane y as (first row, first column, rows, columns), counted in positions; row by row."""
     return [
         (row, col, min(TILE_SIDE, latent_height - row), min(TILE_SIDE, latent_width - col))
         for row in range(0, latent_height, TILE_SIDE)
@@ -324,12 +330,12 @@ def pack(
     """Write a file.
 
     Args:
-        model_id: 8 bytes.
+        model_id: the 8 bytes that name the weights.
         width: pixels, 1..2^31-1.
         height: pixels, 1..2^31-1.
-        quality: what the streams were made with.
-        streams: for each of `STREAM_ORDER` one stream a tile.
-        metadata: "ICC", "EXIF" and "XMP" to bytes; empty values are left out, as the format has no empty chunks.
+        quality: the quality that the streams were made with.
+        streams: for each scale of `STREAM_ORDER` one stream for each tile.
+        metadata: bytes by name, "ICC", "EXIF" and "XMP"; empty ones are left out, as the format has no empty chunks.
 
     Raises:
         ValueError: an argument does not fit the format.
@@ -371,13 +377,13 @@ def pack(
 
 
 def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Header:
-    """Read and check the header at the start of `data`, which may end anywhere behind it.
+    """Read and check the header at the start of `data`. Whatever follows the header is not looked at.
 
-    Takes time and memory in proportion to the header's own bytes, whatever numbers stand in it.
+    This takes time and memory in proportion to the header's own bytes, whatever numbers stand in it.
 
     Args:
         data: a file or its beginning.
-        max_pixels: width * height above this is refused; None lifts the limit.
+        max_pixels: the largest width * height that is read; None lifts the limit.
 
     Raises:
         InputError: not an ``.hpcm`` file, cut inside the header, or malformed.
@@ -442,15 +448,15 @@ def parse_header(data: bytes, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) ->
 
 
 def max_bytes(max_pixels: int | None) -> int | None:
-    """The most bytes that are read for an image of up to `max_pixels`, whatever its format; None: no limit.
+    """The most bytes that are read for an image of up to `max_pixels`, whatever its format; None for no limit.
 
-    8 bytes a pixel are 16-bit RGBA without compression; 2^26 bytes more are for metadata.
+    The limit has room for 8 bytes per pixel, as 16-bit RGBA takes without compression, and 2^26 bytes of metadata.
     """
     return None if max_pixels is None else _BYTES_PER_PIXEL * max_pixels + (1 << 26)
 
 
 def take(file: BinaryIO, n_bytes: int | None) -> bytes:
-    """The next bytes of a stream, up to `n_bytes` of them (None: all); memory is taken as they come."""
+    """The next bytes of `file`, at most `n_bytes` of them (None: all). Memory is taken as the bytes come."""
     pieces = []
     while n_bytes is None or n_bytes > 0:
         piece = file.read(_PIECE if n_bytes is None else min(_PIECE, n_bytes))
@@ -463,7 +469,7 @@ def take(file: BinaryIO, n_bytes: int | None) -> bytes:
 
 
 def read_header(file: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> tuple[Header, bytes]:
-    """The header at the start of a stream, and the bytes that were read for it: all of it and perhaps some more.
+    """The header at the start of `file`, and the bytes that were read: the whole header and perhaps some more.
 
     Raises what `parse_header` raises, and UnsupportedError for a header of more than 2^26 bytes.
     """
@@ -476,7 +482,7 @@ def read_header(file: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) 
 
 
 def read(file: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> bytes:
-    """The bytes of a file from a stream that may never end: those that its header announces, and one that follows.
+    """The bytes that the header of `file` announces, and one more if there is one: `file` may be a pipe without end.
 
     Raises what `read_header` raises, and UnsupportedError where the header announces more than `max_bytes`.
     """
@@ -492,7 +498,7 @@ def read(file: BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> byte
 
 
 class Reader:
-    """Access to the sections of a file, or of the beginning of one. Each section's CRC is computed once.
+    """Gives the sections of a file, or of the beginning of one. Each section's CRC is computed once.
 
     Raises what `parse_header` raises.
     """
@@ -505,7 +511,7 @@ class Reader:
         self._verified: set[tuple[str, int]] = set()
 
     def scales(self) -> tuple[str, ...]:
-        """The scales whose streams are there to their last byte: a prefix of `STREAM_ORDER`. Lengths only, no CRC."""
+        """The scales whose streams are there to their last byte, in `STREAM_ORDER`. Their CRCs are not checked."""
         n_tiles = self.header.tile_rows * self.header.tile_cols
         last_streams = self.header.streams[n_tiles - 1 :: n_tiles]
         return tuple(info.scale for info in last_streams if info.offset + info.length <= len(self._data))
@@ -553,7 +559,7 @@ class Reader:
             self._section(stream)
 
     def _section(self, info: StreamInfo | ChunkInfo) -> memoryview:
-        """The section of a table's entry, its length and CRC checked."""
+        """The section that a table's entry describes, after a check of its length and CRC."""
         if isinstance(info, StreamInfo):
             key, name = (info.scale, info.tile), f"stream {info.scale} of tile {info.tile}"
         else:
@@ -572,7 +578,10 @@ class Reader:
 
 
 class _Fields:
-    """The fields of a header, read one after the other and never beyond `end`."""
+    """Reads the fields of a header one after the other, and never beyond byte `end`.
+
+    `enclosing` says in errors what ends there: "file" or "header".
+    """
 
     def __init__(self, data: bytes, position: int, end: int, enclosing: str) -> None:
         self._data = data
@@ -613,7 +622,7 @@ class _Fields:
 
 
 def _verified_fields(data: bytes) -> tuple[_Fields, int]:
-    """The fields between the header's size and its CRC, which holds, and the bytes of the whole header."""
+    """The fields between the header's size and its CRC, which is checked; and the header's size in bytes."""
     start, header_bytes = _extent(data)
     if header_bytes > len(data):
         raise InputError(f"truncated: the header takes {header_bytes} bytes, {len(data)} are there")
@@ -628,7 +637,7 @@ def _verified_fields(data: bytes) -> tuple[_Fields, int]:
 
 
 def _extent(data: bytes) -> tuple[int, int]:
-    """Where the fields behind the header's size begin, and where the header ends, which may be beyond `data`."""
+    """The offset behind the field of the header's size, and the offset of the header's end, perhaps beyond `data`."""
     _check_magic(data)
     fields = _Fields(data, len(MAGIC), len(data), "file")
     version = fields.u8("version")
@@ -655,7 +664,7 @@ def _check_magic(data: bytes) -> None:
 
 
 def _read_chunk_table(fields: _Fields) -> list[tuple[str, bool, int, int]]:
-    """Name, whether it is leading, length and CRC of each chunk."""
+    """For each chunk its name, whether it is leading, its length in bytes and its CRC."""
     entries: list[tuple[str, bool, int, int]] = []
     previous = (False, b"")
     for _ in range(fields.u8("number of chunks")):
@@ -693,7 +702,7 @@ def _chunks_to_write(metadata: Mapping[str, bytes]) -> list[tuple[bytes, int, by
 
 
 def _tile_grid(width: int, height: int) -> tuple[int, int]:
-    """Rows and columns of tiles."""
+    """The numbers of rows and columns of tiles."""
     side = LATENT * TILE_SIDE
     return _ceil_div(height, side), _ceil_div(width, side)
 

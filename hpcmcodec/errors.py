@@ -9,7 +9,7 @@ Each class answers one question of the caller and carries the exit code of the c
     `InputError`        3         the input is not a readable image, or not a valid ``.hpcm`` file
     `UnsupportedError`  4         the input is valid, but this version or installation cannot treat it
     `IntegrityError`    5         a checksum does not hold: the data were damaged
-    `InstallationError` 5         the same of a file of this installation, not of the caller's data
+    `InstallationError` 5         a file of this installation is damaged or missing
     `OutputError`       6         the output exists already or cannot be written
     =================== ========= ===================================================================
 
@@ -36,7 +36,10 @@ class InputError(HpcmError, ValueError):
 
 
 class UnsupportedError(HpcmError):
-    """The input is valid, but not supported here: format version, model, alpha, animation, size, missing parts."""
+    """The input is valid, but this version or installation cannot treat it.
+
+    The reason may be the format version, the model, alpha, an animation, the size, or a package that is not installed.
+    """
 
     exit_code: ClassVar[int] = 4
 

@@ -1,26 +1,26 @@
-r"""Image files in and out: 8-bit RGB pixels, the metadata as bytes, and a note for each conversion.
+r"""Reads and writes image files: 8-bit RGB pixels, metadata as bytes, and a note for each conversion.
 
-The codec knows one kind of picture, (H, W, 3) uint8 RGB. `load` turns what people have into it:
+The codec knows one kind of picture, (H, W, 3) uint8 RGB. `load` turns other kinds into it:
 
     ============================  ===================================================================================
     input                         treatment
     ============================  ===================================================================================
     RGB, 8 bits                   taken as it is, its ICC profile kept
-    greyscale, bilevel            repeated in R, G and B; through its profile to sRGB where it has a greyscale profile
+    greyscale, bilevel            converted to sRGB through a greyscale profile; without one repeated in R, G and B
     palette, YCbCr                converted
-    9 to 16 bits a sample         reduced to 8 bits
-    CMYK                          through its profile to sRGB; by the plain formula where it has none
+    9 to 16 bits per sample       reduced to 8 bits
+    CMYK                          converted to sRGB through its profile; without one by the plain formula
     alpha opaque everywhere       dropped
     any other alpha, animation,   refused (`UnsupportedError`)
     several pages, Lab, 32 bits
     ============================  ===================================================================================
 
 Every row but the first leaves a line in `Picture.notes`: nothing of the input is changed or dropped in silence.
-EXIF's Orientation is applied to the pixels, once, and set to 1 in the EXIF that is kept (in place: the block is not
-rewritten, so that thumbnails and maker notes, whose offsets count from its start, survive).
+EXIF's Orientation is applied to the pixels, and set to 1 in the EXIF that is kept, so that nobody applies it again.
+Only that value is overwritten: thumbnails and maker notes, whose offsets count from the block's start, stay valid.
 
-Metadata are bytes by name: "ICC" is a profile of the RGB pixels (without one they are sRGB); "EXIF" a TIFF structure
-*without* the prefix ``Exif\0\0``, as PNG, WebP and AVIF hold it; "XMP" a packet.
+Metadata are bytes by name: "ICC" is a profile of the RGB pixels (without one they are sRGB); "EXIF" is a TIFF structure
+*without* the prefix ``Exif\0\0``, as PNG, WebP and AVIF hold it; "XMP" is an XMP packet.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DecodedImage", "Picture", "load", "to_image", "write_png"]
 
-# The formats that are read: signature, Pillow's name and module. A list of our own instead of Image.open, which
-# 1. warns of or refuses images by a limit that belongs to the whole process, while ours belongs to one call;
+# The formats that are read: signature, Pillow's name and module. This list replaces Image.open, which
+# 1. warns of or refuses images by a limit that belongs to the whole process, while `max_pixels` belongs to one call;
 # 2. would try every decoder of Pillow on a hostile file (EPS starts Ghostscript);
-# 3. loads all 45 modules for a file that no common one accepts.
+# 3. loads all 45 of Pillow's format modules for a file that no common one accepts.
 _FORMATS = (
     (re.compile(rb"\xff\xd8\xff"), "JPEG", "JpegImagePlugin"),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG", "PngImagePlugin"),
@@ -72,7 +72,8 @@ _SIGNATURE_BYTES = 16
 # AVIF and JPEG 2000 state their bit depth near the start; Pillow does not report it.
 _DEPTH_BYTES = 1 << 16
 
-# A segment of JPEG states its length in 16 bits; XMP has a name of 29 bytes before it, EXIF one of 6 that counts here.
+# A segment of JPEG states its length in 16 bits, which leaves 65533 bytes. The name before XMP takes 29 of them; the 6
+# of EXIF's prefix are part of the block that is measured.
 _MAX_JPEG_METADATA = 65533 - 29
 # Pillow's modes that `_to_rgb` converts, in words (RGB itself leaves no note), and some that it refuses.
 _KINDS = {
@@ -88,7 +89,7 @@ _REFUSED = {"I": "32-bit or signed integer pixels", "F": "floating-point pixels"
 
 
 class Picture(NamedTuple):
-    """What `load` returns.
+    """An image as `load` returns it.
 
     Attributes:
         pixels: (H, W, 3) uint8, RGB, contiguous, the right way up.
@@ -107,12 +108,12 @@ def load(source: ImageSource, *, max_pixels: int | None) -> Picture:
     Args:
         source: a path, the bytes of an image file, a binary file object (read from where it stands to its end), a PIL
             image, an array (H, W, 3) of uint8 in sRGB, or a `Picture`, which is returned as it is.
-        max_pixels: the largest width * height; checked in the file's header, before pixels are decoded. None: no limit.
+        max_pixels: the largest width * height that is read, checked before pixels are decoded; None lifts the limit.
 
     Raises:
-        InputError: not a readable image: missing, empty, of no known format, truncated, damaged.
-        UnsupportedError: more than `max_pixels` or `container.max_bytes` of it, alpha that is not opaque, an
-            animation, a pixel type without a meaning in 8-bit RGB.
+        InputError: the file is missing, empty, of no known format, truncated or damaged.
+        UnsupportedError: the image has more than `max_pixels` pixels, its file more than `container.max_bytes` bytes,
+            its alpha is not opaque, it is an animation, or its pixels have no meaning in 8-bit RGB.
         TypeError, ValueError: the source is of another type, or the array of another shape or dtype.
     """
     if isinstance(source, Picture):
@@ -142,20 +143,20 @@ def load(source: ImageSource, *, max_pixels: int | None) -> Picture:
 class DecodedImage(Image.Image):
     """A PIL image whose `save` writes the ICC profile, EXIF and XMP of its `info` by itself.
 
-    Pillow's writers take them as options, and of `info` the profile alone, some of them. Copies, crops and conversions
-    are of this class too; the profile describes RGB, so that a copy in another mode is written without it.
+    Pillow's writers expect the three as options; from `info` some of them take the profile, and no more. Copies, crops
+    and conversions are of this class too. The profile describes RGB, so a copy in another mode is written without it.
     """
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:  # noqa: A002  Pillow's name
-        """`Image.save`, with options for what is in `info`; those given come first (``exif=b""`` leaves EXIF out).
+        """`Image.save`, with the metadata of `info`. A caller's options override them: ``exif=b""`` leaves EXIF out.
 
-        What a format cannot hold is left out: EXIF or XMP of more than 64 KB in JPEG with a warning, damaged EXIF
-        where a writer or the next reader would fail on it, everything in formats without metadata.
+        Metadata that a format cannot hold are left out: with a warning EXIF or XMP of more than 64 KB in a JPEG;
+        damaged EXIF where a writer or the next reader would fail on it; all of them in formats without metadata.
         """
         super().save(fp, format, **(self._options(_format_of(fp, format)) | params))
 
     def _new(self, im: Any) -> Image.Image:
-        # Through here Pillow makes every image from another one.
+        # Pillow calls this whenever it makes an image from another one.
         new = super()._new(im)
         new.__class__ = type(self)
         return new
@@ -168,7 +169,7 @@ class DecodedImage(Image.Image):
         if form == "JPEG":
             exif, xmp = (_that_fits(block, name) for block, name in ((exif, "EXIF"), (xmp, "XMP")))
         parsed = parsed_exif(exif) if form not in ("PNG", "WEBP") else None
-        if form == "TIFF":  # tags of a directory, both of them
+        if form == "TIFF":  # EXIF and XMP are tags of its directory
             tags = Image.Exif() if parsed is None else parsed
             if xmp:
                 tags[XMP_TAG] = xmp
@@ -184,7 +185,7 @@ class DecodedImage(Image.Image):
 
 
 def _format_of(fp: Any, form: str | None) -> str:
-    """Pillow's name of the format that `Image.save` would choose; empty where it would choose none."""
+    """Pillow's name of the format that `Image.save` would choose; "" where it would choose none."""
     if form:
         return form.upper()
     name = fp if isinstance(fp, (str, bytes, os.PathLike)) else getattr(fp, "name", "")
@@ -193,7 +194,7 @@ def _format_of(fp: Any, form: str | None) -> str:
 
 
 def _that_fits(block: Any, name: str) -> Any:
-    """Metadata for a segment of JPEG; None, with a warning, where they are larger than one."""
+    """`block` where it fits into a segment of a JPEG; otherwise None, with a warning."""
     if block and len(block) > _MAX_JPEG_METADATA:
         warnings.warn(f"{name} of {len(block)} bytes does not fit into a JPEG and is left out", stacklevel=4)
         return None
@@ -201,10 +202,10 @@ def _that_fits(block: Any, name: str) -> Any:
 
 
 def to_image(pixels: Pixels, metadata: dict[str, bytes]) -> DecodedImage:
-    r"""A PIL image, mode RGB, of `pixels` (H, W, 3) uint8, with `metadata` where Pillow's readers put it.
+    r"""A PIL image in mode RGB of `pixels` (H, W, 3) uint8, with `metadata` where Pillow's readers put it.
 
-    ``info`` gets "icc_profile", "exif" (with the prefix ``Exif\0\0`` that Pillow's JPEG writer wants and its others
-    take off) and "xmp", which ``save`` writes.
+    ``info`` gets "icc_profile", "exif" and "xmp", which ``save`` writes. "exif" has the prefix ``Exif\0\0``: Pillow's
+    JPEG writer wants it, and its other writers take it off.
     """
     image = Image.fromarray(pixels)
     image.__class__ = DecodedImage
@@ -220,7 +221,7 @@ def to_image(pixels: Pixels, metadata: dict[str, bytes]) -> DecodedImage:
 def write_png(image: DecodedImage, file: BinaryIO) -> None:
     """Writes `image` as PNG, with the ICC profile, EXIF and XMP of its ``info``.
 
-    Compression level 1: about the size of Pillow's default for photographs, in a third of the time.
+    The compression level is 1: photographs get about as small as at Pillow's default level, in a third of the time.
     """
     image.save(file, format="PNG", compress_level=1)
 
@@ -229,7 +230,7 @@ def write_png(image: DecodedImage, file: BinaryIO) -> None:
 
 
 def _read(file: BinaryIO, max_pixels: int | None, *, seekable: bool) -> Picture:
-    """`load` for a binary file: from its start where it is seekable, else from where it stands, into memory."""
+    """`load` for a binary file. One that is not seekable is first read into memory, from where it stands."""
     start = take(file, _DEPTH_BYTES)
     if not start:
         raise InputError("not a readable image: the file is empty")
@@ -238,7 +239,7 @@ def _read(file: BinaryIO, max_pixels: int | None, *, seekable: bool) -> Picture:
         known = ", ".join(name for _, name, _ in _FORMATS)
         raise InputError(f"not a readable image: no format that is read here ({known})")
     name, module = found
-    # Read on only now: what is no image may never end. Several of Pillow's readers take the whole file into memory.
+    # Only now, as a device may have no end. The limit is for readers of Pillow that take all of a file into memory.
     limit = max_bytes(max_pixels)
     if not seekable:
         file = io.BytesIO(start + take(file, None if limit is None else limit + 1 - len(start)))
@@ -267,7 +268,7 @@ def _read(file: BinaryIO, max_pixels: int | None, *, seekable: bool) -> Picture:
 
 
 def _convert(image: Image.Image, start: bytes, max_pixels: int | None) -> Picture:
-    """The picture in `image`, whose pixels need not be decoded yet; `start` is the start of its file, if known."""
+    """The picture in `image`, perhaps not decoded yet. `start`: the first bytes of its file, if it has one."""
     _check_size(image.width, image.height, max_pixels)
     notes: list[str] = []
     try:
@@ -276,9 +277,9 @@ def _convert(image: Image.Image, start: bytes, max_pixels: int | None) -> Pictur
         image.load()
     except (HpcmError, MemoryError):
         raise
-    except Exception as error:  # see _read
+    except Exception as error:  # as in `_read`: damaged files raise nearly anything
         raise InputError(f"not a readable image: {one_line(error)}") from error
-    # A first frame that is larger than the screen its header states enlarges a GIF.
+    # Decoding can enlarge a GIF: its first frame may be larger than the screen that its header states.
     _check_size(image.width, image.height, max_pixels)
 
     exif, xmp = exif_of(image, notes), xmp_of(image)
@@ -289,7 +290,7 @@ def _convert(image: Image.Image, start: bytes, max_pixels: int | None) -> Pictur
     orientation, exif = take_orientation(exif)
     pixels = orient(np.asarray(image), orientation)
     if orientation != 1:
-        # XMP may repeat the tag of EXIF; readers that prefer it would turn the picture a second time.
+        # XMP may repeat EXIF's Orientation; a reader that prefers XMP would turn the picture a second time.
         xmp = re.sub(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[2-8]""", rb"\g<1>1", xmp)
     metadata = {key: value for key, value in (("ICC", icc), ("EXIF", exif), ("XMP", xmp)) if value}
     return Picture(pixels, metadata, tuple(notes))
@@ -314,7 +315,7 @@ def _check_array(array: npt.NDArray[Any], max_pixels: int | None) -> Pixels:
 
 
 def _check_single(image: Image.Image, notes: list[str]) -> None:
-    """Refuses animations and several pages; of a multi-picture JPEG (depth maps, gain maps) the first is the photo."""
+    """Refuses animations and several pages. Of a JPEG with depth or gain maps the first picture is the photograph."""
     if not getattr(image, "is_animated", False):
         return
     count = getattr(image, "n_frames", 2)
@@ -327,7 +328,7 @@ def _check_single(image: Image.Image, notes: list[str]) -> None:
 
 
 def _check_png_end(file: BinaryIO) -> None:
-    """Refuses a PNG cut after its pixels: Pillow accepts it, and the EXIF and XMP that may follow them were lost."""
+    """Refuses a PNG that is cut behind its pixels: Pillow accepts it, without the EXIF and XMP that may follow them."""
     kept = file.tell()
     size = file.seek(0, os.SEEK_END)
     position, kind = len(b"\x89PNG\r\n\x1a\n"), b""
@@ -341,10 +342,10 @@ def _check_png_end(file: BinaryIO) -> None:
 
 
 def _peak(image: Image.Image, start: bytes) -> int:
-    """The largest value that a sample of the file can have: 255, or more for 9 to 16 bits (call before decoding).
+    """The largest value that a sample of the file can have: 255, or more for 9 to 16 bits. Call it before decoding.
 
-    Pillow reads colour of more than 8 bits as 8 bits and says so only in the raw mode of its decoder ("RGB;16B"), for
-    AVIF and JPEG 2000 nowhere.
+    Pillow reduces colour of more than 8 bits to 8 bits. Only the raw mode of its decoder ("RGB;16B") tells; for AVIF
+    and JPEG 2000 the file itself has to be asked.
     """
     if image.format == "AVIF":
         # AV1CodecConfigurationBox (AV1 in ISO BMFF, 2.3.3): byte 2 holds tier, high_bitdepth, twelve_bit.
@@ -370,18 +371,19 @@ def _peak(image: Image.Image, start: bytes) -> int:
 
 
 def _drop_opaque_alpha(image: Image.Image, notes: list[str]) -> Image.Image:
-    """`image` without its alpha channel or transparent colour, in the mode that is left; refused where any is used."""
+    """`image` without its alpha channel or transparent colour; `UnsupportedError` where a pixel is not opaque."""
     if not image.has_transparency_data:
         return image
-    if image.mode == "La":  # premultiplied; Pillow converts it to nothing else
+    if image.mode == "La":  # premultiplied: Pillow converts it to LA alone
         image = image.convert("LA")
     key = image.info.get("transparency")
     if image.mode.startswith("I"):
-        # Pillow cannot make an alpha channel of a transparent 16-bit level: compare here.
+        # Pillow cannot make an alpha channel from a transparent 16-bit value, so the pixels are compared here.
         opaque = not bool((np.asarray(image) == key).any())
     else:
         if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-            # The key has the 16 bits of the file, the pixels are reduced to 8 already: refuse whatever may match.
+            # The transparent colour has the file's 16 bits, while Pillow has reduced the pixels to 8: any pixel whose
+            # upper 8 bits match counts as transparent.
             image = image.copy()
             image.info["transparency"] = tuple(level >> 8 for level in key)
         opaque = image.convert("RGBA").getchannel("A").getextrema()[0] == 255
@@ -396,7 +398,7 @@ def _drop_opaque_alpha(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _reduce_to_8_bits(image: Image.Image, peak: int, notes: list[str]) -> Image.Image:
-    """`image` with 8 bits a sample; Pillow has reduced colour already, greyscale is left to us."""
+    """`image` with 8 bits per sample. Pillow has reduced colour already; greyscale is reduced here."""
     wide = image.mode.startswith("I;16") or (image.mode == "I" and peak == 65535 and image.format in ("PNG", "PPM"))
     if wide:
         levels = np.asarray(image).astype(np.uint32)
@@ -407,7 +409,7 @@ def _reduce_to_8_bits(image: Image.Image, peak: int, notes: list[str]) -> Image.
 
 
 def _to_rgb(image: Image.Image, icc: bytes, notes: list[str]) -> tuple[Image.Image, bytes]:
-    """`image` in mode RGB and the ICC profile that describes it (empty: sRGB)."""
+    """`image` in mode RGB, and the ICC profile that describes it; an empty one means sRGB."""
     mode = image.mode
     if mode not in _KINDS:
         raise UnsupportedError(f"{_REFUSED.get(mode, f'pixels of type {mode}')} cannot be coded as 8-bit RGB")
@@ -430,7 +432,8 @@ def _to_rgb(image: Image.Image, icc: bytes, notes: list[str]) -> tuple[Image.Ima
 def _through_profile(image: Image.Image, icc: bytes) -> Image.Image | None:
     """`image` converted from `icc` to sRGB; None where the profile cannot be used.
 
-    Relative colorimetric with black point compensation, the default of the programs that people make CMYK files with.
+    The rendering intent is relative colorimetric with black point compensation, as is the default of the programs that
+    people make CMYK files with.
     """
     from PIL import ImageCms
 

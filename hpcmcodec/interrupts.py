@@ -1,11 +1,12 @@
-"""Signals that end the `hpcm` program: at once, with one line and exit code 130, and with nothing left behind.
+"""Has signals end the `hpcm` program at once, with one line and exit code 130, and with nothing left behind.
 
-Python runs a handler in the main thread once that is back from whatever C it is in, which can take seconds: onnxruntime
-and the compiled kernels return when their work is done. The signal's number is written to a pipe right away, though
-(`signal.set_wakeup_fd`), and a thread waits there. It gives the main thread a moment to take the interruption in the
-usual way, as an exception; a main thread that is still away then is not waited for: the thread undoes what must not
-stay, says the line and leaves through ``os._exit``. Work in another thread, with the main thread waiting, would do as
-well, but on Windows such a wait cannot be interrupted, and other exceptions would have to be carried over.
+Python runs a signal's handler in the main thread, and only after the C code that this thread is in has returned. That
+can take seconds, because onnxruntime and the compiled kernels return when their work is done. But Python writes the
+signal's number to a pipe right away (`signal.set_wakeup_fd`), and a second thread waits at the pipe. It gives the main
+thread a moment to take the interruption as an exception, as usual. If the main thread is still in C after that, the
+second thread undoes what must not stay, says the line and ends the program through ``os._exit``. The codec could run in
+another thread instead while the main thread waits, but on Windows such a wait cannot be interrupted, and exceptions
+would have to be carried from one thread to the other.
 
 The command line alone installs this. A program that uses the library keeps its own handlers.
 """
@@ -29,23 +30,23 @@ _PATIENCE_SECONDS = 0.15
 # Windows has no SIGHUP.
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-_taken = threading.Event()  # the main thread has the interruption
-_deciding = threading.RLock()  # which of the two threads ends the program
+_taken = threading.Event()  # set once the main thread has the interruption
+_deciding = threading.RLock()  # held to decide which of the two threads ends the program
 _actions: list[Callable[[], object]] = []
 
 
 def install() -> None:
-    """Have signals end the program, but those that it was started with ignored (as nohup does with SIGHUP)."""
+    """Have signals end the program, except those that were ignored when it was started (as nohup does with SIGHUP)."""
     wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     for number in wanted:
         signal.signal(number, _interrupt)
     reader, writer = os.pipe()
-    with contextlib.suppress(AttributeError, OSError):  # Windows before Python 3.12: there the pipe may block
+    with contextlib.suppress(AttributeError, OSError):  # Windows before Python 3.12, where the pipe may block
         os.set_blocking(writer, False)
     thread = threading.Thread(target=_wait, args=(reader, wanted), daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # the system starts no more threads: an interruption waits for C to return
+    except RuntimeError:  # no more threads: an interruption has to wait for C to return
         os.close(reader)
         os.close(writer)
         return
@@ -54,7 +55,10 @@ def install() -> None:
 
 @contextlib.contextmanager
 def undoing(action: Callable[[], object]) -> Iterator[None]:
-    """What has to be done where the program is left from inside, by a thread that no `finally` of this one knows."""
+    """Registers `action` for the time inside this context, where an interruption may end the program at any point.
+
+    The second thread then calls it, since no `finally` of the main thread runs any more.
+    """
     _actions.append(action)
     try:
         yield
@@ -63,13 +67,13 @@ def undoing(action: Callable[[], object]) -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    with _deciding:  # for ever where the other thread is ending the program
+    with _deciding:  # waits for ever where the other thread is ending the program
         _taken.set()
     raise KeyboardInterrupt
 
 
 def _wait(reader: int, wanted: list[int]) -> None:
-    if hasattr(signal, "pthread_sigmask"):  # signals are the main thread's, whose mask programs it starts inherit
+    if hasattr(signal, "pthread_sigmask"):  # only the main thread takes signals; programs inherit its mask
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     while number := os.read(reader, 1):
         if number[0] not in wanted:

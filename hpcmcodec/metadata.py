@@ -1,6 +1,6 @@
 r"""EXIF and XMP of images that Pillow has read, as bytes, and the orientation that EXIF asks for.
 
-"EXIF" is a TIFF structure *without* the prefix ``Exif\0\0`` that JPEG has before it, "XMP" a packet.
+"EXIF" is a TIFF structure *without* the prefix ``Exif\0\0`` that a JPEG has before it, "XMP" is an XMP packet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 _EXIF_PREFIX = b"Exif\0\0"
 _ORIENTATION = 0x0112
 XMP_TAG = 0x02BC
-# IFD0 of a TIFF file describes the layout of its strips too; these are the tags that are about the photograph.
+# The first directory of a TIFF file also describes how its pixels are stored; these tags are about the photograph.
 _DESCRIPTIVE_TAGS = (
     0x010E,  # ImageDescription
     0x010F,  # Make
@@ -32,9 +32,12 @@ _DESCRIPTIVE_TAGS = (
 
 
 def exif_of(image: Image.Image, notes: list[str]) -> bytes:
-    """The EXIF block of a loaded image, without its prefix; empty where there is none."""
+    """The EXIF block of a loaded image, without its prefix; empty where there is none.
+
+    A damaged block is dropped, and a line about it added to `notes`.
+    """
     exif = image.info.get("exif")
-    text = image.info.get("Raw profile type exif")  # ImageMagick's way of keeping EXIF in PNG: three lines, then hex
+    text = image.info.get("Raw profile type exif")  # ImageMagick keeps EXIF in PNG as three lines and hex
     try:
         if not exif and isinstance(text, str):
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
@@ -49,7 +52,7 @@ def exif_of(image: Image.Image, notes: list[str]) -> bytes:
 
 
 def _exif_of_tiff(image: Image.Image) -> bytes:
-    """The tags of a TIFF file that are about the photograph. (Pillow has applied and removed Orientation.)"""
+    """The tags of a TIFF file that are about the photograph. Orientation is not among them: Pillow has applied it."""
     found = image.getexif()
     kept = Image.Exif()
     for tag in _DESCRIPTIVE_TAGS:
@@ -70,20 +73,20 @@ def parsed_exif(exif: Any) -> Image.Exif | None:
 
 
 def prefixed_exif(exif: bytes) -> bytes:
-    """EXIF as JPEG holds it, with the prefix once."""
+    """An EXIF block as a JPEG holds it, with exactly one prefix."""
     return _EXIF_PREFIX + _bare_exif(exif)
 
 
 def _bare_exif(exif: bytes) -> bytes:
-    """EXIF from its TIFF header on; some writers set the prefix twice."""
+    """An EXIF block without its prefix, which some writers set twice."""
     return re.sub(rb"\A(?:Exif\0\0){1,2}", b"", exif)
 
 
 def take_orientation(exif: bytes) -> tuple[int, bytes]:
-    """The Orientation (1..8) that `exif` asks for, and `exif` with that tag set to 1; damaged blocks stay as they are.
+    """The Orientation (1..8) that `exif` asks for, and `exif` with that tag set to 1; a damaged block stays as it is.
 
-    TIFF 6.0, section 2: byte order, 42, offset of the first directory; a directory is a count and entries of 12 bytes
-    (tag, type, count, value).
+    A TIFF structure (TIFF 6.0, section 2) begins with the byte order, the number 42 and the offset of the first
+    directory. A directory is a count and that many entries of 12 bytes: tag, type, count and value.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None or len(exif) < 10:
@@ -106,7 +109,7 @@ def take_orientation(exif: bytes) -> tuple[int, bytes]:
 
 
 def orient(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
-    """`pixels` (H, W, 3) the way EXIF's Orientation wants them seen (EXIF 2.32, 4.6.4.A), contiguous."""
+    """`pixels` (H, W, 3), turned and mirrored as EXIF's Orientation asks (EXIF 2.32, 4.6.4.A); contiguous."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -125,5 +128,5 @@ def xmp_of(image: Image.Image) -> bytes:
 
 
 def one_line(error: Exception) -> str:
-    """What a library says, on one line."""
+    """The message of a library's error on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,8 +1,8 @@
-"""onnxruntime, which this package imports here alone: with its telemetry switched off.
+"""The only place where this package imports onnxruntime, with its telemetry switched off.
 
-From 1.30 on its wheels keep an identifier of the machine and a database under the home directory, and send events to
-their maker, unless this variable says otherwise before the library is loaded (onnxruntime's Privacy.md). Whatever it
-was set to: this package sends nothing.
+From version 1.30 on, its wheels keep an identifier of the machine and a database under the home directory, and send
+events to their maker, unless ORT_DISABLE_TELEMETRY is set before the library is loaded (onnxruntime's Privacy.md). The
+variable is set here whatever its value was, so that this package sends nothing.
 """
 
 import os

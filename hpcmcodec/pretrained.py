@@ -1,4 +1,4 @@
-"""Packaged models as torch modules: for estimates, for training on, and for the torch engine."""
+"""Packaged models as torch modules: for estimates, as a start for training, and for the torch engine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ def load_model(name: str = weights.DEFAULT_MODEL) -> HPCM:
 
 
 def from_weights(w: weights.Weights) -> HPCM:
-    """The module of a weights file: its derived tensors are integer * step; it codes with the integers themselves."""
-    with torch.random.fork_rng(devices=[]):  # the initial values are drawn and thrown away
+    """The torch module of a weights file.
+
+    The tensors of the entropy path that it derives are integer * unit (`<layer>.step`); it codes with the integers.
+    """
+    with torch.random.fork_rng(devices=[]):  # drawing initial values leaves the caller's generator alone
         model = HPCM(w.config, w.grids).float()
     entropy = w.under("entropy")
     transforms = {k: v for k, v in w.tensors.items() if k.startswith(("g_a.", "h_a.", "gain.", "z_prior."))}

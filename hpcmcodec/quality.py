@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class Quality:
-    """hundredths: 0..10000, what files store and the exact path computes with. Raises ValueError beyond."""
+    """A quality. `hundredths`, 0..10000, is the integer that files store and that the exact operations compute with.
+
+    Raises ValueError for a number outside 0..10000.
+    """
 
     __slots__ = ("hundredths",)
 
@@ -15,24 +18,24 @@ class Quality:
 
     @classmethod
     def of(cls, percent: float) -> Quality:
-        """From 0 to 100, rounded to a hundredth. Raises ValueError beyond."""
+        """The quality `percent`, from 0 to 100, rounded to a hundredth. Raises ValueError for one out of this range."""
         if not 0 <= percent <= 100:
             raise ValueError(f"quality is 0 to 100, not {percent}")
         return cls(round(percent * 100))
 
     @classmethod
     def of_unit(cls, q: float) -> Quality:
-        """From 0 to 1, rounded to 1/10000. Raises ValueError beyond."""
+        """The quality `q`, from 0 to 1, rounded to 1/10000. Raises ValueError for one out of this range."""
         return cls(round(q * 10000))
 
     @property
     def percent(self) -> float:
-        """0 to 100."""
+        """The quality from 0 to 100, for people."""
         return self.hundredths / 100
 
     @property
     def unit(self) -> float:
-        """0 to 1: where the model's gains and lambda are interpolated."""
+        """The quality from 0 to 1, at which the model's gains and lambda are interpolated."""
         return self.hundredths / 10000
 
     def __eq__(self, other: object) -> bool:

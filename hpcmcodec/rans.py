@@ -1,24 +1,24 @@
-"""Entropy coding of integers with stored tables: streams of CompressAI's rANS coder, and the rules that they keep.
+"""Entropy coding of integers with stored tables, in streams of CompressAI's rANS coder with a few additional rules.
 
-A *table* is a cumulative distribution over the consecutive integers low..high and one last entry, the escape, which
+A *table* is a cumulative distribution over the consecutive integers low..high and one last entry, the *escape*, which
 announces a value outside that range. Each symbol is coded under the table that its index names. Frequencies are
-integers with the sum 2^16, so that coder and decoder agree on every machine.
+integers whose sum is 2^16, so that encoder and decoder agree on every machine.
 
-A stream, as `compressai.ans` 1.2 writes it, is the 32-bit little-endian words of a 64-bit rANS coder: the two words of
-its last state first, a value in [2^31, 2^63), then the words in the order in which decoding takes them. An escape is
-followed by groups of 4 bits: the number of groups of r, then r itself, least significant group first, where
-r = 2 (value - high - 1) above the range and r = 2 (low - value) - 1 below it. The format adds three rules:
+A stream, as `compressai.ans` 1.2 writes it, consists of the 32-bit little-endian words of a 64-bit rANS coder. The
+first two words are the encoder's last state, a value in [2^31, 2^63); the others follow in the order in which decoding
+takes them. An escape is followed by groups of 4 bits: the number of groups of r, then r itself, least significant group
+first, where r = 2 (value - high - 1) above the range and r = 2 (low - value) - 1 below it. The format adds three rules:
 
-- No symbols, no bytes. 1 to 3 symbols are filled up to 4 with zeros under table 0.
+- A stream without symbols has no bytes. 1 to 3 symbols are filled up to 4 with zeros under table 0.
 - Values lie within +-`MAX_SYMBOL`.
 - A stream holds at most `escape_budget(N)` escapes. N is the number of symbols that the stream could hold, including
   those that both sides skip by rule: it is known before anything is decoded. The encoder clamps every later value
   outside its table's range to that range (`Encoder.clamp`), before anything else is computed from the value.
 
-Which coder does it, CompressAI's or this project's, `rans_coders` decides; the rules are kept here, so that a stream is
-accepted or refused alike. CompressAI's checks nothing. It is kept within bounds by what `Tables`, `Encoder` and
-`Decoder` check before each call and by zeros behind the stream, whose number `Decoder` knows. Whatever the coder,
-decoding takes the bits behind a damaged stream for zeros.
+`rans_coders` decides which coder does the work, CompressAI's or this project's. The rules are enforced here, so that
+every coder accepts and refuses the same streams. CompressAI's coder checks nothing: `Tables`, `Encoder` and `Decoder`
+check its arguments before each call, and `Decoder` puts enough zeros behind the stream that it cannot read beyond them.
+With every coder, the bits behind a damaged stream count as zeros.
 """
 
 from __future__ import annotations
@@ -36,35 +36,37 @@ _MIN_SYMBOLS = 4
 _WORD_BYTES = 4
 _MIN_STATE, _STATE_LIMIT = 1 << 31, 1 << 63
 _GROUP_BITS = 4
-# Both ends of |value - low| < 2^21 give r < 2^22: six groups, and one for their number.
+# A value and both ends of a table's range lie within +-2^20, so r < 2^22: six groups, and one for their number.
 _MAX_GROUPS = 6
 
-# Symbols a call. Escapes are counted after a call only, so each symbol of a decoding call costs padding; the encoder's
-# piece bounds its lists. Much smaller ones would be slow, since each call converts the tables in use.
+# Symbols per call of the coder. Escapes are counted only after a decoding call, so each symbol of a call needs padding
+# behind the stream; in encoding the number bounds the lists that are made. Much smaller pieces would be slow, since
+# each call converts the tables in use.
 _DECODE_PIECE = 4096
 _ENCODE_PIECE = 65536
 
-# Words that decoding can take from the zeros behind a stream, in the worst case: one for a symbol; 41 for an escape (at
-# most 16 groups of value 15 come out of the state's 63 bits before zeros end their run, which announce 240 groups more,
-# 30 words); 18 for a word of the stream (whose 8 groups of value 15 announce 120 groups, 15 words).
+# Words that decoding can take from the zeros behind a stream in the worst case. A symbol takes one. An escape takes 41:
+# at most 16 groups of value 15 come out of the state's 63 bits before zeros end the run, and they announce 240 groups
+# more, which are 30 words. A word of the stream brings 18: its 8 groups of value 15 announce 120 groups, 15 words.
 _WORDS_PER_ESCAPE = 41
 _WORDS_PER_WORD = 18
 
 
 def escape_budget(n_symbols: int) -> int:
-    """Escapes that a stream may hold, given how many symbols it could hold (skipped ones included)."""
+    """How many escapes a stream may hold that could hold `n_symbols` symbols, skipped ones included."""
     return 64 + n_symbols // 64
 
 
 class Encoder:
-    """Writes one stream: for each part of the scale `clamp`, then `put`; `finish` gives the bytes.
+    """Writes one stream. Call `clamp` and then `put` for each part of the scale, at the end `finish` for the bytes.
 
     Args:
         tables: the tables that the indexes refer to.
         n_symbols: all symbols that the stream could hold, skipped ones included (N of the module's docstring).
 
     Raises:
-        UnsupportedError: the coder that HPCM_CODER names is not there.
+        UnsupportedError: the coder that HPCM_CODER names is not installed.
+        ValueError: `n_symbols` is negative.
     """
 
     def __init__(self, tables: Tables, n_symbols: int) -> None:
@@ -77,15 +79,15 @@ class Encoder:
         self._put_room = escape_budget(n_symbols)
 
     def clamp(self, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> NDArray[np.int32]:
-        """Limit symbols to what the stream can hold; later calls go on with what is left of the escape budget.
+        """Limit symbols to what the stream can hold. All calls share one budget of escapes.
 
         Args:
             symbols: (N,) int32, in coding order.
             indexes: (N,) integers, each symbol's table.
 
         Returns:
-            (N,) int32: limited to +-`MAX_SYMBOL`; of those outside their table's range only the first ones, as many
-            as the budget has left, keep their value, the others are clamped to the range.
+            (N,) int32: the symbols limited to +-`MAX_SYMBOL`. Of those that lie outside their table's range, the first
+            keep their value, as many as the budget has left; the others are clamped to the range.
 
         Raises:
             TypeError, ValueError: dtypes, lengths or indexes do not fit.
@@ -101,11 +103,11 @@ class Encoder:
         return limited
 
     def put(self, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> None:
-        """Code symbols that `clamp` has returned (or some of them). Arguments as for `clamp`; N may be 0.
+        """Code symbols that `clamp` has returned, all or some of them. Arguments as for `clamp`; N may be 0.
 
         Raises:
-            TypeError, ValueError: dtypes, lengths or indexes do not fit; a symbol is beyond +-`MAX_SYMBOL`; more
-                symbols or escapes than the stream may hold; the stream is finished.
+            TypeError, ValueError: dtypes, lengths or indexes do not fit; a symbol is beyond +-`MAX_SYMBOL`; there are
+                more symbols or escapes than the stream may hold; the stream is finished.
         """
         indexes = _checked_indexes(indexes, self._tables)
         _check_symbols(symbols, indexes)
@@ -124,7 +126,7 @@ class Encoder:
             self._writer.put(symbols[piece], indexes[piece])
 
     def finish(self) -> bytes:
-        """The stream, b"" where nothing was coded. Can be called once; `ValueError` after that."""
+        """The bytes of the stream, b"" where nothing was coded. A second call raises `ValueError`."""
         self._check_open()
         self._finished = True
         if self._n_put == 0:
@@ -140,16 +142,17 @@ class Encoder:
 
 
 class Decoder:
-    """Reads one stream: `get` gives the next symbols.
+    """Reads one stream: each call of `get` gives the next symbols.
 
     Args:
-        data: the stream, its CRC checked by the caller (so damage is found earlier; nothing here relies on it).
+        data: the stream. The caller checks its CRC to find damage early; nothing here relies on that.
         tables: the tables that the indexes refer to.
         n_symbols: as for `Encoder`.
 
     Raises:
-        IntegrityError: no encoder writes a stream of this length or first state.
-        UnsupportedError: the coder that HPCM_CODER names is not there.
+        IntegrityError: no encoder writes a stream of this length, or with this first state.
+        UnsupportedError: the coder that HPCM_CODER names is not installed.
+        ValueError: `n_symbols` is negative.
     """
 
     def __init__(self, data: bytes, tables: Tables, n_symbols: int) -> None:
@@ -173,8 +176,8 @@ class Decoder:
             (N,) int32.
 
         Raises:
-            IntegrityError: no encoder writes such a stream: it is empty, has too many escapes, or a value beyond
-                +-`MAX_SYMBOL`. So do all later calls.
+            IntegrityError: no encoder writes such a stream: it is empty, has too many escapes, or holds a value beyond
+                +-`MAX_SYMBOL`. All later calls raise it too.
             TypeError, ValueError: `indexes` does not fit, or more symbols are asked for than the stream may hold.
         """
         indexes = _checked_indexes(indexes, self._tables)
@@ -188,7 +191,7 @@ class Decoder:
         return symbols
 
     def _get_piece(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
-        # After a refusal the coder may stand anywhere behind the stream: it is not asked again.
+        # After a refusal the coder may stand anywhere behind the stream, so it is not called again.
         if self._refusal:
             raise IntegrityError(self._refusal)
         symbols = self._reader.get(indexes)
@@ -204,10 +207,10 @@ class Decoder:
 
 
 def bits(tables: Tables, symbols: NDArray[np.int32], indexes: NDArray[np.integer]) -> NDArray[np.float64]:
-    """What the tables say that each symbol costs, in bits: log2(2^16 / frequency), and 4 for each group of an escape.
+    """(N,) float64, the bits that each symbol costs: log2(2^16 / frequency), and 4 for each group of an escape.
 
-    A stream of at least 4 symbols takes between 4 and 8 bytes more than their sum (its state), and at most 4.5e-5 bits
-    a symbol for the coder's rounding.
+    A stream of at least 4 symbols is larger than the sum of these by the coder's state, 4 to 8 bytes, and by the
+    coder's rounding, at most 4.5e-5 bits per symbol.
 
     Args:
         tables: the tables that the indexes refer to.
@@ -263,17 +266,17 @@ def _check_range(symbols: NDArray[np.int32]) -> None:
 
 
 def _is_escape(symbols: NDArray[np.int32], indexes: NDArray[np.intp], tables: Tables) -> NDArray[np.bool_]:
-    """(N,) whether each symbol lies outside its table's range."""
+    """(N,) bool: whether each symbol lies outside its table's range."""
     outside: NDArray[np.bool_] = (symbols < tables.low[indexes]) | (symbols > tables.high[indexes])
     return outside
 
 
 def _check_stream(data: bytes, n_symbols: int) -> None:
-    """Refuse lengths and states that no encoder writes; the bound on what decoding can read rests on both."""
+    """Refuse lengths and states that no encoder writes. `_padding_bytes` relies on both checks."""
     n_coded = max(n_symbols, _MIN_SYMBOLS) if n_symbols else 0
     n_escapes = min(n_symbols, escape_budget(n_symbols))
-    # At most 16 bits a table's entry, then an escape's groups, the rounding of the coder (below 2^-14 bits a symbol)
-    # and the state.
+    # A table's entry takes at most 16 bits. Escapes add their groups, the coder's rounding adds less than 2^-14 bits
+    # per symbol, and the state takes 64 bits.
     max_bits = 16 * n_coded + _GROUP_BITS * (1 + _MAX_GROUPS) * n_escapes + (n_coded >> 14) + 1 + 64
     max_bytes = max_bits // 32 * _WORD_BYTES if n_coded else 0
     if len(data) % _WORD_BYTES or not 2 * _WORD_BYTES <= len(data) <= max_bytes:
@@ -286,7 +289,7 @@ def _check_stream(data: bytes, n_symbols: int) -> None:
 
 
 def _padding_bytes(n_symbols: int, n_words: int) -> int:
-    """Zeros behind a stream that decoding cannot read beyond, whatever the stream holds."""
-    # The last call of the coder can take the escapes beyond the budget by as many symbols as it decodes.
+    """How many zero bytes behind a stream decoding cannot read beyond, whatever the stream holds."""
+    # Every symbol of the coder's last call can be an escape beyond the budget.
     n_escapes = min(n_symbols, escape_budget(n_symbols) + _DECODE_PIECE)
     return _WORD_BYTES * (n_symbols + _WORDS_PER_ESCAPE * n_escapes + _WORDS_PER_WORD * n_words)

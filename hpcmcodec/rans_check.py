@@ -1,4 +1,4 @@
-"""Whether the entropy coders agree, and what `hpcm doctor` says of them."""
+"""Tests whether the entropy coders agree, for `hpcm doctor`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["differences", "report"]
 
 
 def report() -> Iterator[tuple[str, str]]:
-    """(name, fact), one a line: which coder is used, why, and that all that are here agree.
+    """(name, fact) for each line of the report: which coder is used, why, and that all coders that are here agree.
 
-    Raises UnsupportedError where HPCM_CODER cannot be met, IntegrityError where the coders differ.
+    Raises UnsupportedError where HPCM_CODER names no coder that is here, IntegrityError where the coders differ.
     """
     yield "HPCM_CODER", os.environ.get("HPCM_CODER") or "not set: auto"
     used, reason = rans_coders.choose()
@@ -39,10 +39,10 @@ def report() -> Iterator[tuple[str, str]]:
 
 
 def differences(coders: Sequence[Coder]) -> list[str]:
-    """Names of the coders that write other bytes than the first one, or read other symbols.
+    """Names of the coders that write other bytes or read other symbols than the first coder.
 
-    Symbols of small and large tables are written, escapes of all lengths among them; the first one's stream is read,
-    whole, damaged and cut.
+    Each coder writes symbols of small and large tables, with escapes of all lengths among them. Then it reads the first
+    coder's stream, whole, damaged and cut.
     """
     rng = np.random.RandomState(0)
     sizes = np.array([4, 3, 60, 1500])
@@ -67,7 +67,8 @@ def differences(coders: Sequence[Coder]) -> list[str]:
             whole = results[0]
             streams = [whole, whole[:400] + b"\xff" * 40 + whole[440:], whole[:800]]
         for stream in streams:
-            # A symbol reads less than 64 words of zeros, and for each word of the stream less than 32 (rans.py).
+            # Zeros to read behind the stream: less than 64 words for each symbol, less than 32 for each of the
+            # stream's words (rans.py derives the bounds).
             reader = coder.reader(stream, tables, 4 * (64 * len(indexes) + 8 * len(stream)))
             results.append(np.concatenate([reader.get(part) for part in np.split(indexes, [7, 2000])]).tobytes())
         found.append(results)

@@ -1,13 +1,13 @@
-"""The coders behind `rans`: CompressAI's, and this project's own of the same streams, in C++ and in plain Python.
+"""The coders behind `rans`: CompressAI's, and this project's own for the same streams, in C++ and in plain Python.
 
 `HPCM_CODER` chooses:
 
-    auto         (default) CompressAI's wherever it can be loaded, for both directions; elsewhere this project's
-    compressai   CompressAI's; UnsupportedError where it cannot be loaded
-    native       this project's: in C++ where HPCM_OPS finds compiled kernels (`native.loader`), else in plain Python
+    auto         (default) CompressAI's coder for both directions where it can be loaded, elsewhere this project's
+    compressai   CompressAI's coder; UnsupportedError where it cannot be loaded
+    native       this project's coder: in C++ where HPCM_OPS finds compiled kernels (`native.loader`), else in Python
 
-All write the same bytes and read the same symbols from any bytes, damaged ones included. What is a valid stream, and
-what is refused, is not their business but that of `rans`, which also describes the format.
+All coders write the same bytes and read the same symbols from any bytes, damaged ones included. `rans` decides which
+streams are valid and which are refused, and describes their format.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _LEAST_STATE = 1 << 31
 _TOTAL_BITS = 16
 _GROUP_BITS, _LAST_GROUP = 4, 15
 _WORD_BYTES, _STATE_BYTES = 4, 8
-# A symbol, the number of an escape's groups, and 7 groups, which is where CompressAI's encoder ends: a word for each.
+# The most words that a symbol can take: one for its entry, one for the number of its escape's groups, and one for each
+# of at most 7 groups, more than which CompressAI's encoder does not write.
 _MOST_WORDS = 9
 
 _INSTALL = "pip install --no-deps compressai==1.2.8"
@@ -51,33 +52,35 @@ class Writer(Protocol):
     """Writes one stream."""
 
     def put(self, symbols: NDArray[np.int32], indexes: NDArray[np.intp]) -> None:
-        """Code symbols (N,), each under the table that its index (N,) names; both are checked by the caller."""
+        """Code symbols (N,), each under the table that its index (N,) names. The caller has checked both arrays."""
 
     def finish(self) -> bytes:
-        """The stream. Called once."""
+        """The bytes of the stream. Is called once."""
 
 
 class Reader(Protocol):
     """Reads one stream."""
 
     def get(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
-        """The next symbols (N,), for their tables (N,), which are checked by the caller."""
+        """The next symbols (N,), whose tables `indexes` (N,) name. The caller has checked them."""
 
 
 class Coder(Protocol):
-    """Makes writers and readers. `name`: what `hpcm doctor` and `hpcm info` call it."""
+    """Makes writers and readers of streams. `hpcm doctor` and `hpcm info` print its `name`."""
 
     name: str
 
     def writer(self, tables: Tables) -> Writer:
-        """For one stream over these tables."""
+        """A writer of one stream over these tables."""
 
     def reader(self, data: bytes, tables: Tables, n_padding: int) -> Reader:
-        """For a stream of whole words, at least two. Decoding reads at most `n_padding` bytes behind it: zeros."""
+        """A reader of `data`, a stream of at least two whole words. `n_padding` bounds the bytes that decoding can read
+        behind it; these count as zeros.
+        """
 
 
 class Choice(NamedTuple):
-    """A coder, and why it is this one."""
+    """A coder, and the reason why it was chosen."""
 
     coder: Coder
     reason: str
@@ -92,9 +95,9 @@ def choice() -> str:
 
 
 def choose() -> Choice:
-    """The coder that HPCM_CODER and HPCM_OPS ask for; it stays the same while they do.
+    """The coder that HPCM_CODER and HPCM_OPS ask for. It is made once for each pair of their values.
 
-    Raises UnsupportedError where a forced choice is not there, or a variable has an unknown value.
+    Raises UnsupportedError where the coder or kernels that they name are not here, or for an unknown value.
     """
     return _choose(choice(), loader.choice())
 
@@ -109,7 +112,7 @@ def _choose(wanted: str, ops: str) -> Choice:
             if wanted == "compressai":
                 raise
             why_not = str(error)
-    # Kernels for a GPU code no streams.
+    # Kernels for a GPU do not code streams, so the compiled ones for a CPU are looked for beside them.
     kernels = loader.find(beside_cuda=True).kernels
     return Choice(Native(kernels), why_not if kernels else f"{why_not}; no compiled kernels (HPCM_OPS={ops})")
 
@@ -119,9 +122,9 @@ def _choose(wanted: str, ops: str) -> Choice:
 
 class CompressAI:
     """CompressAI's extension. It checks nothing: wrong arguments and streams of fewer than 4 symbols make it corrupt
-    memory, damaged streams make it read beyond their end. What `rans` does before each call keeps it within bounds.
+    memory, damaged streams make it read beyond their end. The checks of `rans` before each call keep it within bounds.
 
-    Raises UnsupportedError where it cannot be loaded.
+    Raises UnsupportedError where the extension cannot be loaded.
     """
 
     name = "compressai"
@@ -160,8 +163,8 @@ class _CompressAIReader:
 def _as_lists(tables: Tables, indexes: NDArray[np.intp]) -> tuple[list[int], list[list[int]], list[int], list[int]]:
     """The extension's arguments for symbols with these indexes: indexes, CDFs, sizes and offsets as lists.
 
-    Each call converts every number of every table that it is given; for all tables that takes longer than coding some
-    thousand symbols. A piece of a stream uses few, so those alone are given, renumbered.
+    Each call of the extension converts every number of every table that it is given. For all tables that takes longer
+    than coding some thousand symbols. A piece of a stream uses few tables, so only these are given, renumbered.
     """
     used = np.flatnonzero(np.bincount(indexes, minlength=len(tables)))
     renumbered = np.zeros(len(tables), np.intp)
@@ -177,12 +180,12 @@ def _as_lists(tables: Tables, indexes: NDArray[np.intp]) -> tuple[list[int], lis
 def load_extension() -> ModuleType:
     """CompressAI's module `ans`, loaded from its file: importing the package would import torch and torchvision.
 
-    Raises UnsupportedError where it cannot be loaded.
+    Raises UnsupportedError where the module cannot be loaded.
     """
     global _extension
     with threads.loading:
         if _extension is None:
-            # Under its own name, so that a later import of the package finds the same types and does not fail.
+            # It keeps its own name, so that a later import of the package finds the same types and does not fail.
             _extension = sys.modules.get("compressai.ans") or _load_from_file("compressai.ans")
         return _extension
 
@@ -191,7 +194,7 @@ def _load_from_file(name: str) -> ModuleType:
     package, _, stem = name.partition(".")
     try:
         package_spec = importlib.util.find_spec(package)
-    except ValueError:  # a module of that name without a spec, put there by hand
+    except ValueError:  # sys.modules has a module of that name without a spec
         package_spec = None
     folders = (package_spec and package_spec.submodule_search_locations) or []
     files = [Path(folder, stem + suffix) for folder in folders for suffix in EXTENSION_SUFFIXES]
@@ -207,8 +210,8 @@ def _load_from_file(name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except ImportError as error:
         raise UnsupportedError(f"CompressAI's entropy coder cannot be loaded ({error}): {_INSTALL}") from error
-    # CPython enters extension modules by itself. Left there, a later import of the package would find the module
-    # imported already, and not make it an attribute of the package.
+    # CPython enters extension modules into sys.modules by itself. If it stayed there, a later import of the package
+    # would find the module imported already, and not make it an attribute of the package.
     sys.modules.pop(name, None)
     return module
 
@@ -217,11 +220,11 @@ def _load_from_file(name: str) -> ModuleType:
 
 
 class Native:
-    """This project's coder: in C++ (kernels/rans.h) with kernels, without them in plain Python.
+    """This project's coder: in C++ (kernels/rans.h) where `kernels` are given, else in plain Python.
 
-    Its readers need no padding, and say where they stand: `position`, the words taken, those of zeros behind the stream
-    included, and `state`, the 64-bit state of the coder; where a whole stream has been read they are the stream's
-    number of words and 2^31.
+    Its readers need no padding, and say where they stand. `position` is the number of words taken so far, zeros behind
+    the stream included; `state` is the 64-bit state of the coder. Once a whole stream has been read, `position` is its
+    number of words and `state` is 2^31.
     """
 
     def __init__(self, kernels: Kernels | None) -> None:
@@ -236,7 +239,7 @@ class Native:
 
 
 class _NativeWriter:
-    """Keeps the symbols: they are coded from the last to the first."""
+    """Keeps all symbols until the end, because they are coded from the last to the first."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -253,7 +256,10 @@ class _NativeWriter:
         return b"".join([state.to_bytes(_STATE_BYTES, "little"), *reversed(written)])
 
     def _code(self, symbols: NDArray[np.int32], indexes: NDArray[np.int32], state: int) -> tuple[bytes, int]:
-        """The words that these symbols add in front of those of the symbols behind them, and the state before them."""
+        """The words that go in front of those of all later symbols, and the state in which decoding begins these ones.
+
+        `state` is the state that decoding has reached behind them.
+        """
         raise NotImplementedError
 
 
@@ -301,7 +307,7 @@ class _KernelReader:
 
 
 def _addresses(tables: Tables) -> tuple[int, int, int, int, int]:
-    """The arguments of `struct Tables` of rans.h."""
+    """The fields of `struct Tables` of rans.h: rows, columns and the addresses of cdf, sizes and offsets."""
     at = HostMemory.at
     return *tables.cdf.shape, at(tables.cdf), at(tables.sizes), at(tables.offsets)
 
@@ -359,15 +365,15 @@ class _PlainReader:
         return np.array(values, np.int32) + self._tables.offsets[indexes]
 
     def _escaped(self, escape: int) -> int:
-        """The value, from the table's first one, that an escape's groups say."""
+        """The value that an escape's groups stand for, less the table's first value. `escape` is the escape's entry."""
         n_groups = group = self._group()
-        while group == _LAST_GROUP:  # a run that ends with the stream: behind it zeros come into the state
+        while group == _LAST_GROUP:  # the run ends: behind the stream zeros enter the state
             group = self._group()
             n_groups += group
         rest = 0
         for number in range(n_groups):
-            # No encoder writes more than eight groups. CompressAI's decoder shifts an int by more than its bits there:
-            # processors take that modulo 32.
+            # No encoder writes more than eight groups. For more, CompressAI's decoder shifts an int by more than its
+            # bits, and processors take such a shift modulo 32.
             rest |= self._group() << _GROUP_BITS * number % 32
         rest = (rest & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)  # as a signed int
         return -(rest >> 1) - 1 if rest & 1 else (rest >> 1) + escape

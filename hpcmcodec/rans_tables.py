@@ -1,4 +1,4 @@
-"""Frequency tables of the entropy coder, in the form that `rans` describes, checked once for all coders."""
+"""Frequency tables of the entropy coder: `rans` describes their form, which is checked here once for all coders."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from numpy.typing import NDArray
 __all__ = ["MAX_SYMBOL", "Tables"]
 
 MAX_SYMBOL = 2**20
-"""Largest absolute value of a symbol: beyond what the model's numbers reach, well below the coder's own 2^27."""
+"""Largest absolute value of a symbol: larger than any that the model computes, and well below the coder's own 2^27."""
 
 _TOTAL = 1 << 16
 
 
 class Tables:
-    """Frequency tables, checked once, in the form that the coder takes.
+    """Frequency tables that have been checked, in the form that the coder takes.
 
     Args:
         cdf: (n_tables, max_size) integers; row i holds `sizes[i]` cumulative frequencies, rising strictly from 0 to
-            2^16. What follows them in the row is ignored. Entry j of a row is value `offsets[i] + j`, the last one the
-            escape.
-        sizes: (n_tables,) integers, at least 3: one value and the escape.
+            2^16. The rest of the row is ignored. Entry j of row i stands for the value `offsets[i] + j`, the last
+            entry for the escape.
+        sizes: (n_tables,) integers, the number of cumulative frequencies of each table: at least 3, which are one value
+            and the escape.
         offsets: (n_tables,) integers, the smallest value that each table codes without its escape.
 
     Attributes:
-        cdf, sizes, offsets: as given, int32, not writeable.
+        cdf, sizes, offsets: the arguments as int32, not writeable.
         low, high: (n_tables,) int32, the smallest and largest value that each table codes without its escape; both
             lie within +-`MAX_SYMBOL`.
 
     Raises:
-        ValueError: shapes, dtypes or contents are not those above, or table 0 does not code the value 0.
+        ValueError: shapes, dtypes or contents are not as described above, or table 0 does not code the value 0.
     """
 
     def __init__(self, cdf: NDArray[np.integer], sizes: NDArray[np.integer], offsets: NDArray[np.integer]) -> None:
@@ -47,7 +48,8 @@ class Tables:
             raise ValueError(f"sizes from {wide_sizes.min()} to {wide_sizes.max()}, not within 3..{max_size}")
         last = wide_cdf[np.arange(n_tables), wide_sizes - 1]
         inside = np.arange(1, max_size) < wide_sizes[:, None]
-        # No frequency of zero (the coder would divide by it), hence none of 2^16 either (it keeps 16 bits of it).
+        # A frequency of zero is refused, since the coder would divide by it. So none can be 2^16, of which the coder
+        # would keep only 16 bits.
         rising = (wide_cdf[:, 1:] > wide_cdf[:, :-1]) | ~inside
         wrong = (wide_cdf[:, 0] != 0) | (last != _TOTAL) | ~rising.all(axis=1)
         if wrong.any():
@@ -69,7 +71,7 @@ class Tables:
 
     @cached_property
     def rows(self) -> list[list[int]]:
-        """Each table's cumulative frequencies: what coders that do not read arrays take."""
+        """Each table's cumulative frequencies as a list, for coders that do not read arrays."""
         return [row[:size].tolist() for row, size in zip(self.cdf, self.sizes, strict=True)]
 
 

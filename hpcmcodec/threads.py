@@ -1,7 +1,8 @@
-"""Threads: how many to use, one answer for onnxruntime, the compiled kernels, numpy's BLAS and the jobs of `hpcm eval`;
-and the lock that they and forks respect.
+"""How many threads onnxruntime, the compiled kernels, numpy's BLAS and the jobs of `hpcm eval` use; and the lock under
+which things are loaded.
 
-The standard library is all that this needs, and what a system does not have (affinity, control groups) is passed over.
+This module imports the standard library alone. Limits that a system does not have (affinity, control groups) are passed
+over.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 loading = threading.RLock()
 """Held while something is loaded once for the process: engines, graphs, kernels, the entropy coder.
 
-A fork waits for it, a second or less: so no child starts with half of something loaded, or with this lock held by a
-thread that it does not have.
+A fork waits for it, for a second or less. So no child starts with something half loaded, or with this lock held by a
+thread that exists in its parent only.
 """
 
 if hasattr(os, "register_at_fork"):  # not Windows
@@ -30,11 +31,11 @@ if hasattr(os, "register_at_fork"):  # not Windows
 
 
 def count() -> int:
-    """The cores that this process may use, fewer where OMP_NUM_THREADS says so; at least 1.
+    """The number of threads to use, at least 1: one for each core, or fewer where OMP_NUM_THREADS says so.
 
-    A process may use the cores of its affinity (all of them where the system knows none), as far as the quota of its
-    control group reaches: 1.5 cores are two threads. Of OMP_NUM_THREADS the first number counts ("4,2" is OpenMP's form
-    for nested teams); what is no positive integer is passed over.
+    The cores are those of the process's affinity (all cores where the system has no affinity), limited by the quota of
+    its control group, rounded up: 1.5 cores make two threads. The first number of OMP_NUM_THREADS counts ("4,2" is
+    OpenMP's form for nested teams); a value that is no positive integer is passed over.
     """
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     limits += [math.ceil(quota) for quota in _quotas()]
@@ -44,7 +45,7 @@ def count() -> int:
 
 
 def can_start(n: int) -> bool:
-    """Whether the system lets this process start `n` threads more, at once."""
+    """Whether the system lets this process start `n` more threads that run at the same time."""
     end, started = threading.Event(), []
     try:
         for _ in range(n):
@@ -57,14 +58,14 @@ def can_start(n: int) -> bool:
     finally:
         end.set()
         for thread in started:
-            thread.join()  # later ones take over what the C library has set aside for it, 64 MB of addresses
+            thread.join()  # so that later threads take over its memory in the C library, 64 MB of addresses
 
 
 def _quotas() -> Iterator[float]:
-    """The limits in cores that hold for this process's control group: its own and those of the groups around it.
+    """The limits, in cores, of this process's control group and of the groups around it.
 
-    Version 2 states "QUOTA PERIOD" in cpu.max, QUOTA "max" where there is none; version 1 two files, the quota -1. A
-    process that sees no more of the hierarchy than its own group finds that one at the root.
+    Version 2 of control groups has "QUOTA PERIOD" in cpu.max, with "max" for no quota. Version 1 has two files, with -1
+    for no quota. A process that sees no group but its own finds it at the root of the hierarchy.
     """
     try:
         lines = _PROC.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -88,7 +89,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _quota(folder: Path) -> float | None:
-    """The limit of one control group in cores; None where it has none."""
+    """The limit of one control group, in cores; None where the group has no limit."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in names).split()

@@ -1,19 +1,20 @@
-"""The packaged weights: where they are, whether they are whole, what their headers say, and their tensors.
+"""Finds, checks and reads the packaged weights.
 
 One safetensors file holds a model: integers of the entropy path (`entropy.*`) and of the synthesis (`g_s.*`,
-`ungain.*`, `thumbnail.*`), tables (`tables.*`), the encoder's transforms in float16 (`g_a.*`, `h_a.*`), its gains and
-the prior of z (`z_prior.*`, which estimates and training use, coding does not) in float32. Its metadata: "format",
-"name", "config" and "grids" (JSON) and "model_id" (hex). Two onnxruntime graphs beside it, for encoding, take their
-weights from the same file.
+`ungain.*`, `thumbnail.*`), tables (`tables.*`), the encoder's transforms in float16 (`g_a.*`, `h_a.*`), and in float32
+its gains and the prior of z (`z_prior.*`, which estimates and training use, but coding does not). Its metadata are
+"format", "name", "config" and "grids" (JSON), and "model_id" (hexadecimal). Two onnxruntime graphs beside it, for
+encoding, take their weights from the same file.
 
-A list beside them has the SHA-256 of all four (`checksums`), and all are checked when a model is loaded. Weights that
-no list names, such as a tool's, have to have the model id that they say; that covers what decoding uses.
+A list beside these four files has the SHA-256 of each (`checksums`), and all four are checked when a model is loaded.
+For weights that no list names, such as those that a tool has just written, the model id of the tensors is computed and
+has to be the one that the header says: this covers all that decoding uses.
 
-Model id: the first 8 bytes of SHA-256 over ARITHMETIC (decimal), the config's decoding JSON, the grids' JSON, then for
-each tensor that decoding uses, in order of name: name, dtype, shape (decimal, comma-separated) and bytes, each of these
-fields followed by a zero byte.
+The model id is the first 8 bytes of the SHA-256 over these fields, each followed by a zero byte: ARITHMETIC (decimal),
+the config's decoding JSON and the grids' JSON; then for each tensor that decoding uses, in the order of names, its
+name, dtype, shape (decimal, comma-separated) and bytes.
 
-Importing this module imports the standard library alone: `hpcm info` needs no more.
+Importing this module imports the standard library alone, because `hpcm info` needs no more.
 """
 
 from __future__ import annotations
@@ -43,7 +44,17 @@ _MAX_HEADER = 1 << 20
 
 
 class Weights(NamedTuple):
-    """A model's tensors (numpy) and what its header says. sums: SHA-256 by file name, {} where no list has them."""
+    """A model's tensors, and what the header of its file says.
+
+    Attributes:
+        name: the model's name.
+        path: the safetensors file.
+        model_id: 8 bytes, as the module's docstring defines them.
+        config: the model's widths and kinds.
+        grids: the exponent of each grid, by name.
+        tensors: numpy arrays by name.
+        sums: SHA-256 in hexadecimal by file name; {} where no list has the files.
+    """
 
     name: str
     path: Path
@@ -54,8 +65,10 @@ class Weights(NamedTuple):
     sums: dict[str, str]
 
     def graph(self, name: str) -> Path:
-        """An onnxruntime graph beside the weights. Raises InstallationError where it, or the weights that it will read,
-        are no longer what was loaded: a process may outlive the installation that it was started from.
+        """The path of an onnxruntime graph beside the weights, which are checked once more: a process may outlive the
+        installation that it was started from.
+
+        Raises InstallationError where the graph or the weights differ from the files that were loaded.
         """
         path = self.path.with_name(f"{self.path.stem}.{name}.onnx")
         if self.sums and path.name not in self.sums:
@@ -66,7 +79,7 @@ class Weights(NamedTuple):
         return path
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
-        """The tensors whose names start with `prefix` and a dot, without it."""
+        """The tensors whose names start with `prefix` and a dot, by the rest of their names."""
         return {k[len(prefix) + 1 :]: v for k, v in self.tensors.items() if k.startswith(f"{prefix}.")}
 
     def synthesis(self) -> dict[str, np.ndarray]:
@@ -75,14 +88,14 @@ class Weights(NamedTuple):
 
 
 def folder() -> Path:
-    """Where the weights are: inside an installed package, or beside it in a checkout."""
+    """The folder of the weights: inside an installed package, or beside the package in a checkout."""
     package = Path(__file__).parent
     installed = package / "data" / "weights"
     return installed if installed.is_dir() else package.parent / "weights"
 
 
 def packaged() -> dict[str, Path]:
-    """Model name -> safetensors file, as the list says. Raises InstallationError where there is none, or damaged."""
+    """The safetensors file of each listed model, by name. Raises InstallationError where the list is bad or missing."""
     here = folder()
     listed = checksums.read(here)
     if listed is None:
@@ -91,9 +104,9 @@ def packaged() -> dict[str, Path]:
 
 
 def verify(path: Path) -> dict[str, str]:
-    """SHA-256 of a weights file and its graphs by file name, as they are; {} where no list beside it has the file.
+    """Check a weights file and its graphs; SHA-256 by file name, or {} where no list beside it has the file.
 
-    Raises InstallationError where one of them, or the list, is damaged or missing.
+    Raises InstallationError where one of the files is damaged or missing, or the list is damaged.
     """
     listed = checksums.read(path.parent) or {}
     sums = {name: digest for name, digest in listed.items() if name.startswith(f"{path.stem}.")}
@@ -105,7 +118,7 @@ def verify(path: Path) -> dict[str, str]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a weights file, from its header alone. Raises IntegrityError where it is none."""
+    """The metadata of a weights file; only its header is read. Raises IntegrityError where it is no weights file."""
     with path.open("rb") as f:
         (size,) = struct.unpack("<Q", f.read(8).ljust(8, b"\0"))
         if not 2 <= size <= _MAX_HEADER:
@@ -124,9 +137,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def model_name(model_id: bytes) -> str | None:
-    """The name of the packaged model with this id, None where none has it.
+    """The name of the packaged model with this id, None where no model has it.
 
-    Reads headers alone, unless none has it: then damage could be why. Raises InstallationError where that is so.
+    Only headers are read while one has the id. Where none has, damage could be the reason, so all files are checked;
+    raises InstallationError where one is damaged.
     """
     for name, path in packaged().items():
         with contextlib.suppress(IntegrityError, OSError):
@@ -138,7 +152,7 @@ def model_name(model_id: bytes) -> str | None:
 
 
 def find(model_id: bytes) -> str:
-    """The name of the packaged model that a file was written by. Raises UnsupportedError where it is not here."""
+    """The name of the packaged model with this id. Raises UnsupportedError where no model has it."""
     name = model_name(model_id)
     if name is None:
         here = ", ".join(f"{n} ({read_metadata(p)['model_id']})" for n, p in packaged().items()) or "none"
@@ -153,17 +167,22 @@ def load(name: str = DEFAULT_MODEL, *, transforms: bool = True) -> Weights:
     """Read a packaged model. Raises UnsupportedError for an unknown name, InstallationError where it is damaged."""
     path = packaged().get(name)
     if path is None:
-        for other in packaged().values():  # a list of other files is why, where these are not here
+        for other in packaged().values():  # files that the list names may be missing
             verify(other)
         raise UnsupportedError(f"no model {name!r} in this version; it has: {', '.join(packaged()) or 'none'}")
     return load_file(path, transforms=transforms)
 
 
 def load_file(path: Path, *, transforms: bool = True) -> Weights:
-    """Read a weights file, without `transforms` all but their float16 tensors: those onnxruntime reads by itself.
+    """Read a weights file.
 
-    Raises IntegrityError where it is not one, or its tensors do not have its model id; InstallationError, one of these,
-    where a list says that it is damaged.
+    Args:
+        path: the safetensors file.
+        transforms: whether to read the transforms' float16 tensors too. onnxruntime reads them by itself.
+
+    Raises:
+        IntegrityError: the file is no weights file, or its tensors do not have its model id.
+        InstallationError (an IntegrityError): the file or its graphs are not as the list beside them says.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -192,7 +211,7 @@ def _in_graphs(name: str) -> bool:
 
 
 def compute_model_id(config: Config, grids: Mapping[str, int], tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The 8 bytes that files name their model by (module docstring)."""
+    """The 8 bytes by which files name their model, as the module's docstring defines them."""
     import hashlib
 
     import numpy as np
@@ -218,5 +237,5 @@ def compute_model_id(config: Config, grids: Mapping[str, int], tensors: Mapping[
 
 
 def canonical_json(value: Any) -> str:
-    """One form for one value: sorted keys, no spaces."""
+    """JSON in which a value has exactly one form: keys are sorted, and there are no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))

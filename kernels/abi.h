@@ -1,7 +1,7 @@
-// What Python, C++ and CUDA say to each other: limits, forms, and the structs that pass between them.
+// What Python, C++ and CUDA share: limits, enumerations, and the structs that are passed between them.
 //
-// hpcmcodec/native/abi.py says the same in Python. A library and an image tell their side by HPCM_ABI (hpcm_abi), value
-// by value in this order; Python refuses one that differs from its own.
+// hpcmcodec/native/abi.py says the same in Python. The function hpcm_abi of a library (C++) or an image (CUDA) reports
+// the values of HPCM_ABI in this order; Python refuses kernels whose values differ from its own.
 
 #ifndef HPCM_ABI_H
 #define HPCM_ABI_H
@@ -10,42 +10,42 @@
 #include <stdint.h>
 #endif
 
-enum { HPCM_TABLE_MAX = 2047, HPCM_BLOCK = 64, HPCM_EXPONENT_MAX = 16 };  // exact/constants.py has the reasons
-enum { PANEL = 16, MAX_INPUTS = 8 };  // outputs side by side in packed weights; inputs of one linear
+enum { HPCM_TABLE_MAX = 2047, HPCM_BLOCK = 64, HPCM_EXPONENT_MAX = 16 };  // exact/constants.py explains these
+enum { PANEL = 16, MAX_INPUTS = 8 };  // outputs side by side in packed weights; inputs of one linear layer
 
-// What tensors hold: k and v, and y. BFLOAT16 comes with a float32 y.
+// The type of the elements of k, v and y. Where k and v are BFLOAT16, y is float32.
 enum Real { FLOAT32 = 0, BFLOAT16 = 1, FLOAT64 = 2, REALS = 3 };
 
-// "Packed weights" of a linear layer of O outputs and I inputs, int16: (ceil(O / PANEL), I / 2, PANEL, 2), zeros beyond O:
-// sixteen outputs side by side, two neighbouring inputs of each together. I is even.
+// "Packed weights" of a linear layer with O outputs and I inputs (I even): int16 (ceil(O / PANEL), I / 2, PANEL, 2),
+// with zeros for outputs beyond O. Sixteen outputs lie side by side, with two neighbouring inputs of each together.
 struct Input {
-    const int16_t* a;  // (rows, columns); null: `scale` is the same product for every row, scaled already
+    const int16_t* a;  // (rows, columns) codes; null: `scale` holds the scaled sums, alike for all rows
     int64_t columns;
     const int16_t* weights;  // packed
-    const float* scale;
+    const float* scale;      // (O,)
 };
 
 struct Linear {
     int64_t rows;
     int32_t outputs, n_inputs, limit;
-    const float* bias;
+    const float* bias;  // (O,)
     const float *low, *high;  // null: `out` is int16, within `limit`; else int32, within these
     const int32_t* onto;  // null, or what int32 results are added to; it may be `out`
-    void* out;
+    void* out;  // (rows, O)
     Input inputs[MAX_INPUTS];
 };
 
-// Bi-WKV4 for training. sums: (batch, 2, channels), gradients by w and u of each sample; scratch: kernels.cu.
+// Bi-WKV4 for training. sums: (batch, 2, channels), each sample's gradients by w and u; scratch is used by CUDA alone.
 struct Biwkv4 {
     int64_t batch, tokens;
     int32_t real, channels;
-    const void *k, *v, *g;  // g null: forward
+    const void *k, *v, *g;  // where g is null, the forward pass is computed
     const double *decay, *boost;
     void *y, *gk, *gv;
     double *sums, *scratch;
 };
 
-// offsetof, which NVRTC has under no name.
+// offsetof, which NVRTC does not have.
 #define HPCM_AT(type, member) ((int64_t) & ((type*)0)->member)
 #define HPCM_ABI                                                                                                     \
     HPCM_TABLE_MAX, HPCM_BLOCK, HPCM_EXPONENT_MAX, PANEL, MAX_INPUTS, FLOAT32, BFLOAT16, FLOAT64,                    \

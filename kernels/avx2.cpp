@@ -1,4 +1,4 @@
-// The loops for AVX2.
+// The loops for processors with AVX2.
 
 #include "functions.h"
 

@@ -1,4 +1,4 @@
-// The loops for AVX-512 with VNNI.
+// The loops for processors with AVX-512 and VNNI.
 
 #include "functions.h"
 

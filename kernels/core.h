@@ -1,14 +1,14 @@
-// The arithmetic of the kernels: what one channel or one element goes through, for g++ and nvcc alike.
+// The arithmetic of the kernels for one element or one channel, for g++ and nvcc alike.
 //
 // Every function does the IEEE operations of hpcmcodec/exact/reference.py (class ExactOps) and
-// hpcmcodec/exact/biwkv.py in the same order, one rounding each, so that numpy, C++ and CUDA give the same bits.
+// hpcmcodec/exact/biwkv.py in the same order, with one rounding each, so that numpy, C++ and CUDA give the same bits.
 // Compile with contraction off (-ffp-contract=off, -fmad=false) and without fast-math.
 //
-// Activations are codes: integers within +-8191 (what indexes a table: +-2047), held in int16. Sums of products of codes
-// and weights stay below 2^31, each partial sum included. `limit` is what codes are limited to. `V` is what one thread
-// works on: a double on a GPU, a vector of doubles, one channel each, on a CPU. Nothing here calls a library or has
-// state. Everything is static: a unit for each instruction set includes this (functions.h), and a copy for a newer one
-// that the linker chose for all would end the processes of older processors.
+// Activations are codes: integers within +-8191 (what indexes a table: +-2047), held in int16. Sums of products of
+// codes and weights stay below 2^31, each partial sum included. `limit` is what codes are limited to. `V` is what one
+// thread works on: a double on a GPU; on a CPU, a vector of doubles, one per channel. Nothing here calls a library or
+// has state. Everything is static, because the unit of every instruction set includes this file, and the linker must not
+// share a function between them (functions.h).
 
 #include "abi.h"
 
@@ -28,8 +28,9 @@ HPCM_FN double hpcm_limit(double x, double low, double high) {
     return x > high ? high : x;
 }
 
-// To the nearest integer, half to even, for |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits of the
-// sum. Unlike rint it needs no instruction beyond addition. Limits are integers, so limiting first changes nothing.
+// x rounded to the nearest integer, half to even, for |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits
+// of the sum. Unlike rint this needs addition alone. Where x is limited, that is done before rounding; as limits are
+// integers, the result is the same as in the other order.
 HPCM_FN int32_t hpcm_round(float x) {
     union {
         float f;
@@ -67,13 +68,13 @@ HPCM_FN int32_t hpcm_pixel(int32_t x, float factor, float half, float top) {
     return hpcm_round(hpcm_limit(level, 0.0f, top));
 }
 
-// An exact sum on the output's grid.
+// An exact sum, scaled to the output's grid (ExactOps._linear).
 HPCM_FN float hpcm_requantise(int32_t sum, float scale, float bias) {
     float x = (float)sum * scale;
     return x + bias;
 }
 
-// max(x, 0.1 x) on the code.
+// max(x, 0.1 x) of a code.
 HPCM_FN int16_t hpcm_lrelu(int16_t x) {
     int32_t scaled = hpcm_round((float)x * 0.1f);
     return (int16_t)(x > scaled ? x : scaled);
@@ -94,7 +95,7 @@ HPCM_FN int16_t hpcm_blend(float sigmoid, int16_t a, int16_t b) {
     return (int16_t)hpcm_round(x);
 }
 
-// 1 / sqrt(x) for normal x > 0: first guess from the bits, four Newton steps (elementary.rsqrt).
+// 1 / sqrt(x) for normal x > 0: a first guess from the bits, then four Newton iterations (elementary.rsqrt).
 HPCM_FN double hpcm_rsqrt(double x) {
     union {
         double f;
@@ -129,10 +130,10 @@ HPCM_FN int16_t hpcm_norm(int16_t x, float n, float sum, float factor, float gam
 
 // --- Bi-WKV4 (exact/biwkv.py) ---------------------------------------------------------------------------------------
 //
-// A block of `count` <= L tokens at one channel (or one vector of channels): e = exp(k) and ev = e * v. The block's
-// length L counts for the powers of W, the last block's missing tokens are zeros.
+// A block of `count` <= L tokens at one channel (or one vector of channels): e = exp(k) and ev = e * v. Where a block
+// has fewer tokens than L, the missing ones count as zeros, so the powers of W are those of the full length L.
 
-// One token further: numerator n and denominator d of the tokens before.
+// Moves the numerator n and denominator d of all tokens before one token past that token.
 template <class V>
 HPCM_FN void hpcm_wkv_step(V& n, V& d, V w, V e, V ev) {
     n = n * w;
@@ -141,14 +142,15 @@ HPCM_FN void hpcm_wkv_step(V& n, V& d, V w, V e, V ev) {
     d = d + e;
 }
 
-// Over the border of a block: what it alone hands on joins what came in.
+// Moves n and d from the start of a block past its end: end_n and end_d are the sums of the block's own tokens.
 template <class V>
 HPCM_FN void hpcm_wkv_carry(V& n, V& d, V w_block, V end_n, V end_d) {
     hpcm_wkv_step(n, d, w_block, end_d, end_n);
 }
 
-// A block, its tokens forth and back. take(j, e, ev) gives those of token j, put(j, n, d) gets its (left + right) + own;
-// power(i) is W^i, i = 0..L. What comes in from the left, in n and d, goes on to the right there.
+// A block, its tokens forward and then backward. take(j, e, ev) gives e and ev of token j; put(j, n, d) receives its
+// (left + right) + own; power(i) is W^i, i = 0..L. left_n and left_d hold the sums from all blocks to the left, and
+// afterwards also this block's; right_n and right_d hold those from all blocks to the right.
 template <class V, class Take, class Power, class Put>
 HPCM_FN void hpcm_wkv_block(int count, int length, const Take& take, const Power& power, V own, V& left_n, V& left_d,
                             V right_n, V right_d, const Put& put) {
@@ -178,8 +180,8 @@ HPCM_FN void hpcm_wkv_block(int count, int length, const Take& take, const Power
 
 // --- Bi-WKV4 for training, differentiable (native/torch_ops.py) --------------------------------------------------------
 //
-// Float64 inside, whatever the tensors hold: sums of thousands of terms then need no care, and one set of formulas
-// serves float32, bfloat16 and the float64 of gradcheck. All of T at one channel (or one vector of channels).
+// The arithmetic is float64, whatever the tensors hold: sums of thousands of terms then need no care, and one set of
+// formulas serves float32, bfloat16 and the float64 of gradcheck. A call does all T tokens of one channel (or vector).
 
 HPCM_FN double hpcm_of(float x) { return (double)x; }
 HPCM_FN double hpcm_of(double x) { return x; }
@@ -200,7 +202,7 @@ HPCM_FN double hpcm_of(HpcmBf16 x) {
 HPCM_FN void hpcm_put(double x, double* out) { *out = x; }
 HPCM_FN void hpcm_put(double x, float* out) { *out = (float)x; }
 
-// To the nearest, half to even; a NaN stays one.
+// Rounds to the nearest bfloat16, half to even; a NaN stays a NaN.
 HPCM_FN void hpcm_put(double x, HpcmBf16* out) {
     union {
         float f;
@@ -211,7 +213,7 @@ HPCM_FN void hpcm_put(double x, HpcmBf16* out) {
     out->bits = (uint16_t)(x != x ? 0x7FC0u : rounded);
 }
 
-// e^x with x limited to +-300, relative error 1e-14; NaN stays NaN. `Bits`: as V, of uint64.
+// e^x with x limited to +-300, relative error 1e-14; NaN stays NaN. `Bits` is V's counterpart of uint64.
 template <class Bits, class V>
 HPCM_FN V hpcm_exp(V x) {
     const V low = V{} - 300.0, high = V{} + 300.0;
@@ -232,7 +234,7 @@ HPCM_FN V hpcm_exp(V x) {
     return (p0 + r4 * (p1 + r4 * p2)) * power.f;
 }
 
-// exp(-w) and exp(u) from decay and boost, which have gradients only within the clamps.
+// exp(-w) and exp(u) from decay and boost, which are clamped and have gradients only within their clamps.
 HPCM_FN double hpcm_decay_factor(double decay, int64_t tokens) {
     return hpcm_exp<uint64_t>(-(hpcm_limit(decay, 0.0, (double)HPCM_EXPONENT_MAX) / (double)tokens));
 }
@@ -245,7 +247,7 @@ HPCM_FN double hpcm_clamp_gradient(double x, double low, double high, double g, 
     return x < low || x > high ? 0.0 : g / (double)tokens;
 }
 
-// `io`: k(t), v(t) are the inputs at token t, y(t, value) takes a result, kept(i, t) is scratch: V&, i < 3.
+// `io`: k(t) and v(t) are the inputs at token t, y(t, value) stores a result, kept(i, t) is scratch memory, V&, i < 3.
 template <class Bits, class V, class Io>
 HPCM_FN void hpcm_biwkv4(int64_t tokens, V w, V own, const Io& io) {
     V n = {}, d = {};
@@ -267,13 +269,15 @@ HPCM_FN void hpcm_biwkv4(int64_t tokens, V w, V own, const Io& io) {
     }
 }
 
-// The gradients (DESIGN: with a_t = g_t / D_t, b_t = a_t y_t they are sums of the same kind over a and b). `io` also
-// has g(t) and takes gk(t, value), gv(t, value); kept(i, t): i < 5. Results: gradients by w and u.
+// The gradients (DESIGN: with a_t = g_t / D_t and b_t = a_t y_t they are sums of the same kind over a and b). `io` also
+// has g(t), the gradient by y, and stores gk(t, value) and gv(t, value); kept(i, t) has i < 5. gw and gu receive the
+// gradients by w and u.
 //
-// With L and R for "before" and "behind": X_t = a_t PL_t - b_t QL_t, P and Q the sums of e v and e; O_t the own term;
-// Z_t = e_t (v_t AL_t - BL_t). A term of distance d = t - i counts t - 1 times in X, and i times less in the sums of a
-// and b that its partner sees; what lies behind follows from N_t = y_t D_t and from gk_t, which hold both sides. So no
-// recurrence for the distances is needed: gw = -sum_t (2 t - 1) (X_t + Z_t) + 2 t O_t - t gk_t.
+// L marks a sum over the tokens before t, R one over those behind it. P and Q are the sums of e v and of e, A and B
+// those of a and of b; X_t = a_t PL_t - b_t QL_t; Z_t = e_t (v_t AL_t - BL_t); O_t is the own term. gw weighs the term
+// of the tokens i < t with its distance less one, t - 1 - i: it counts t - 1 times in X_t and i times less in the sums
+// of a and b that its partner i sees. The sums behind t follow from N_t = y_t D_t and from gk_t, which hold both sides.
+// So no recurrence for the distances is needed: gw = -sum_t (2 t - 1) (X_t + Z_t) + 2 t O_t - t gk_t.
 template <class Bits, class V, class Io>
 HPCM_FN void hpcm_biwkv4_gradients(int64_t tokens, V w, V own, const Io& io, V& gw, V& gu) {
     V p = {}, q = {};
@@ -319,7 +323,7 @@ HPCM_FN void hpcm_biwkv4_gradients(int64_t tokens, V w, V own, const Io& io, V& 
     gu = by_u;
 }
 
-// Sums of the samples' gradients by w and u at channel c, in order, as gradients by decay and boost.
+// The gradients by decay and boost at channel c, from the sums, in order, of all samples' gradients by w and u.
 HPCM_FN void hpcm_biwkv4_sum(int64_t batch, int channels, int64_t tokens, int c, const double* sums,
                              const double* decay, const double* boost, double* g_decay, double* g_boost) {
     const double limit = HPCM_EXPONENT_MAX;

@@ -1,10 +1,10 @@
-// The kernels' loops for one instruction set. A unit for each (functions.h) includes this inside a namespace of its own
+// The kernels' loops. The unit of each instruction set (functions.h) includes this file inside a namespace of its own
 // and with the compiler's target set, after defining one of
 //
 //     HPCM_AVX512, HPCM_AVX2, HPCM_SSE2, HPCM_PLAIN
 //
-// which chooses the dot product; the loops that are plain C++ are vectorised by the compiler. Integer sums are exact, so
-// neither the width nor the order matters; everything else is core.h's, element by element. Each function does a range
+// which chooses the dot product. The other loops are plain C++ that the compiler vectorises. Integer sums are exact, so
+// neither the width of vectors nor the order matters; all else is core.h's, element by element. A function does a range
 // of rows (positions), blocks or channels, so that threads can share the work.
 
 #include "core.h"
@@ -51,7 +51,8 @@ static inline void store_zipped(int32_t* p, Ints low, Ints high) {
     store(p + LANES, high);
 }
 #else
-// Processors without a dot product written for them: vectors of the compiler's own, lowered to what there is.
+// For processors without a dot product of their own below: the compiler's vector types, which it turns into what they
+// have.
 typedef int32_t Ints __attribute__((vector_size(16)));
 enum { LANES = 4, ROWS = 2, PANELS = 1, DOUBLES = 2 };
 static inline Ints load(const int16_t* p) {
@@ -117,8 +118,8 @@ static __attribute__((noinline)) void multiply(const int16_t* a, int64_t inputs,
         for (int v = 0; v < P * VECTORS; ++v) store(out + r * TILE + v * LANES, sums[r][v]);
 }
 
-// Few shapes, since each is compiled for every instruction set: rows at the end of a range go one by one, and so do
-// panels that are fewer than PANELS.
+// There are few shapes, since each is compiled for every instruction set. Where fewer than ROWS rows or PANELS panels
+// are left, they are done one by one.
 static void multiply_tile(int rows, int panels, const int16_t* a, int64_t inputs, const int16_t* w, int32_t* out) {
     const int step = rows == ROWS ? ROWS : 1;
     for (int r = 0; r < rows; r += step, a += step * inputs, out += step * TILE) {
@@ -193,14 +194,14 @@ static void linear(int64_t first, int64_t last, const Linear& l) {
 // --- depthwise convolution: rows of the image (batch included), zero padding ---------------------------------------
 
 //
-// Two taps are one dot product: their channels are zipped, and so are the two taps' weights. Sums come out zipped too,
-// within 128 bits, until store_zipped.
+// Two taps are one dot product: their channels are interleaved ("zipped"), and so are their weights. The sums are
+// zipped too, within each 128 bits, until store_zipped puts them in order.
 
-enum { WIDE_STEP = 2 * LANES };  // channels that go together
+enum { WIDE_STEP = 2 * LANES };  // channels that are computed together
 
 struct Rows {
-    const int16_t* at[5];  // the rows that a row of the output sees, at channel `c`; zeros beyond the image
-    int64_t step[5];       // from one column to the next; none in the row of zeros
+    const int16_t* at[5];  // the input rows that an output row sees, from channel `c` on; zeros outside the image
+    int64_t step[5];       // from one column to the next; 0 in a row of zeros
 };
 
 template <int K, bool EDGE>
@@ -222,7 +223,7 @@ static inline void convolve(const Rows& rows, int64_t column, int64_t width, con
     store_zipped(sums, low, high);
 }
 
-// One row of the output, WIDE_STEP channels from `c` on.
+// Computes one row of the output at the WIDE_STEP channels from `c` on.
 template <int K>
 static void convolve_row(const Depthwise& d, int64_t row, int c) {
     static const int16_t zeros[WIDE_STEP] = {};
@@ -287,7 +288,7 @@ static void norm(int64_t first, int64_t last, const Norm& p) {
     for (int64_t row = first; row < last; ++row) {
         const int16_t* a = p.a + row * n;
         int64_t sum = 0, squares = 0;
-        for (int start = 0; start < n; start += 64) {  // 64 squares of codes stay within uint32
+        for (int start = 0; start < n; start += 64) {  // the sum of 64 squared codes fits uint32
             const int stop = start + 64 < n ? start + 64 : n;
             int32_t s = 0;
             uint32_t q = 0;
@@ -347,7 +348,7 @@ static void pixels(int64_t first, int64_t last, const Pixels& p) {
         ((Level*)p.out)[i] = (Level)hpcm_pixel(p.wide[i], p.factor, p.half, p.top);
 }
 
-// a is one row for all positions.
+// a is one row (channels,), the same at all positions.
 static void blend(int64_t first, int64_t last, const Elements& p) {
     const float* table = p.table + HPCM_TABLE_MAX;
     for (int64_t row = first; row < last; ++row)
@@ -365,12 +366,13 @@ static void sum_rows(int64_t first, int64_t last, const int16_t* a, int channels
 
 // --- Bi-WKV4 -----------------------------------------------------------------------------------------------------------
 //
-// Work item: a sample at 32 channels, a cache line of codes. It goes from the last block to the first, for what each
-// block's right neighbours carry into it, then from the first to the last for the results: codes are read twice, their
-// weights looked up twice, and nothing but one pair of sums a block is kept. Items of one sample run side by side, block
-// by block, so that memory is read in order. A block's codes are gathered first, since tokens lie a multiple of a
-// cache's ways apart; then the channels of one vector go together. Channels beyond the last are computed from zeros (with
-// weights of one, so that nothing is divided by zero) and not stored.
+// A work item is a group: one sample at 32 channels, whose codes fill a cache line. It goes from the last block to the
+// first to find what the blocks to the right carry into each, and then from the first to the last for the results.
+// Codes are thus read and their weights looked up twice, but only one pair of sums per block is kept. Groups of one
+// sample run side by side, block by block, so that memory is read in order. A block's codes are first gathered, since
+// the tokens lie so far apart that they would share few places of the cache; then the channels of a vector are computed
+// together. Channels beyond the last are computed from zeros (with weights of one, so that nothing is divided by zero)
+// and not stored.
 
 typedef double Doubles __attribute__((vector_size(8 * DOUBLES)));
 typedef int64_t Longs __attribute__((vector_size(8 * DOUBLES)));
@@ -380,7 +382,7 @@ typedef int16_t Codes __attribute__((vector_size(2 * DOUBLES)));
 enum { GROUP = 32, VECS = GROUP / DOUBLES };
 
 struct Lanes {
-    int64_t token;  // the block's first, batch included
+    int64_t token;  // the block's first token, counted through all samples
     int count, channel, channels;
 };
 
@@ -397,7 +399,8 @@ struct Gathered {
     int16_t k[HPCM_BLOCK][GROUP], v[HPCM_BLOCK][GROUP];
 };
 
-// A group's codes of one token; the size is a constant where it can be, since a call costs as much as the arithmetic.
+// Copies a group's codes of one token. The size is a constant where it can be: a call would cost as much as the
+// arithmetic.
 static inline void copy_codes(int16_t* to, const int16_t* from, int n) {
     if (n == GROUP)
         memcpy(to, from, GROUP * sizeof(int16_t));
@@ -405,7 +408,7 @@ static inline void copy_codes(int16_t* to, const int16_t* from, int n) {
         memcpy(to, from, n * sizeof(int16_t));
 }
 
-// ahead: how many tokens further a block lies that will be gathered soon: two blocks on, memory has time to answer.
+// ahead: the distance in tokens to the block that is prefetched, two blocks on, so that memory has time to answer.
 static inline void gather(const Wkv& p, const Lanes& at, int64_t ahead, Gathered& codes) {
     if (!p.table) return;
     if (at.channels < GROUP) memset(&codes, 0, sizeof codes);
@@ -429,14 +432,14 @@ static inline Doubles look_up(const double* table, const int16_t* k) {
 #endif
 }
 
-// Between int16 and float64 by way of int32: at once, g++ goes lane by lane.
+// int16 becomes float64 by way of int32: converted directly, g++ goes lane by lane.
 static inline Doubles values_of(const int16_t* v) {
     Codes x;
     memcpy(&x, v, sizeof x);
     return __builtin_convertvector(__builtin_convertvector(x, Wholes), Doubles);
 }
 
-// e and e v of the j-th token at the channels of one vector from the c-th of the group on.
+// e and e v of token j of the block, at the channels of one vector, which starts at channel c of the group.
 static inline void take_token(const Wkv& p, const Lanes& at, const Gathered& codes, int j, int c, Doubles& e,
                               Doubles& ev) {
     if (p.table) {
@@ -461,7 +464,7 @@ static inline Codes code_of(Doubles x, double limit) {
 }
 
 static inline void put_result(const Wkv& p, const Lanes& at, Gathered& codes, int j, int c, Doubles y) {
-    if (p.table) {  // in the place of v, which is not needed again
+    if (p.table) {  // overwrites v, which is not needed again
         const Codes out = code_of(y * p.factor, (double)p.limit);
         memcpy(codes.v[j] + c, &out, sizeof out);
     } else if (at.channels > c) {
@@ -473,10 +476,10 @@ static inline void put_result(const Wkv& p, const Lanes& at, Gathered& codes, in
 struct Group {
     Lanes at;
     Doubles power[VECS][HPCM_BLOCK + 1], own[VECS], sums[VECS][2];  // sums: numerators and denominators
-    double* ends;  // (blocks, VECS, 2, DOUBLES): what comes in from the right
+    double* ends;  // (blocks, VECS, 2, DOUBLES): what the blocks to the right carry into each
 };
 
-enum { GROUPS = 4 };  // of a sample, side by side
+enum { GROUPS = 4 };  // how many groups of a sample run side by side
 
 static inline void go_to(const Wkv& p, int64_t sample, int64_t block, Lanes& at) {
     const int64_t start = block * p.length;
@@ -539,7 +542,7 @@ static void wkv_groups(const Wkv& p, int64_t sample, int first, int n) {
         }
 }
 
-// Items: groups of all samples.
+// The range counts groups, through all samples.
 static void wkv(int64_t first, int64_t last, const Wkv& p) {
     while (first < last) {
         const int64_t in_sample = p.groups - first % p.groups, left = last - first;
@@ -552,7 +555,8 @@ static void wkv(int64_t first, int64_t last, const Wkv& p) {
 
 // --- Bi-WKV4 for training ----------------------------------------------------------------------------------------------
 //
-// Work item: all tokens of a sample at the channels of one vector. Channels beyond the last are computed from zeros and not stored.
+// A work item is all tokens of a sample at the channels of one vector. Channels beyond the last are computed from zeros
+// and not stored.
 
 
 typedef float Floats __attribute__((vector_size(4 * DOUBLES)));
@@ -584,7 +588,7 @@ static inline void narrow(Doubles x, float* p) {
 
 static inline void narrow(Doubles x, double* p) { memcpy(p, &x, sizeof x); }
 
-// As hpcm_put.
+// Rounds as hpcm_put does.
 static inline void narrow(Doubles x, HpcmBf16* p) {
     const Floats y = __builtin_convertvector(x, Floats);
     const Bits bits = (Bits)y, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
@@ -606,7 +610,7 @@ static inline void write_reals(T* p, int n, Doubles x) {
     for (int l = 0; l < n; ++l) hpcm_put(x[l], p + l);
 }
 
-// In: what k, v and their gradients hold; Out: what y and its gradient hold.
+// In: the type of k, v and their gradients; Out: the type of y and its gradient.
 template <class In, class Out>
 struct Sequence {
     const In *k_at, *v_at;
@@ -671,7 +675,7 @@ static void biwkv4_sum(int64_t batch, const Biwkv4& p, double* g_decay, double* 
         hpcm_biwkv4_sum(batch, p.channels, p.tokens, c, p.sums, p.decay, p.boost, g_decay, g_boost);
 }
 
-// constexpr: nothing of a copy runs before it is chosen, not even to fill this in.
+// This is constexpr so that no instruction of a copy runs before the copy is chosen, not even to fill in this table.
 static constexpr Functions functions = {
     linear,  depthwise, norm,        lrelu, relu_squared, gate, add, channel_scale, blend, sum_rows, latent_code, wkv,
     narrow,  {pixels<uint8_t>, pixels<uint16_t>},

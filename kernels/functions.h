@@ -1,11 +1,11 @@
-// What a copy of the loops for one instruction set offers, `Functions`, and the arguments that they take. `limit`: of the
-// result's codes.
+// The loops are compiled once for each instruction set. `Functions` is what such a copy offers; the structs before it
+// are the arguments of its functions. `limit`: of the result's codes.
 //
 // A copy is a translation unit: avx512.cpp, avx2.cpp, sse2.cpp, plain.cpp. Each sets the compiler's target by a pragma,
 // so that all units are compiled with the same flags, one by one or in one call. Nothing in such a unit may have a name
-// that other units can see, except its `Functions`: where two units hold one inline function the linker keeps either
-// copy, and a copy of newer instructions would end the processes of older processors. So these units take no header of
-// the C++ library, and their loops are in an unnamed namespace.
+// that other units can see, except its `Functions`: where two units contain the same inline function, the linker keeps
+// one of them for both, and processes on older processors would end at an instruction that they do not know. Therefore
+// these units include no header of the C++ library, and their loops are in an unnamed namespace.
 
 #ifndef HPCM_FUNCTIONS_H
 #define HPCM_FUNCTIONS_H
@@ -20,7 +20,7 @@
 
 namespace hpcm {
 
-enum { ROW_BLOCK = 96 };  // rows of a linear that stay in the cache while the outputs pass
+enum { ROW_BLOCK = 96 };  // rows of a linear layer that stay in the cache while all outputs are computed for them
 
 struct Depthwise {
     const int16_t *a, *weights;
@@ -53,7 +53,7 @@ struct Pixels {
 };
 
 struct Wkv {
-    // Codes with a table of exp(k), or float64 weights and values where the table is null.
+    // Inputs are codes k, v with a table of exp(k); where the table is null, float64 weights exp(k) and values v.
     const int16_t *k, *v;
     const double *table, *weights, *values, *powers, *own;
     double factor;
@@ -79,7 +79,7 @@ struct Functions {
     void (*wkv)(int64_t, int64_t, const Wkv&);
     void (*narrow)(int64_t, int64_t, const Elements&);
     void (*pixels[2])(int64_t, int64_t, const Pixels&);  // to uint8, to uint16
-    int doubles;  // channels that go together in what follows
+    int doubles;  // channels per work item of the functions that follow
     void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&, int* failed);
     void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);
 };

@@ -1,12 +1,14 @@
-// The kernels for processors: the choice between the copies of cpu.h (functions.h) when the library is first used; a
-// pool of threads; the plain C interface that hpcmcodec/native/compiled.py calls through ctypes.
+// The kernels for processors. This file chooses between the copies of cpu.h (functions.h) when the library is first
+// used, has a pool of threads, and defines the plain C interface that hpcmcodec/native/compiled.py calls through
+// ctypes.
 //
 //     g++ -std=c++17 -O2 -shared -fPIC -pthread -ffp-contract=off *.cpp      (hpcmcodec/native/build.py)
 //
-// Arrays are contiguous, channels last. Nothing is checked here, but for the entropy coder: compiled.py does that.
+// Arrays are contiguous, with channels last. Only the entropy coder checks its arguments here; compiled.py checks all
+// others.
 // Whatever the instruction set and the number of threads, results have the same bits, those of the numpy reference.
 //
-// HPCM_PORTABLE leaves out what is written for x86-64, so that the rest can be tested there.
+// HPCM_PORTABLE leaves out the code written for x86-64, so that the code for other processors can be tested on x86-64.
 
 #include <atomic>
 #include <condition_variable>
@@ -70,10 +72,11 @@ const Functions& use() {
 
 // --- threads -------------------------------------------------------------------------------------------------------------
 //
-// The caller works too and takes item after item from a shared counter, so that a thread which the system does not run
-// (a busy neighbour) costs nothing: it is waited for only while it holds an item. Threads are started on first use, are
-// never joined (the process may end while they sleep) and are started anew in a child after fork. Where the system starts
-// no more (a limit of processes or of memory), those that run do the work, the caller alone if need be: no call fails.
+// The calling thread works too. All threads take item after item from a shared counter, and a thread is waited for only
+// while it holds an item, so one that the system does not run, because other processes are busy, costs nothing. Threads
+// are started on first use, never joined (the process may end while they sleep), and started anew in a child after
+// fork. Where the system starts no more threads (a limit of processes or of memory), those that run do the work, if
+// need be the caller alone: no call fails.
 
 class Pool {
   public:
@@ -82,7 +85,7 @@ class Pool {
         auto call = [](const void* b, int64_t i) { (*(const Body*)b)(i); };
         int helpers = (int)(n - 1 < threads - 1 ? n - 1 : threads - 1);
         std::unique_lock<std::mutex> turn(turns, std::defer_lock);
-        if (helpers < 1 || !turn.try_lock()) {  // another thread of the process has the pool: do it here
+        if (helpers < 1 || !turn.try_lock()) {  // another thread of the process uses the pool, so this one works alone
             for (int64_t i = 0; i < n; ++i) body(i);
             return;
         }
@@ -110,7 +113,7 @@ class Pool {
         try {
             std::thread([this] { work(); }).detach();
             return true;
-        } catch (...) {  // std::system_error, std::bad_alloc: none may pass a C interface
+        } catch (...) {  // std::system_error or std::bad_alloc; no exception may pass a C interface
             return false;
         }
     }
@@ -147,10 +150,12 @@ class Pool {
 std::atomic<Pool*> pool_of_process{nullptr};
 std::atomic<int> wanted_threads{1};
 
-// A parent's pool has no threads in its child, and its locks any state: it is left behind, for a fresh one.
+// In a child after fork, the parent's pool has no threads, and its locks may be held: the child makes a pool of its
+// own.
 const int forks = pthread_atfork(nullptr, nullptr, [] { pool_of_process.store(nullptr); });
 
-// Null where there is no memory for one. No lock guards it: a thread could hold that while another one forks.
+// The process's pool, or null where there is no memory for one. No lock guards it, since a thread could hold the lock
+// while another one forks.
 Pool* pool() {
     Pool* p = pool_of_process.load();
     if (!p) {
@@ -158,13 +163,14 @@ Pool* pool() {
         if (pool_of_process.compare_exchange_strong(p, made))
             p = made;
         else
-            delete made;  // another thread was quicker; this one has started nothing
+            delete made;  // another thread has stored its pool first; this one has no threads yet
     }
     if (p) p->threads = wanted_threads.load();
     return p;
 }
 
-// f(first, last) over 0..n in pieces of `grain`: small enough to share out, large enough to be worth waking a thread.
+// Calls f(first, last) for 0..n in pieces of `grain`, small enough to share and large enough to be worth waking a
+// thread.
 template <class F>
 void parallel(int64_t n, int64_t grain, const F& f) {
     if (grain < 1) grain = 1;
@@ -179,12 +185,12 @@ void parallel(int64_t n, int64_t grain, const F& f) {
     });
 }
 
-// Elements of simple work, and multiply-adds of products, that a thread is worth waking for: some 30 microseconds.
+// How many elements of simple work, or multiply-adds, are worth waking a thread for: about 30 microseconds of work.
 const int64_t ELEMENTS = 1 << 16, PRODUCTS = 1 << 21;
 
 int64_t rows_of(int64_t total, int64_t each) { return total / (each > 0 ? each : 1) + 1; }
 
-// 0, or 1 where there was no memory.
+// Returns 0, or 1 where memory could not be allocated.
 int run_sequences(int64_t elements, const Biwkv4& p) {
     const Functions& f = use();
     const int64_t vectors = (p.channels + f.doubles - 1) / f.doubles;
@@ -198,7 +204,7 @@ int run_sequences(int64_t elements, const Biwkv4& p) {
 
 // --- interface -------------------------------------------------------------------------------------------------------------
 
-// How many values of abi.h there are, written to `values` where that is not null.
+// Returns how many values HPCM_ABI has, and writes them to `values` where that is not null.
 HPCM_API int hpcm_abi(int64_t* values) {
     static const int64_t own[] = {HPCM_ABI};
     if (values) memcpy(values, own, sizeof own);
@@ -210,7 +216,7 @@ HPCM_API const char* hpcm_variant() {
     return chosen.load()->name;
 }
 
-// Names of the copies that this processor can run, best first, separated by commas.
+// The names of the copies that this processor can run, best first, separated by commas.
 HPCM_API const char* hpcm_variants() {
     static char names[64];
     static std::once_flag once;
@@ -224,7 +230,8 @@ HPCM_API const char* hpcm_variants() {
     return names;
 }
 
-// 0, or -1 where this processor cannot run the copy of that name. For tests and benchmarks.
+// Uses the copy of this name from here on, for tests and benchmarks. Returns 0, or -1 where this processor cannot run
+// it.
 HPCM_API int hpcm_choose(const char* name) {
     for (const Variant& v : variants)
         if (!strcmp(v.name, name) && v.supported()) {
@@ -336,7 +343,7 @@ HPCM_API void hpcm_channel_scale(int64_t rows, int channels, const int16_t* a, c
     parallel(rows, rows_of(ELEMENTS, channels), [&](int64_t a, int64_t b) { f.channel_scale(a, b, p); });
 }
 
-// a (channels,), the same for all rows; b (rows, channels).
+// a (channels,) is the same for all rows; r and b are (rows, channels).
 HPCM_API void hpcm_blend(int64_t rows, int channels, const int16_t* r, const int16_t* a, const int16_t* b,
                          const float* table, int16_t* out) {
     Elements p = {};
@@ -354,13 +361,14 @@ HPCM_API void hpcm_sum_rows(int64_t rows, int channels, const int16_t* a, int64_
     use().sum_rows(0, rows, a, channels, sums);
 }
 
-// How many doubles `ends` of hpcm_wkv holds.
+// How many doubles the scratch memory `ends` of hpcm_wkv must hold.
 HPCM_API int64_t hpcm_wkv_scratch(int64_t batch, int64_t tokens, int channels, int length) {
     return batch * ((tokens + length - 1) / length) * ((channels + 31) / 32) * 4 * 16;
 }
 
-// Bi-WKV4 over codes (table of exp(k), result times `factor` as codes), or, where `table` is null, over float64:
-// k is exp(k) then, and the result is float64.
+// Bi-WKV4 over k and v (batch, tokens, channels). With a `table` of exp(k), they are codes, and the result times
+// `factor` is stored as codes. Where `table` is null, all is float64: k holds exp(k), and the result is stored as it
+// is.
 HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, const void* k, const void* v,
                        const double* table, const double* powers, const double* own, double factor, int limit,
                        double* ends, void* out) {
@@ -386,25 +394,26 @@ HPCM_API void hpcm_wkv(int64_t batch, int64_t tokens, int channels, int length, 
     p.blocks = (tokens + length - 1) / length;
     p.groups = (channels + 31) / 32;
     const Functions& f = use();
-    // One piece a thread: groups of a sample that stay together read whole rows of codes.
+    // Each thread gets one piece, since groups of a sample that stay together read whole rows of codes.
     const int64_t items = batch * p.groups, threads = wanted_threads.load(), least = rows_of(ELEMENTS / 4, tokens * 32);
     const int64_t grain = (items + threads - 1) / threads;
     parallel(items, grain < least ? least : grain, [&](int64_t a, int64_t b) { f.wkv(a, b, p); });
 }
 
 // Bi-WKV4 for training over k, v (batch, tokens, channels) of the type `real`; decay, boost (channels,) as float64.
-// y: float32, float64 for FLOAT64. Returns 0, or 1 where there was no memory.
+// y is float64 for FLOAT64, otherwise float32. Returns 0, or 1 where memory could not be allocated.
 HPCM_API int hpcm_float_biwkv4(const Biwkv4* p) { return run_sequences(ELEMENTS / 16, *p); }
 
-// Codes n symbols, the last one first, into `words` from its end; `room`: how many words are free at its start. Returns
-// how many symbols could not be coded. rans.h has the details.
+// Encodes n symbols, the last one first, into `words` from its end on; `room` is how many words are still free at its
+// start. Returns how many symbols could not be encoded. rans.h has the details.
 HPCM_API int64_t hpcm_rans_encode(int64_t n, const int32_t* symbols, const int32_t* indexes, int64_t n_tables,
                                   int64_t width, const int32_t* cdf, const int32_t* sizes, const int32_t* offsets,
                                   uint64_t* state, uint8_t* words, int64_t* room) {
     return rans::encode(n, symbols, indexes, {n_tables, width, cdf, sizes, offsets}, state, words, room);
 }
 
-// Decodes n symbols from a stream of n_words words of 4 bytes; `position`: the next word. Returns how many were decoded.
+// Decodes n symbols from a stream of n_words words of 4 bytes; `position` is the next word. Returns how many it
+// decoded.
 HPCM_API int64_t hpcm_rans_decode(int64_t n, const int32_t* indexes, int64_t n_tables, int64_t width,
                                   const int32_t* cdf, const int32_t* sizes, const int32_t* offsets,
                                   const uint8_t* stream, int64_t n_words, uint64_t* state, int64_t* position,
@@ -412,8 +421,8 @@ HPCM_API int64_t hpcm_rans_decode(int64_t n, const int32_t* indexes, int64_t n_t
     return rans::decode(n, indexes, {n_tables, width, cdf, sizes, offsets}, stream, n_words, state, position, symbols);
 }
 
-// The gradients by k, v (of the type `real`), decay and boost (float64), from the one by y (of y's type).
-// Samples are summed in order, whatever the threads.
+// The gradients of hpcm_float_biwkv4 by k and v (of the type `real`), decay and boost (float64), from the gradient by y
+// (of y's type). Samples are summed in order, whatever the number of threads.
 HPCM_API int hpcm_float_biwkv4_gradients(const Biwkv4* p, double* g_decay, double* g_boost) {
     const int failed = run_sequences(ELEMENTS / 32, *p);
     use().biwkv4_sum(p->batch, *p, g_decay, g_boost);

@@ -1,10 +1,11 @@
-// The kernels for NVIDIA GPUs: core.h's arithmetic, one thread an element (Bi-WKV4: one a block of tokens and channel).
+// The kernels for NVIDIA GPUs: core.h's arithmetic, with one thread per element (Bi-WKV4: per block of tokens and
+// channel).
 //
 //     nvcc --std=c++17 --fmad=false -cubin -arch=sm_NN kernels.cu            (hpcmcodec/native/cuda.py, or NVRTC there)
 //
-// Kernels alone: cuda.py launches them through the driver, so neither compiler sees a line of the host's. Pointers are
-// the device's. There is no atomic and no shared memory, so results do not depend on how threads are scheduled.
-// Elsewhere than in CUDA the file compiles behind tests/cuda_shim.h, which runs the threads one after the other.
+// The file holds kernels alone: cuda.py launches them through the driver, so the compilers see no code for the host.
+// Pointers are device addresses. There are no atomics and no shared memory, so results do not depend on how threads are
+// scheduled. Without CUDA, the file compiles after tests/cuda_shim.h, which runs the threads one after the other.
 
 #ifdef __CUDACC_RTC__  // NVRTC has no headers of its own
 typedef signed char int8_t;
@@ -25,10 +26,10 @@ typedef unsigned long long uint64_t;
 #define HPCM_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
 #endif
 
-// This thread's element; launches are rounded up, so there may be none.
+// The number of this thread's element. Launches are rounded up to whole blocks, so it may lie beyond the last.
 __device__ static inline int64_t element() { return blockIdx.x * (int64_t)blockDim.x + threadIdx.x; }
 
-// The values of abi.h, one each.
+// The values of HPCM_ABI; each thread writes one.
 HPCM_KERNEL(hpcm_abi, int64_t* values) {
     const int64_t own[] = {HPCM_ABI}, i = element();
     if (i < (int64_t)(sizeof own / sizeof *own)) values[i] = own[i];
@@ -77,7 +78,7 @@ HPCM_KERNEL(hpcm_depthwise, int64_t batch, int64_t height, int64_t width, int ch
     out[i] = hpcm_code(hpcm_requantise(sum, scale[c], bias[c]), (float)limit);
 }
 
-// One thread a row.
+// One thread per row.
 HPCM_KERNEL(hpcm_norm, int64_t rows, int channels, const int16_t* a, const float* gamma, const float* beta, int limit,
             int16_t* out) {
     const int64_t i = element();
@@ -154,7 +155,7 @@ HPCM_KERNEL(hpcm_blend, int64_t rows, int channels, const int16_t* r, const int1
     out[i] = hpcm_blend(table[HPCM_TABLE_MAX + r[i]], a[i % channels], b[i]);
 }
 
-// One thread a channel.
+// One thread per channel.
 HPCM_KERNEL(hpcm_sum_rows, int64_t rows, int channels, const int16_t* a, int64_t* sums) {
     const int64_t i = element();
     if (i >= channels) return;
@@ -165,9 +166,9 @@ HPCM_KERNEL(hpcm_sum_rows, int64_t rows, int channels, const int16_t* a, int64_t
 
 // --- Bi-WKV4 (kernels.cpp: hpcm_wkv) in three launches; ends: (batch, blocks, channels, 4) --------------------------------
 
-// A block of tokens at one channel.
+// One block of tokens at one channel.
 struct Block {
-    int64_t first, channels;  // token, batch included
+    int64_t first, channels;  // the block's first token, counted through all samples; channels of a token
     int count, c;
     const void *k, *v;
     const double* table;
@@ -226,7 +227,7 @@ HPCM_KERNEL(hpcm_wkv_ends, int64_t batch, int64_t tokens, int64_t blocks, int ch
     at[3] = d[1];
 }
 
-// What the blocks before (left, 0 and 1) and behind (right, 2 and 3) carry into each: one thread a sum.
+// What the blocks before (numbers 0 and 1 of `ends`) and behind (2 and 3) carry into each; one thread per sum.
 HPCM_KERNEL(hpcm_wkv_carries, int64_t batch, int64_t blocks, int channels, int length, const double* powers,
             double* ends) {
     const int64_t i = element();
@@ -259,7 +260,7 @@ HPCM_KERNEL(hpcm_wkv_out, int64_t batch, int64_t tokens, int64_t blocks, int cha
 
 // --- Bi-WKV4 for training (kernels.cpp: hpcm_float_biwkv4) ----------------------------------------------------------------
 //
-// One thread a sample and channel. scratch: (3 or 5, tokens, batch * channels).
+// One thread per sample and channel. scratch: (3, tokens, batch * channels), for the gradients (5, ...).
 
 template <class In, class Out>
 struct Sequence {
@@ -314,7 +315,7 @@ HPCM_KERNEL(hpcm_float_biwkv4, Biwkv4 p) {
         run_sequence<double, double>(p, i);
 }
 
-// One thread a channel.
+// One thread per channel.
 HPCM_KERNEL(hpcm_float_biwkv4_sum, Biwkv4 p, double* g_decay, double* g_boost) {
     const int64_t i = element();
     if (i >= p.channels) return;

@@ -1,4 +1,4 @@
-// The loops for processors without a copy of their own, in vectors of the compiler's.
+// The loops for all other processors, written in the compiler's vector types.
 
 #include "functions.h"
 

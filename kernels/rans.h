@@ -1,11 +1,12 @@
 // The entropy coder: writes and reads the streams of CompressAI's coder, which hpcmcodec/rans.py describes.
 //
-// kernels.cpp includes this once, for all instruction sets: each symbol needs the state that the one before it left.
-// Symbols are coded from the last to the first and decoded from the first to the last. The caller keeps state and
-// position between calls, so a stream can be treated in any number of parts, and what was left over is known.
+// kernels.cpp includes this once for all instruction sets, since vectors are of no use: each symbol needs the state
+// that the one before it left. Symbols are encoded from the last to the first and decoded from the first to the last.
+// The caller keeps state and position between calls, so a stream can be coded in any number of calls, and the caller
+// knows how much of it is left.
 //
-// Unlike the kernels, these functions trust nothing: whatever indexes, tables and streams hold, no access leaves the
-// arrays, and all loops end. Behind a stream decoding finds zeros.
+// Unlike the kernels, these functions check their arguments: whatever indexes, tables and streams hold, no access
+// leaves the arrays, and all loops end. Beyond the end of a stream, decoding reads zeros.
 
 #include <stdint.h>
 
@@ -28,7 +29,7 @@ struct Row {
     uint32_t frequency(int32_t entry) const { return (uint32_t)cdf[entry + 1] - (uint32_t)cdf[entry]; }
 };
 
-// False where the index names no table.
+// Sets `row` to the table of this index; false where there is none.
 inline bool row_of(const Tables& tables, int32_t index, Row* row) {
     if (index < 0 || index >= tables.n) return false;
     const int32_t size = tables.sizes[index];
@@ -49,10 +50,10 @@ inline void put_word(uint8_t* at, uint32_t word) {
 
 struct Writer {
     uint8_t* words;
-    int64_t room;  // words that are free, before those that have been written
+    int64_t room;  // how many words are free, before those that have been written
     uint64_t state;
 
-    // Codes an entry that starts at `start` and is `frequency` of 2^bits wide. False where there is no room.
+    // Encodes an entry of this start and frequency, out of a total of 2^bits. False where there is no room.
     bool put(uint32_t start, uint64_t frequency, int bits) {
         if (state >= frequency << (63 - bits)) {
             if (room < 1) return false;
@@ -71,7 +72,7 @@ inline bool put_symbol(Writer* writer, const Row& row, int32_t symbol) {
         entry = (int32_t)value;
     } else {
         const uint64_t rest = (uint64_t)(value < 0 ? -2 * value - 1 : 2 * (value - row.escape));
-        if (rest >> MAX_REST_BITS) return false;  // CompressAI's encoder does not end there
+        if (rest >> MAX_REST_BITS) return false;  // CompressAI's encoder would not end for such a value
         int groups = 0;
         while (rest >> GROUP_BITS * groups) ++groups;
         for (int i = groups - 1; i >= 0; --i)
@@ -83,8 +84,8 @@ inline bool put_symbol(Writer* writer, const Row& row, int32_t symbol) {
     return writer->put(row.start(entry), frequency, TOTAL_BITS);
 }
 
-// Returns how many symbols are left, counted from the first: 0, or more where an index names no table, a frequency is
-// none, a value is too far outside its table, or there is no room; state and room are then those before that symbol.
+// Returns how many of the first symbols are not encoded: 0, or more where an index names no table, a frequency is 0, a
+// value is too far outside its table, or there is no room. State and room are then as they were before that symbol.
 inline int64_t encode(int64_t n, const int32_t* symbols, const int32_t* indexes, const Tables& tables, uint64_t* state,
                       uint8_t* words, int64_t* room) {
     Writer writer = {words, *room, *state};
@@ -116,21 +117,21 @@ struct Reader {
         return value;
     }
 
-    // Runs of LAST_GROUP end with the stream: behind it zeros come into the state.
+    // A run of LAST_GROUP ends with the stream at the latest, since zeros come into the state after it.
     uint32_t rest() {
         int64_t groups = 0;
         uint32_t value, all = 0;
         do groups += value = group();
         while (value == LAST_GROUP);
-        // No encoder writes more groups than eight. CompressAI's decoder shifts an int by more than its bits there:
-        // processors take that modulo 32.
+        // No encoder writes more than eight groups. Where a stream has more, CompressAI's decoder shifts an int by more
+        // than its width, which processors take modulo 32.
         for (int64_t i = 0; i < groups; ++i) all |= group() << (GROUP_BITS * i & 31);
         return all;
     }
 };
 
-// The entry with cdf[entry] <= place < cdf[entry + 1]: in steps that double, away from the value 0, which is likely, then
-// by halves. In a table that does not rise it is any entry.
+// The entry with cdf[entry] <= place < cdf[entry + 1]. The search starts at the value 0, which is likely, moves away in
+// strides that double, and ends by bisection. In a table that does not rise, the result may be any entry.
 inline int32_t entry_of(const Row& row, int32_t place) {
     const int32_t end = row.escape + 1;
     int32_t low = row.offset >= 0 ? 0 : row.offset < -row.escape ? row.escape : -row.offset, high = low + 1;
@@ -154,8 +155,8 @@ inline int32_t entry_of(const Row& row, int32_t place) {
     return low;
 }
 
-// Returns how many symbols were decoded: n, or fewer where an index names no table or a table has no such entry.
-// `position` counts words, those behind the stream too.
+// Returns how many symbols were decoded: n, or fewer where an index names no table or a table has no entry for the
+// state. `position` counts the words that were read, including those beyond the end of the stream.
 inline int64_t decode(int64_t n, const int32_t* indexes, const Tables& tables, const uint8_t* stream, int64_t n_words,
                       uint64_t* state, int64_t* position, int32_t* symbols) {
     Reader reader = {stream, n_words, *position, *state};

@@ -35,7 +35,8 @@ LAYERS = (
     ("rans_coders",),
     ("rans", "rans_check"),
     # the model: its entropy path, then what training adds (torch)
-    ("model", "model.config", "model.rwkv", "model.entropy", "model.cost"),
+    ("model", "model.config", "model.blocks", "model.entropy", "model.cost"),
+    ("model.rwkv",),
     ("model.memory",),
     ("model.context",),
     ("model.synthesis",),

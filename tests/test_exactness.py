@@ -19,7 +19,7 @@ import pytest
 import tiny
 
 from hpcmcodec import codec, container, weights
-from hpcmcodec.codec import LightEngine
+from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import limit_of
 from hpcmcodec.exact.namespaces import NUMPY
@@ -40,6 +40,7 @@ else:
     from numpy._core._multiarray_umath import __cpu_dispatch__ as dispatch, __cpu_features__ as features
 import tiny
 from hpcmcodec import codec, container, weights
+from hpcmcodec.engines import base
 from hpcmcodec.exact.namespaces import NumpyNamespace
 
 oldest = "OPENBLAS_CORETYPE" in os.environ
@@ -57,7 +58,7 @@ def decode(data, engine):
 
 def pixels(data, y_hat, engine):
     header = container.parse_header(data)
-    runner = codec._engine(weights.find(header.model_id), "cpu", engine)
+    runner = base.find(weights.find(header.model_id), "cpu", engine)
     return tiny.sha256(runner.synthesise(y_hat, header.quality))
 """
 # The torch half does not lean on the numpy path: its entry points raise.

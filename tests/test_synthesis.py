@@ -15,9 +15,10 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcmcodec import codec, strips, weights
-from hpcmcodec.codec import LightEngine
+from hpcmcodec import codec, weights
 from hpcmcodec.container import LATENT
+from hpcmcodec.engines import strips
+from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.exact.constants import CODE_MAX, FIXED_GRIDS, WIDE_GRID, WIDE_MAX
 from hpcmcodec.exact.elementary import gains
 from hpcmcodec.exact.layers import Dequantise, Linear, Read
@@ -99,7 +100,7 @@ def test_golden_files_show_the_same_pixels_with_kernels_of_every_instruction_set
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_files_show_the_same_pixels_with_torch(name: str) -> None:
     pytest.importorskip("torch")
-    from hpcmcodec.torch_engine import TorchEngine
+    from hpcmcodec.engines.torch import TorchEngine
 
     found = tiny.pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), TorchEngine(tiny.load(), "cpu"))
     assert found == {k: GOLDEN[name][k] for k in found}

@@ -1,1 +1,1 @@
-"""What the project measures itself with: scripts that need a checkout and are not part of the package."""
+"""The scripts with which the project measures itself. They need a checkout and are not part of the package."""

@@ -1,14 +1,14 @@
 """`python -m tools COMMAND`: the measurements behind the project's figures, and the page that shows them.
 
 speed       whole commands, in units of `import torch`
-bench       speed and memory by size of the picture and by phase, beside other codecs
-kernels     each operation: the numpy reference, the compiled kernel, and the machine's bound
-previews    what the scales of a file are worth
+bench       times and memory by size of the picture and by phase, beside other codecs
+kernels     times of each operation: the numpy reference, the compiled kernel, and the machine's bound
+previews    PSNR of a file decoded up to each scale
 monotone    whether a larger quality is always a better file
-robustness  pictures that are no photographs, against AVIF and a flat picture
-collect     a folder that `hpcm eval` has written -> a small result file
-published   a result file against published tables of other codecs
-results     docs/RESULTS.md and its plots, from the result files
+robustness  pictures that are no photographs, compared with AVIF and with a flat picture
+collect     makes a small result file from a folder that `hpcm eval` has written
+published   compares a result file with published tables of other codecs
+results     makes docs/RESULTS.md and its plots from the result files
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tools import bench, collect, kernels, monotone, previews, results, robustne
 
 
 class _Group(click.Group):
-    """Whatever goes wrong inside a command ends in one line, with what a failed process said below it."""
+    """A group that prints an error of a command in one line, and below it what a failed process printed."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -1,17 +1,17 @@
-"""Speed and memory on a fixed set of sizes, by phase, beside other codecs.
+"""Times and memory on pictures of fixed sizes, by phase, beside other codecs.
 
     python -m tools bench [--sizes 0.4,2,12] [--rounds 3] [--threads N] [-o bench.json]
 
 The pictures are the photographs of scikit-image's wheel, mirrored to fill 768x512, 1728x1152 and 4224x2816 pixels.
-Every codec runs in processes of its own (`process`), at a quality that gives files of a similar size; each round runs
+Every codec runs in processes of its own (`process`), at a quality that gives files of a similar size. Each round runs
 each codec once, so that a change in the machine's load meets all of them. Times are medians over the rounds, peak
-memory is the largest. "In-process" is what is left without start-up, loading, and reading and writing of files.
-CompressAI's models have random weights, which serve for time alone, and stop at the size beyond which a run takes
-minutes.
+memory is the largest of all rounds. "In-process" is the time without start-up, loading, and reading and writing files.
+CompressAI's models have random weights, so that only their times mean something. They are left out at sizes at which a
+run takes minutes.
 
-Roofline: the multiplications of hpcm's matrix products and convolutions, at two operations each, over what the
-in-process time would allow at the machine's rate for float32 matrix products, measured in the same run. Nothing else
-should be running.
+The roofline lines say which share of the machine's rate for float32 matrix products hpcm reaches: the operations of its
+matrix products and convolutions (two for each multiplication), divided by those that the machine could do in the
+in-process time. That rate is measured in the same run. Nothing else should be running.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ from hpcmcodec.quality import Quality
 from tools import facts
 
 SIZES: Mapping[str, tuple[int, int]] = {"0.4": (768, 512), "2": (1728, 1152), "12": (4224, 2816)}
-"""Megapixels -> width and height: multiples of 64, which CompressAI's models need."""
+"""Megapixels -> width and height in pixels, which are multiples of 64 as CompressAI's models need."""
 
 QUALITIES: Mapping[str, float] = {"hpcm": 50, "avif": 45, "jxl": 55, "webp": 60}
-_LARGEST = {"mbt2018-mean": 2.0, "cheng2020-anchor": 0.4}  # megapixels, beyond which a run takes minutes
-_PIECE = (448, 288)  # of each photograph, from its middle
+_LARGEST = {"mbt2018-mean": 2.0, "cheng2020-anchor": 0.4}  # megapixels beyond which a run takes minutes
+_PIECE = (448, 288)  # width and height, in pixels, of what is cut from the middle of each photograph
 _PHOTOS = ("coffee", "chelsea", "astronaut", "motorcycle_left")
 _NOT_IN_PROCESS = ("start-up", "load", "I/O", "other")
 
-# Positions a pixel at which a layer of `lite`'s transforms runs, by the beginning of its name; the longest one counts.
+# How many positions for each pixel a layer of `lite`'s transforms has. A layer is found by the beginning of its name;
+# where several fit, the longest counts.
 _DENSITY = {
     "g_a.": 1 / 256,
     "g_a.stem.": 1 / 64,
@@ -78,7 +79,7 @@ print(2 * 2048**3 / best)
 
 
 class Run(NamedTuple):
-    """One codec, direction and size: each phase's median seconds, the whole process, peak memory, size of the file."""
+    """One codec, direction and size: median seconds by phase and of the whole process, bytes of memory and file."""
 
     phases: dict[str, float]
     total: float
@@ -87,7 +88,7 @@ class Run(NamedTuple):
 
     @property
     def in_process(self) -> float:
-        """Seconds of the coding itself."""
+        """Seconds of coding alone, from memory to memory."""
         return sum(seconds for name, seconds in self.phases.items() if name not in _NOT_IN_PROCESS)
 
 
@@ -128,7 +129,7 @@ def command(sizes: str, codecs: str | None, rounds: int, threads: int | None, ou
 
 
 def bench_photo(width: int, height: int) -> npt.NDArray[np.uint8]:
-    """(height, width, 3): four photographs side by side, mirrored until the size is filled. No edge is made by that.
+    """Pixels (height, width, 3) uint8: a 2 x 2 mosaic of photographs, continued by mirroring, which adds no edges.
 
     Raises:
         FileNotFoundError: scikit-image's photographs are not installed.
@@ -145,11 +146,13 @@ def bench_photo(width: int, height: int) -> npt.NDArray[np.uint8]:
 
 
 def measure(sizes: Sequence[str], codecs: Sequence[str], rounds: int, threads: int) -> Results:
-    """Run each codec both ways at each size, `rounds` times; at the first once more beforehand, for the file cache.
+    """Encode and decode with each codec at each size, `rounds` times.
+
+    At the first size one more round, which is not counted, fills the file cache beforehand.
 
     Raises:
         FileNotFoundError: as for `bench_photo`.
-        subprocess.CalledProcessError: a codec failed; its ``stderr`` says why.
+        subprocess.CalledProcessError: a codec failed; the error's ``stderr`` says why.
     """
     results: Results = {}
     with tempfile.TemporaryDirectory() as name:
@@ -184,23 +187,23 @@ def measure(sizes: Sequence[str], codecs: Sequence[str], rounds: int, threads: i
 
 
 def gemm_rate(threads: int) -> float:
-    """Operations a second of numpy's float32 matrix product, two for each multiplication."""
+    """Operations a second in numpy's float32 matrix product, counting two for each multiplication."""
     environment = os.environ | dict.fromkeys(process.THREAD_VARIABLES, str(threads))
     done = subprocess.run([sys.executable, "-c", _GEMM], env=environment, check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
 def macs_per_pixel(w: weights.Weights) -> dict[str, float]:
-    """Multiplications a pixel of matrix products and convolutions, in "encode" and in "decode".
+    """Multiplications for each pixel in matrix products and convolutions, for "encode" and "decode".
 
-    Those of the transforms follow from the shapes of the weights, those of the entropy path are counted in a run.
+    Those of the transforms follow from the shapes of the weights. Those of the entropy path are counted while it runs.
     """
     parts = dict.fromkeys(("g_a", "h_a", "g_s"), 0.0)
     for name, tensor in w.tensors.items():
         start = max((prefix for prefix in _DENSITY if name.startswith(prefix)), key=len, default="")
         if start and name.endswith(".weight"):
             parts[name[:3]] += _DENSITY[start] * tensor.size
-    side = 32  # latents: a multiple of every scale's stride
+    side = 32  # positions: a multiple of the stride of every scale
     counter = _Counter(ExactOps(NUMPY, w.under("entropy"), w.grids))
     z = np.zeros((1, side // 4, side // 4, w.config.hyper), np.int32)
     walk(counter, w.config, z, [Quality.of(50)], side, side, lambda step, means, levels, mask: np.zeros_like(means))
@@ -209,7 +212,7 @@ def macs_per_pixel(w: weights.Weights) -> dict[str, float]:
 
 
 class _Counter:
-    """Exact operations that count multiplications on their way."""
+    """The exact operations, with a count of the multiplications that they do."""
 
     def __init__(self, ops: ExactOps) -> None:
         self._ops = ops
@@ -233,7 +236,10 @@ class _Counter:
 
 
 def markdown(results: Results, macs: Mapping[str, float], rate: float) -> str:
-    """Tables: codecs side by side, hpcm's phases; and the roofline lines."""
+    """Tables of all codecs and of hpcm's phases, and the roofline lines.
+
+    macs: as `macs_per_pixel` gives them. rate: operations a second, as `gemm_rate` gives it.
+    """
     lines = []
     for kind in ("encode", "decode"):
         head = ["MP", kind, "bytes", "whole process, s", "of hpcm's", "in-process, s", "of hpcm's", "MP/s", "peak MB"]

@@ -1,12 +1,12 @@
-"""Small result files, which are committed, from what an evaluation has left, which is not.
+"""Makes the small result files that are committed from the measurements of an evaluation, which are not.
 
     hpcm eval path/to/kodak --codecs hpcm,hpcm-slow,jpeg,... --metrics psnr,ms-ssim -o evaluation
     python -m tools collect evaluation path/to/kodak -o docs/results/kodak.json
     python -m tools published docs/results/kodak.json path/to/vtm.json ... -o docs/results/kodak-published.json
 
-`collect` keeps the bytes and the scores of every coded file, and the mean times. It runs where the evaluation ran,
-since the file names the machine. `published` compares with tables that others have published and that are not part of
-this repository: what it keeps are the BD-rates alone, with the name and the source of each table.
+`collect` keeps the bytes and the scores of every coded file, and the mean times. Run it on the machine of the
+evaluation, since the result file names the machine. `published` compares with tables that others have published and
+that are not part of this repository. It keeps only the BD-rates, with the name and the source of each table.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ OURS = ("hpcm", "hpcm-slow")
 """The codecs that the page of results is about."""
 
 KODAK_IMAGES = 24
-"""Published tables are averages over all of them: fewer images have other averages, whatever the codec."""
+"""Published tables are averages over all Kodak images, and cannot be compared with averages over fewer."""
 
-_DECIMALS = {"psnr": 4, "ms-ssim": 6, "ssimulacra2": 3}  # well below what a BD-rate of one decimal shows
+_DECIMALS = {"psnr": 4, "ms-ssim": 6, "ssimulacra2": 3}  # too fine to change a BD-rate of one decimal
 
 
 @click.command("collect")
@@ -78,7 +78,7 @@ def published(measured: Path, tables: tuple[Path, ...], output: Path) -> None:
 
 
 def collected(records: Sequence[Record], photos: Sequence[Photo]) -> dict[str, Any]:
-    """Of every image, codec and quality the latest record, as a result file holds them (docs/results/README.md).
+    """The latest record of every image, codec and quality, in the form of a result file (docs/results/README.md).
 
     Raises:
         InputError: there is no record of these images, or a codec was not measured at the same qualities, with the same
@@ -126,7 +126,7 @@ def series_of(content: Mapping[str, Any]) -> dict[str, Series]:
     """The curves of a result file that `collect` has made, by codec.
 
     Raises:
-        InputError: it is not one.
+        InputError: the content is not that of such a file.
     """
     try:
         metrics = list(content["metrics"])
@@ -155,7 +155,7 @@ def series_of(content: Mapping[str, Any]) -> dict[str, Series]:
 
 
 def _command(codecs: Mapping[str, Any], metrics: Mapping[str, Any], names: Sequence[str]) -> str:
-    """`hpcm eval` as it measures this, over folders of images that the reader has."""
+    """The `hpcm eval` command that measures the same, with placeholders for the folders of images."""
     paths = " ".join(f"path/to/{name}" for name in names)
     parts = [f"hpcm eval {paths} --codecs {','.join(codecs)}"]
     for codec, each in codecs.items():

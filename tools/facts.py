@@ -1,4 +1,4 @@
-"""What a result file says about where its figures come from: machine, versions, commit, model."""
+"""Result files and their heads, which say where the figures come from: machine, versions, commit, model."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def about(command: str, commit: str | None = None) -> dict[str, Any]:
     """The head of a result file.
 
     Args:
-        command: that measured, as a reader can repeat it.
-        commit: of the code that measured; None: the checkout's, "unknown" where it is no git repository.
+        command: the command that measured, in a form that a reader can repeat.
+        commit: the commit of the code that measured; None: the checkout's, as `head` gives it.
     """
     return {
         "command": command,
@@ -66,7 +66,7 @@ def head() -> str:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a result file: JSON with one line for each of the innermost lists, so that a change shows where it is.
+    """Write a result file: JSON in which each innermost list is one line, so that a diff shows where a figure changed.
 
     Raises:
         OutputError: the file cannot be written.
@@ -75,7 +75,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result file. Raises InputError where there is none, or it is not JSON."""
+    """The content of a result file. Raises InputError where there is none, or it is no JSON object."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:

@@ -1,18 +1,21 @@
-"""Each operation of the exact path: the numpy reference, the compiled kernel, and what the machine could do at best.
+"""Times of each exact operation: the numpy reference, the compiled kernel, and the best that the machine allows.
 
     python -m tools kernels [--rounds 7] [-o kernels.json]
 
-Operations run at lite's width on the grids of a Kodak image (32 x 48 latents) and of 12 megapixels (192 x 256), on one
-thread, in CPU time; the smallest of the rounds counts, so that a neighbour's work does not. The bound is the larger of
+Operations run at lite's width on the lattices of a Kodak image (32 x 48 positions) and of 12 megapixels (192 x 256), on
+one thread. Times are CPU time, the smallest of the rounds, so that other work on the machine counts little. The bound
+is the larger of two times:
 
-    bytes: inputs and outputs, int16 (what `head` gives: int32), read and written once, at the rate at which numpy
-           copies an array larger than the caches here
-    products: multiplications at the rate at which numpy multiplies matrices here, float32, for Bi-WKV4 float64
+    bytes: inputs and outputs are read and written once, as int16 (outputs of `head` as int32), at the rate at which
+           numpy copies an array larger than the caches on this machine
+    products: the multiplications, at the rate of numpy's matrix products on this machine, in float32 or for Bi-WKV4 in
+           float64
 
-The integer dot products of the kernels can be quicker than the float32 products that the bound is stated in.
+The integer dot products of the kernels can be quicker than the float32 products of this bound.
 
-Where torch is installed, Bi-WKV4 for training follows, forward and backward, at the sizes of eight crops of 192 pixels:
-`hpcm::biwkv4` against torch's own operators, both through autograd; bytes and products are float32 and float64.
+Where torch is installed, Bi-WKV4 for training follows, forward and backward, at the sizes that eight crops of 192
+pixels give and at Kodak's: `hpcm::biwkv4` against torch's own operators, both through autograd. Its bytes are those of
+float32, its products float64.
 """
 
 from __future__ import annotations
@@ -37,11 +40,11 @@ from tools import facts
 
 GRIDS = {"Kodak": (32, 48), "12 MP": (192, 256)}
 TRAINING_GRIDS = {"8 x 12 x 12": (8, 144), "8 x 6 x 6": (8, 36), "8 x 3 x 3": (8, 9), "Kodak": (1, 1536)}
-WIDTH, OUTPUTS, SECOND = 128, 256, 320  # context width, widest layer, latents
+WIDTH, OUTPUTS, SECOND = 128, 256, 320  # channels of the carry, of the widest layer, of y
 
 
 class Row(NamedTuple):
-    """One operation at one size, in seconds of one thread."""
+    """One operation at one size; times in seconds of one thread. `bound_is` is "bytes" or "products"."""
 
     operation: str
     grid: str
@@ -52,20 +55,22 @@ class Row(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """What an operation reads and writes a position, in bytes, and multiplies in `dtype`."""
+    """The work of an operation at each position: bytes read and written, and multiplications in `dtype`."""
 
     bytes: int
     products: int
     dtype: type[np.floating] = np.float32
 
 
-# Of Bi-WKV4 for each token and channel: e v; in both directions two states that go on and two that come in from the
-# neighbouring blocks; two own terms; the grid's factor; and the states again for the blocks' ends.
+# The multiplications of Bi-WKV4 for each token and channel: 1 for e v; in both directions 2 for states that go on and 2
+# for states that come in from the neighbouring blocks; 2 for the token's own terms; 1 for the factor of the grid; and
+# 1 + 4 for computing the states again at the ends of the blocks.
 _WKV_PRODUCTS = 1 + 2 * (2 + 2) + 2 + 1 + (1 + 4)
 
 
-# For training: e, e v, two states that go on and two own terms forward (24); that again, and the sums over the
-# gradients with their products, backward (45). k, v and y; k, v, g and the gradients by k and v.
+# For training, forward takes 24 multiplications: e, e v, two states that go on and two own terms. Backward takes 45:
+# these again, and the sums over the gradients with their products. Forward reads or writes 3 arrays (k, v and y),
+# backward 5 (k, v, g and the gradients by k and v).
 _TRAINING = _Work(4 * (3 + 5) * WIDTH, (24 + 45) * WIDTH, np.float64)
 
 WORK = {
@@ -114,21 +119,21 @@ def command(rounds: int, output: Path | None) -> None:
 
 
 class Rates:
-    """What this machine does a second, at best: bytes copied, products of each type."""
+    """What this machine can do in a second: bytes copied, and multiplications of each type."""
 
     def __init__(self, rounds: int) -> None:
         self.copying = copied_bytes_per_second(rounds)
         self.multiplying = {dtype: products_per_second(dtype, rounds) for dtype in (np.float32, np.float64)}
 
     def bound(self, work: _Work, positions: int) -> tuple[float, str]:
-        """Seconds, and which of the two they are."""
+        """The bound of an operation in seconds, and whether "bytes" or "products" set it."""
         by_bytes = positions * work.bytes / self.copying
         by_products = positions * work.products / self.multiplying[work.dtype]
         return max(by_bytes, by_products), "products" if by_products > by_bytes else "bytes"
 
 
 def measure(ops: KernelOps, rates: Rates, rounds: int) -> list[Row]:
-    """Every operation at both sizes, against the reference with the same tensors."""
+    """Times of every operation at both sizes, of the kernels and of the reference with the same tensors."""
     reference = ExactOps(NUMPY, ops.tensors, ops.grids)
     rows = []
     for grid, (height, width) in GRIDS.items():
@@ -141,7 +146,7 @@ def measure(ops: KernelOps, rates: Rates, rounds: int) -> list[Row]:
 
 
 def measure_training(rates: Rates, rounds: int) -> list[Row]:
-    """Bi-WKV4 forward and backward in float32: torch's own operators and ours."""
+    """Times of Bi-WKV4, forward and backward on float32 tensors: torch's own operators, and `hpcm::biwkv4`."""
     import torch
 
     from hpcmcodec.native import torch_ops
@@ -166,7 +171,10 @@ def measure_training(rates: Rates, rounds: int) -> list[Row]:
 
 
 def best(call: Callable[[], object], rounds: int) -> float:
-    """Smallest CPU time of a call, seconds, after one that is not counted; repeated for at least a millisecond."""
+    """The smallest CPU time of a call over the rounds, in seconds.
+
+    A first call is not counted. A round repeats the call until it has taken a millisecond.
+    """
     call()
     repeat = 1
     while True:
@@ -186,21 +194,21 @@ def best(call: Callable[[], object], rounds: int) -> float:
 
 
 def copied_bytes_per_second(rounds: int) -> float:
-    """Bytes read and written a second when 128 MiB are copied."""
+    """Bytes read plus bytes written in a second while 128 MiB are copied."""
     source = np.ones(1 << 27, np.uint8)
     target = np.empty_like(source)
     return 2 * len(source) / best(partial(np.copyto, target, source), rounds)
 
 
 def products_per_second(dtype: type[np.floating], rounds: int) -> float:
-    """Multiply-adds a second of a matrix product (1536, WIDTH) x (WIDTH, OUTPUTS)."""
+    """Multiplications a second in a matrix product (1536, WIDTH) x (WIDTH, OUTPUTS) of numpy."""
     a, b = np.ones((1536, WIDTH), dtype), np.ones((WIDTH, OUTPUTS), dtype)
     out = np.empty((1536, OUTPUTS), dtype)
     return out.size * WIDTH / best(partial(np.matmul, a, b, out=out), rounds)
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table, times in microseconds."""
+    """The rows as a Markdown table, with times in microseconds."""
     lines = [
         "| operation | grid | reference | kernel | times quicker | bound | of the bound |",
         "|---|---|---|---|---|---|---|",

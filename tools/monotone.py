@@ -1,10 +1,11 @@
 """Whether a larger quality always gives a larger and better file, on every image.
 
-Two rules for real files: from one quality to the next of a coarse grid (0, 5, ..., 100), bits per pixel and PSNR both
-rise; from one to the next of a fine grid (0, 1, ..., 100), neither falls by more than 0.2% and 0.02 dB.
+Real files are held to two rules. From one coarse quality (0, 5, ..., 100) to the next, bits per pixel and PSNR both
+rise. From one fine quality (0, 1, ..., 100) to the next, bits per pixel fall by no more than 0.2%, and PSNR by no more
+than 0.02 dB.
 
-    python -m tools monotone FOLDER            # the coarse grid: 21 files an image
-    python -m tools monotone --fine FOLDER     # both grids: 101 files an image
+    python -m tools monotone FOLDER            # the coarse rule: 21 files an image
+    python -m tools monotone --fine FOLDER     # both rules: 101 files an image
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.image import load
 
 COARSE, FINE = 5, 1
-RATE_SLACK, PSNR_SLACK = 0.002, 0.02  # relative, dB
+RATE_SLACK, PSNR_SLACK = 0.002, 0.02  # a share of the bits per pixel; dB
 
 
 class Point(NamedTuple):
-    """One file: quality 0..100, bits per pixel of the whole file, dB."""
+    """One file: quality 0..100, bits per pixel of the whole file, PSNR in dB."""
 
     quality: int
     bpp: float
@@ -57,7 +58,7 @@ def command(paths: tuple[Path, ...], fine: bool, model: str) -> None:
 
 
 def measure(path: Path, qualities: Sequence[int], model: str) -> list[Point]:
-    """An image coded to real files at each quality."""
+    """The points of an image, coded to a real file at each quality."""
     pixels = load(path, max_pixels=DEFAULT_MAX_PIXELS).pixels
     points = []
     for quality in qualities:
@@ -68,7 +69,7 @@ def measure(path: Path, qualities: Sequence[int], model: str) -> list[Point]:
 
 
 def broken(curve: Sequence[Point]) -> list[str]:
-    """What breaks a rule, in words; the fine rule between neighbours, the coarse one between multiples of 5."""
+    """Each break of a rule in words. The coarse rule holds between multiples of 5, the fine one between neighbours."""
     found = []
     for a, b in pairwise([p for p in curve if p.quality % COARSE == 0]):
         found += [_fall(a, b, "bpp", a.bpp, b.bpp)] if b.bpp <= a.bpp else []

@@ -1,9 +1,9 @@
-"""What previews are worth: PSNR of a file decoded up to each scale, and whether every scale adds to it.
+"""PSNR of the previews of a file: it is decoded up to each scale, and every scale should raise the PSNR.
 
     python -m tools previews PATH... [--qualities 10,50,90] [-o previews.json]
 
-Prints a Markdown table of averages over the images. The exit code is 1 where on some image a scale does not raise the
-PSNR of the one before.
+Prints a Markdown table of averages over the images. The exit code is 1 where a scale does not raise the PSNR of an
+image above that of the scale before.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def command(paths: tuple[Path, ...], qualities: str, output: Path | None) -> Non
 
 
 def markdown(results: Mapping[str, Sequence[Sequence[float]]], qualities: Sequence[float]) -> str:
-    """The table; results: image -> for each quality the PSNR of each scale, in dB."""
+    """The table of means. results: image -> for each quality the PSNR in dB up to each scale."""
     lines = ["| quality | s1, dB | s2, dB | whole file, dB |", "|---|---|---|---|"]
     for i, quality in enumerate(qualities):
         means = [statistics.fmean(values) for values in zip(*(image[i] for image in results.values()), strict=True)]
@@ -64,7 +64,7 @@ def markdown(results: Mapping[str, Sequence[Sequence[float]]], qualities: Sequen
 
 
 def falling(results: Mapping[str, Sequence[Sequence[float]]], qualities: Sequence[float]) -> list[str]:
-    """Where some scale adds nothing: "image at quality"."""
+    """The cases in which a scale does not raise the PSNR, as "image at quality"; results as for `markdown`."""
     return [
         f"{name} at {quality:g}"
         for name, image in results.items()

@@ -3,8 +3,8 @@
     python -m tools results            # writes the page and the plots
     python -m tools results --check    # says whether they are what the result files give
 
-Every table names the command that measured it. What a result file says of machine, versions, commit and model stands
-beside its tables.
+Every table names the command that measured it. Beside it stand machine, versions, commit and model, as the result file
+has them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def plots(folder: Path) -> dict[str, bytes]:
 
 
 def plot_name(metric: str, theme: str) -> str:
-    """`rd-kodak.svg` is the plot of PSNR on white paper."""
+    """The file name of a plot. `rd-kodak.svg` is that of PSNR in the light theme, other names say what differs."""
     return f"rd-kodak{'' if metric == 'psnr' else f'-{metric}'}{'' if theme == 'light' else f'-{theme}'}.svg"
 
 
@@ -177,7 +177,7 @@ def _spread(found: Comparison, names: Mapping[str, str]) -> list[str]:
 
 
 def _published(path: Path) -> list[str]:
-    """Rows of published codecs, from their BD-rates alone: the tables themselves are not part of the repository."""
+    """The section on published codecs, made from BD-rates, since the tables are not part of the repository."""
     if not path.exists():
         return []
     content = facts.read(path)

@@ -1,15 +1,16 @@
-"""What becomes of pictures that are no photographs: against AVIF, against a flat picture, and from quality to quality.
+"""How pictures that are no photographs are coded, compared with AVIF and with a flat picture.
 
-For each image and q = 0, 10, ... 100: bits per pixel and PSNR of real files, the PSNR of a flat picture of the image's
-mean colour, and the size against AVIF's (speed 6, as `hpcm eval` uses it) at equal PSNR; then the mean difference of
-size, the BD-rate. Two rules: PSNR falls by no more than 0.05 dB from one of these qualities to the next, and at q 90 it
-is no worse than the flat picture's. Text and controls are aimed at 15% more than AVIF's size at most.
+For each image and quality 0, 10, ..., 100 it prints bits per pixel and PSNR of a real file, the difference from the
+PSNR of a flat picture of the image's mean colour, and the size relative to AVIF's (speed 6, as in `hpcm eval`) at equal
+PSNR. The BD-rate is the mean difference in size. There are two rules: PSNR falls by no more than 0.05 dB from one of
+these qualities to the next, and at quality 90 it is no lower than the flat picture's. The aim for text and controls is
+at most 15% more than AVIF's size.
 
     python -m tools robustness --make FOLDER   # write held-out pages, panels, patterns and dithers
-    python -m tools robustness FOLDER          # measure images: these, or any
+    python -m tools robustness FOLDER          # measure these images, or any others
 
-The held-out images share neither fonts, layouts nor code with the crops that training makes, although a checkerboard of
-one pixel is the same in both. Their letters are matplotlib's DejaVu fonts.
+The held-out images share neither fonts nor layouts nor code with the synthetic crops of training; only a checkerboard
+of one pixel is the same in both. Their text is set in matplotlib's DejaVu fonts.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from tools.monotone import Point, measure
 
 QUALITIES = range(0, 101, 10)
 AVIF_QUALITIES = (0, 5, *range(10, 100, 10), 95, 100)
-SLACK = 0.05  # dB by which PSNR may fall
-NOT_BELOW_FLAT = 90  # the quality from which it is a fault to be worse than the flat picture
+SLACK = 0.05  # dB by which PSNR may fall from one quality to the next
+NOT_BELOW_FLAT = 90  # the quality at which a lower PSNR than the flat picture's is a fault
 WIDTH, HEIGHT = 384, 288
 
 PROSE = """Rain had fallen since the early morning, and the harbour lay quiet under a grey sky. Two boats were tied to
@@ -46,14 +47,17 @@ opened, and somebody in Quay Street (number 47?) began to play the clarinet: the
 
 
 class Row(NamedTuple):
-    """A file against AVIF: `ratio` is its size over AVIF's at equal PSNR, nan beyond what AVIF's files reach."""
+    """A file, and the ratio of its size to AVIF's at equal PSNR; nan for a PSNR that no AVIF file of the image has."""
 
     point: Point
     ratio: float
 
 
 class Verdict(NamedTuple):
-    """An image's rows, the PSNR of its mean colour, the BD-rate against AVIF in percent, nan for none, and faults."""
+    """The rows of an image, the PSNR of its mean colour in dB, its BD-rate against AVIF in per cent, and its faults.
+
+    The BD-rate is nan where the curves have too little in common.
+    """
 
     rows: list[Row]
     flat: float
@@ -100,7 +104,7 @@ def make(folder: Path, seed: int) -> None:
 
 
 def judge(path: Path, model: str) -> Verdict:
-    """An image coded at all qualities, by hpcm and by AVIF."""
+    """Code an image at all qualities with hpcm and with AVIF, and compare."""
     pixels = load(path, max_pixels=DEFAULT_MAX_PIXELS).pixels
     points = measure(path, QUALITIES, model)
     flat = psnr_db(pixels, np.broadcast_to(np.rint(pixels.mean((0, 1))).astype(np.uint8), pixels.shape))
@@ -111,7 +115,7 @@ def judge(path: Path, model: str) -> Verdict:
     anchor, ours = frontier(avif), frontier([(p.bpp, p.psnr) for p in points])
     try:
         rate = bd_rate(anchor, ours).percent
-    except ValueError:  # too little in common
+    except ValueError:  # the curves have too little in common
         rate = math.nan
     faults = [
         f"q {a.quality} to {b.quality}: {a.psnr:.2f} to {b.psnr:.2f} dB"
@@ -127,7 +131,7 @@ def judge(path: Path, model: str) -> Verdict:
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> Curve:
-    """Of (bpp, PSNR), those that are better than every smaller file, without those that lose nothing."""
+    """The curve of those (bpp, PSNR) whose PSNR is finite and higher than that of every smaller file."""
     bpps: list[float] = []
     scores: list[float] = []
     for bpp, score in sorted(points, key=lambda p: (p[0], -p[1])):
@@ -145,7 +149,7 @@ def _bpp_at(curve: Curve, psnr: float) -> float:
 
 
 def lines(name: str, verdict: Verdict) -> Iterator[str]:
-    """The verdict in words."""
+    """The lines that tell a verdict."""
     bd = "no range in common" if math.isnan(verdict.bd_rate) else f"{verdict.bd_rate:+.1f}%"
     yield f"{name}: flat {verdict.flat:.2f} dB; BD-rate against AVIF: {bd}"
     for (quality, bpp, psnr), ratio in verdict.rows:
@@ -217,8 +221,9 @@ def _page(
     *,
     subpixel: bool,
 ) -> Pixels:
-    """A page of text whose lines never repeat, since AVIF would copy them; for subpixels it is written three times as
-    large, and each channel sees its own third.
+    """A page of text (H, W, 3) whose lines never repeat, since AVIF would copy them.
+
+    With `subpixel` it is written three times as large, and each channel takes its own third of every pixel.
     """
     fine, words, y = 3 if subpixel else 1, [str(w) for w in rng.choice(PROSE.split(), 600)], height
     mask = Image.new("L", (WIDTH * fine, HEIGHT * fine))
@@ -272,8 +277,8 @@ def _panel(rng: np.random.Generator, face: tuple[int, ...], ink: tuple[int, ...]
 
 
 def _plot(rng: np.random.Generator) -> Pixels:
-    """Curves and bars as matplotlib draws them."""
-    _font("Sans", 10)  # names what is missing
+    """A picture of curves and bars, drawn by matplotlib."""
+    _font("Sans", 10)  # raises the error that names matplotlib where it is missing
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -291,7 +296,7 @@ def _plot(rng: np.random.Generator) -> Pixels:
 
 
 def _scene(rng: np.random.Generator) -> Pixels:
-    """What a photograph could be: soft discs before a sky and its reflection."""
+    """A scene in place of a photograph: soft discs before a gradient, with noise."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     out = np.stack([90 + 0.5 * rows, 120 + 0.2 * rows, 220 - 0.4 * rows], -1)
     for _ in range(14):

@@ -1,9 +1,9 @@
-"""Times of whole commands, with `python -c "import torch"` on the same machine as the unit.
+"""Times of whole commands, in units of the time of `python -c "import torch"` on the same machine.
 
     python -m tools speed [IMAGE] [--rounds 5] [-o times.json]
 
 Machines differ by factors, so seconds alone say little. Each round runs every command once, one after the other, so
-that a change in the machine's clock or load meets all of them; one round beforehand, which is not counted, fills the
+that a change in the machine's clock or load meets all of them. One round beforehand, which is not counted, fills the
 file cache and leaves bytecode beside the modules, as installing does. The median over the rounds is reported. Nothing
 else should be running.
 """
@@ -47,7 +47,7 @@ def measure(image: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of each command in each round; `UNIT` is left out where torch is not installed.
 
     Raises:
-        subprocess.CalledProcessError: a command failed; its ``stderr`` says why.
+        subprocess.CalledProcessError: a command failed; the error's ``stderr`` says why.
     """
     with tempfile.TemporaryDirectory() as folder:
         coded, decoded = str(Path(folder, "image.hpcm")), str(Path(folder, "image.png"))
@@ -59,7 +59,7 @@ def measure(image: Path, rounds: int) -> dict[str, list[float]]:
         }
         if find_spec("torch"):
             commands = {UNIT: [sys.executable, "-c", UNIT], **commands}
-        # Told to leave no bytecode, Python would compile this package in every run, but not torch, which pip compiled.
+        # Otherwise Python would compile this package in every run, but not torch, which pip has compiled.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         times: dict[str, list[float]] = {name: [] for name in commands}
         for counted in [False] + [True] * rounds:

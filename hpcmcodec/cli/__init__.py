@@ -2,19 +2,19 @@
 
 What a script can rely on:
 
-- Results go to the file named (or standard output for ``-``), everything said to people goes to standard error:
-  errors and usage mistakes one line each, then notes about conversions and one line of bytes, bits per pixel and
-  seconds, both silenced by ``--quiet``.
-- A file appears whole or not at all: it is written beside its place under a hidden name and renamed. Whether it may be
-  written is checked before the work. Pipes, devices and open descriptors (/dev/stdout, /dev/fd/3) are written to as
-  they are; a folder is no output, whether it exists or only ends in a separator.
-- An input is read as far as its header or its format makes sense, so that a device without end is refused.
+- Results go to the named file, or to standard output for ``-``. Everything said to people goes to standard error: one
+  line for each error or usage mistake; and, unless ``--quiet`` is given, notes about conversions and one line of bytes,
+  bits per pixel and seconds.
+- A file appears whole or not at all: it is written beside its place under a hidden name and then renamed. Whether it
+  may be written is checked before the work begins. Pipes, devices and open descriptors (/dev/stdout, /dev/fd/3) are
+  written to directly. A folder is refused as an output, and so is a path that ends in a separator.
+- An input is read only as far as its header or its format makes sense, so that a device without end is refused.
 - The exit codes of `EXIT_CODES`.
 
-A command is one function, `command` in the module of its name, which is imported when it is called. Starting up counts:
-``hpcm info`` takes about as long as Python and click need to load. So these modules import click and the standard
-library only; a command imports what it needs inside: numpy and onnxruntime for coding alone, rich (0.12 s) when there
-is a bar to show.
+A command is the function `command` in the module of its name, which is imported when the command is called. Programs
+have to start quickly: ``hpcm info`` takes about as long as Python and click need to load. So these modules import click
+and the standard library only, and a command imports the rest inside its function: numpy and onnxruntime only to code,
+rich (0.12 s) only when there is a bar to show.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class _Cli(click.Group):
         sys.exit(code or 0)
 
     def invoke(self, ctx: click.Context) -> Any:
-        # Caught here, before click's own handlers: they would turn a closed pipe into exit code 1 and print an empty
-        # line for an interruption.
+        # Errors are caught here, before click's own handlers see them: those would turn a closed pipe into exit code 1
+        # and print an empty line for an interruption.
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException):
@@ -99,7 +99,7 @@ def _report(error: BaseException, settings: Settings) -> int:
         say(f"error: {error.format_message().rstrip('.')}; see '{command} --help'")
         return error.exit_code
     if isinstance(error, BrokenPipeError):
-        return OutputError.exit_code  # quiet: whoever reads us has seen enough
+        return OutputError.exit_code  # without a word: the reader has seen enough
     if isinstance(error, HpcmError) and error.exit_code != HpcmError.exit_code:
         say(f"error: {error}")
         return error.exit_code
@@ -132,41 +132,42 @@ def cli() -> None:
 
 
 def _leave_busy_cores() -> None:
-    """Has numpy's OpenBLAS use the cores that nobody else is using, unless the environment says how many.
+    """Has numpy's OpenBLAS use only cores that nobody else is using, unless OPENBLAS_NUM_THREADS is set.
 
-    Its threads wait for each other in a loop: one that shares its core with another program holds up all, and decoding
-    beside a busy process on two cores takes ten times as long as with one thread. It reads the variable when numpy is
-    imported, which no command has done yet.
+    OpenBLAS's threads wait for each other in a loop, so that a thread whose core is shared with another program holds
+    up all others: on two cores, decoding beside a busy process takes ten times as long as with one thread. OpenBLAS
+    reads the variable when numpy is imported, so this has to run before any command.
     """
     cores = threads.count()
     with contextlib.suppress(OSError, ValueError, IndexError):  # no /proc, as on macOS and Windows
-        running = int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].split("/")[0])  # this one included
+        running = int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].split("/")[0])  # with this process
         cores = max(1, cores - (running - 1))
-    # It ends the process where one of its threads does not start.
+    # OpenBLAS ends the process where one of its threads does not start.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(cores if threads.can_start(cores - 1) else 1))
 
 
 def main() -> NoReturn:
     """The ``hpcm`` program: runs `cli` and ends the process.
 
-    SIGTERM and SIGHUP end it as SIGINT does, so that no temporary file stays. The process is left through ``os._exit``
-    once all is flushed: taking down an interpreter that has loaded numpy and onnxruntime takes 50 to 130 ms.
+    SIGTERM and SIGHUP end it as SIGINT does, so that no temporary file stays. Once all output is flushed, the process
+    ends through ``os._exit``, because taking down an interpreter that has loaded numpy and onnxruntime takes 50 to
+    130 ms.
     """
     _leave_busy_cores()
     interrupts.install()
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # Pillow's, about oddities in files: each takes two lines
+        warnings.simplefilter("ignore")  # Pillow warns of oddities in files, in two lines each
     code: object = HpcmError.exit_code
     try:
         cli.main()
     except SystemExit as end:
         code = end.code
-    except KeyboardInterrupt:  # outside the commands: while the line was parsed or the last line said
+    except KeyboardInterrupt:  # outside commands: before or after the work
         code = interrupts.EXIT_CODE
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # absent, closed, or its reader is gone
             stream.flush()
     number = code if isinstance(code, int) else HpcmError.exit_code
-    if "concurrent.futures.process" in sys.modules:  # removes the semaphores of its processes at the usual end only
+    if "concurrent.futures.process" in sys.modules:  # only the usual end removes its semaphores
         sys.exit(number)
     os._exit(number)

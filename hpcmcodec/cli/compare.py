@@ -1,4 +1,4 @@
-"""``hpcm compare``: a page that shows what files make of a photograph."""
+"""``hpcm compare``: writes a page that compares .hpcm files with the photograph that they were made from."""
 
 from __future__ import annotations
 

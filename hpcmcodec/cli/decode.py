@@ -1,4 +1,4 @@
-"""``hpcm decode``: a .hpcm file to a PNG."""
+"""``hpcm decode``: decodes a .hpcm file to a PNG."""
 
 from __future__ import annotations
 

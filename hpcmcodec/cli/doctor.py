@@ -1,4 +1,4 @@
-"""``hpcm doctor``: what coding computes with here, and why."""
+"""``hpcm doctor``: says which kernels and which entropy coder are used on this machine, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hpcm encode``: an image to a .hpcm file."""
+"""``hpcm encode``: codes an image as a .hpcm file."""
 
 from __future__ import annotations
 

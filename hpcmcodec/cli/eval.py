@@ -1,4 +1,4 @@
-"""``hpcm eval``: rate and distortion against other codecs."""
+"""``hpcm eval``: measures rate and distortion against other codecs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs and outputs of commands: paths, pipes, devices, standard input and output."""
+"""The inputs and outputs of commands: paths, pipes, devices, standard input and output."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     from hpcmcodec.cli.options import Settings
 
-# Bytes behind the end of a file after which a pipe is taken to have no end.
+# A pipe that goes on for more than this many bytes behind the end of the file is taken to have no end.
 _MAX_TRAILING = 1 << 26
-# What a shell and its scripts call the descriptors that they hand over.
+# Names by which shells and scripts hand over open descriptors.
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 @contextlib.contextmanager
 def about(source: str) -> Iterator[None]:
-    """Errors from inside carry the name of the input, unless they are about this installation."""
+    """Puts the name of the input before errors raised inside, except those about this installation."""
     try:
         yield
     except InstallationError:
@@ -44,7 +44,7 @@ def about(source: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mute_libraries(settings: Settings) -> Iterator[None]:
-    """Keeps libtiff from writing about damage, in lines of its own, to the file descriptor of standard error."""
+    """Keeps libtiff from writing lines about damage to the file descriptor of standard error, except with --debug."""
     try:
         kept = -1 if settings.debug else os.dup(2)
     except OSError:  # standard error is closed
@@ -64,7 +64,7 @@ def mute_libraries(settings: Settings) -> Iterator[None]:
 
 
 def check_input(source: str) -> None:
-    """Raises `InputError` where `source` is no file, before anything is said about the output."""
+    """Raises `InputError` where `source` is no file. Commands call it before they look at the output."""
     if source == "-":
         return
     try:
@@ -77,7 +77,7 @@ def check_input(source: str) -> None:
 
 @contextlib.contextmanager
 def opened(source: str) -> Iterator[BinaryIO]:
-    """The input as a stream of bytes; failures to open or read it are `InputError`."""
+    """The input as a binary file. Raises `InputError` where it cannot be opened or read."""
     try:
         if source != "-":
             with Path(source).open("rb") as file:
@@ -91,14 +91,15 @@ def opened(source: str) -> Iterator[BinaryIO]:
 
 
 def size_of(stream: BinaryIO, n_read: int, file_bytes: int) -> int:
-    """Bytes of an input of which `n_read` have been read: a file's size; others are read to their end and forgotten.
+    """The size in bytes of an input of which `n_read` bytes have been read.
 
-    Raises `InputError` where that is far behind `file_bytes`, which the header announces.
+    A regular file is asked for its size. Any other input is read to its end, and its bytes are thrown away; raises
+    `InputError` where it goes far beyond the `file_bytes` that the header announces.
     """
-    with contextlib.suppress(OSError, AttributeError, ValueError):  # no file of the system's behind it
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # `stream` has no file descriptor
         facts = os.fstat(stream.fileno())
         if stat.S_ISREG(facts.st_mode):
-            # Standard input may have been read from already by somebody else.
+            # The program that handed over standard input may have read from it already.
             return facts.st_size - (stream.tell() - n_read)
     while piece := stream.read(1 << 20):
         n_read += len(piece)
@@ -108,18 +109,18 @@ def size_of(stream: BinaryIO, n_read: int, file_bytes: int) -> int:
 
 
 def _descriptor(path: str) -> int | None:
-    """The number of the open descriptor that a path of this program's own stands for."""
+    """The number of the open descriptor that a path such as /dev/fd/3 stands for; None for other paths."""
     found = _DESCRIPTOR.fullmatch(path)
     return int(found[1]) if found else _STREAMS.get(path)
 
 
 def write_stdout(data: bytes | memoryview) -> None:
-    """All of `data` to standard output; raises `OutputError`, or BrokenPipeError where its reader has gone."""
+    """Writes all of `data` to standard output. Raises `OutputError`, or BrokenPipeError where its reader has gone."""
     if sys.stdout is None:
         raise OutputError("standard output is closed")
     try:
         rest = memoryview(data)
-        while rest:  # with PYTHONUNBUFFERED this is a raw file, which may write less than it is given
+        while rest:  # with PYTHONUNBUFFERED standard output is a raw file, which may write only a part
             rest = rest[sys.stdout.buffer.write(rest) or 0 :]
         sys.stdout.buffer.flush()
     except BrokenPipeError:
@@ -129,13 +130,23 @@ def write_stdout(data: bytes | memoryview) -> None:
 
 
 class Output:
-    """Where a result goes: refused at once if it may not be written there, written whole or not at all.
+    """The place of a result. It is refused at once if it may not be written; a file is written whole or not at all.
 
-    A link is followed, so that the link stays and its target is replaced. Devices and pipes are written directly:
+    A link is followed, so that the link stays and its target is replaced. Devices and pipes are written to directly:
     renaming a file over /dev/null would replace the device.
 
+    Args:
+        source: the input, as the user named it.
+        target: the output, as the user named it; None derives it from `source` and `suffix`.
+        suffix: of the derived name, such as ".png".
+        force: whether a file that exists is overwritten.
+
     Attributes:
-        name: the path as given or derived from the input's name, "-" for standard output.
+        name: the path as given or derived, "-" for standard output.
+
+    Raises:
+        OutputError: the output cannot be written, is the input itself, or exists already and `force` is false.
+        click.UsageError: binary data would go to the terminal.
     """
 
     def __init__(self, source: str, target: str | None, suffix: str, force: bool) -> None:
@@ -150,7 +161,7 @@ class Output:
             return
         try:
             if self._descriptor is not None:
-                os.write(self._descriptor, b"")  # fails where it is closed, or open for reading alone
+                os.write(self._descriptor, b"")  # fails on a closed or a read-only descriptor
                 return
             self._path = Path(target).resolve()
             mode = Path(target).stat().st_mode if Path(target).exists() else None
@@ -167,7 +178,7 @@ class Output:
         if same:
             raise OutputError(f"{target}: is the input itself")
         if self._direct:
-            self._path = Path(target)  # not what a link in /proc resolves to, which need be no path
+            self._path = Path(target)  # a link in /proc may resolve to something that is no path
             return
         if mode is not None and not force:
             raise self._exists()
@@ -177,7 +188,10 @@ class Output:
             raise OutputError(f"{target}: the directory cannot be written to")
 
     def write(self, data: bytes | memoryview) -> None:
-        """Writes `data`; raises `OutputError`, leaving nothing behind."""
+        """Writes `data`. Raises `OutputError` on failure, and then leaves no file behind.
+
+        Raises BrokenPipeError where the reader of a pipe has gone.
+        """
         if self._descriptor == 1:
             write_stdout(data)
             return
@@ -195,14 +209,14 @@ class Output:
             raise OutputError(f"{self.name}: {error.strerror or error}") from error
 
     def _replace(self, data: bytes | memoryview) -> None:
-        # A name of fixed length: one made from the target's could pass the 255 bytes that file systems allow.
+        # The name has a fixed length: one made from the target's could exceed the 255 bytes that file systems allow.
         temporary = self._path.with_name(f".hpcm-{os.urandom(8).hex()}.tmp")
         with interrupts.undoing(temporary.unlink):
             try:
                 with temporary.open("xb") as file:
                     file.write(data)
                 if self._path.exists():
-                    if not self._force:  # it appeared during the work
+                    if not self._force:  # the file appeared during the work
                         raise self._exists()
                     temporary.chmod(stat.S_IMODE(self._path.stat().st_mode))
                 temporary.replace(self._path)

@@ -1,4 +1,4 @@
-"""``hpcm info``: what the header of a .hpcm file says."""
+"""``hpcm info``: prints what the header of a .hpcm file says."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def command(
 
 
 def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
-    """The text form of ``info``, one aligned line a fact."""
+    """The text that ``info`` prints, one aligned line for each fact."""
     size = f"{facts['bytes']} bytes, {facts['bpp']:.3f} bpp"
     if not facts["complete"]:
         size += f"; {file_bytes} bytes when whole"

@@ -1,4 +1,4 @@
-"""What people are told, on standard error: lines, a bar while work lasts, a summary."""
+"""Messages to people on standard error: lines, a bar while work lasts, a summary."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 
     from hpcmcodec.cli.options import Settings
 
-# Seconds of work after which a bar appears: shorter work is over before a bar is read.
+# A bar appears after this many seconds of work: shorter work is over before anybody could read the bar.
 PROGRESS_AFTER_SECONDS = 1.0
 
 
 def say(text: str) -> None:
-    """Writes one line to standard error; that nobody can read it does not fail the work."""
+    """Writes one line to standard error. The work goes on where that fails."""
     with contextlib.suppress(OSError):
         click.echo(f"hpcm: {printable(text)}", err=True)
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with what could steer a terminal escaped: file names may hold anything."""
+    """`text` on one line. Characters that could control a terminal are escaped, since file names may hold any."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def label(source: str) -> str:
-    """What an input is called."""
+    """The name of an input in messages."""
     return "standard input" if source == "-" else source
 
 
 def summarise(settings: Settings, source: str, target: str, n_bytes: int, n_pixels: int, started: float) -> None:
-    """One line of bytes, bits per pixel and seconds."""
+    """Says in one line how many bytes, bits per pixel and seconds the work took, unless ``--quiet`` was given."""
     if not settings.quiet:
         seconds = time.perf_counter() - started
         written = "standard output" if target == "-" else target
@@ -49,7 +49,7 @@ def summarise(settings: Settings, source: str, target: str, n_bytes: int, n_pixe
 
 
 def mention_kernels(settings: Settings, device: str) -> None:
-    """Tells a person at a terminal, not a script, that coding could be quicker here."""
+    """Tells a person at a terminal, but no script, where compiled kernels would make coding faster."""
     if device == "cpu" and not settings.quiet and sys.stderr is not None and sys.stderr.isatty():
         from hpcmcodec.native import loader
 
@@ -59,9 +59,10 @@ def mention_kernels(settings: Settings, device: str) -> None:
 
 
 class Progress:
-    """A bar on standard error for work that lasts, if that is a terminal; entering gives the callback, or None.
+    """A bar on standard error for long work, if standard error is a terminal.
 
-    rich honours NO_COLOR and terminals that cannot draw. The bar is taken away at the end: the summary line stays.
+    Entering it gives the callback that takes the fraction done, from 0 to 1; None where no bar is wanted. rich honours
+    NO_COLOR and terminals that cannot draw. At the end the bar is removed, and only the summary line stays.
     """
 
     def __init__(self, label: str, settings: Settings) -> None:
@@ -95,5 +96,5 @@ class Progress:
                 return
             self._bar = bar
             self._undo.callback(bar.stop)
-            self._undo.enter_context(interrupts.undoing(bar.stop))  # the cursor is hidden
+            self._undo.enter_context(interrupts.undoing(bar.stop))  # the bar hides the cursor
         self._bar.update(self._bar.task_ids[0], completed=fraction)

@@ -1,15 +1,16 @@
-"""What a command needs of the machine and the installation, asked for before the work."""
+"""Checks, before the work begins, that the machine and the installation have what a command needs."""
 
 from __future__ import annotations
 
 from hpcmcodec.errors import UnsupportedError
 
-# Bytes of addresses that numpy, onnxruntime and the weights take, measured where limits begin to let them load.
+# Bytes of address space that numpy, onnxruntime and the weights take: the smallest limit under which they were seen to
+# load.
 _ADDRESSES = 256 << 20
 
 
 def require(purpose: str, extra: str, *modules: str) -> None:
-    """Raises `UnsupportedError` that names the extra to install where one of the modules is missing."""
+    """Raises an `UnsupportedError` that names the extra to install, where one of the modules is missing."""
     from importlib.util import find_spec
 
     missing = [module for module in modules if find_spec(module) is None]
@@ -22,8 +23,8 @@ def require(purpose: str, extra: str, *modules: str) -> None:
 def require_memory() -> None:
     """Raises `UnsupportedError` where there is no room for numpy and onnxruntime, before they are imported.
 
-    Their libraries write to standard error and end the process by themselves, or raise errors of any kind. Nothing is
-    filled: this is about the addresses that a limit (ulimit -v) leaves.
+    Without room, their libraries would write to standard error and end the process, or raise errors of any kind. Only
+    address space is asked for, as a limit (ulimit -v) may leave too little of it; no memory is filled.
     """
     import mmap
 

@@ -49,7 +49,7 @@ def shared_options(function: Function) -> Function:
     return function
 
 
-# Whether files can be read is found where they are opened: click would call it wrong usage, exit code 2.
+# click does not check whether files can be read: it would report wrong usage, exit code 2. Opening them checks it.
 input_argument = click.argument("source", metavar="INPUT", type=click.Path(allow_dash=True, readable=False))
 OUTPUT_PATH = click.Path(allow_dash=True, readable=False)
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output if it exists.")
@@ -59,20 +59,20 @@ device_option = click.option(
 
 
 def output_option(suffix: str) -> Callable[[Function], Function]:
-    """``-o``, for a command whose output gets this suffix."""
+    """The option ``-o`` of a command whose output gets this suffix by default."""
     text = f"The file to write.  [default: INPUT with {suffix} as its suffix; '-' where INPUT is '-']"
     return click.option("-o", "--output", "target", metavar="OUTPUT", type=OUTPUT_PATH, help=text)
 
 
 def finite(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
-    """A callback that refuses NaN."""
-    if math.isnan(value):  # passes click's range, whose comparisons are all false
+    """A callback of click that refuses NaN."""
+    if math.isnan(value):  # NaN passes click's check of the range, as comparisons with NaN are false
         raise click.BadParameter("not a number", ctx, parameter)
     return value
 
 
 def names(text: str, known: Iterable[str], option: str) -> list[str]:
-    """Names separated by commas, each of them known."""
+    """The names in `text`, which are separated by commas. Raises click.BadParameter for one that is not in `known`."""
     names = list(dict.fromkeys(name for name in text.split(",") if name))
     for name in names:
         if name not in known:

@@ -1,4 +1,4 @@
-"""What an engine is, and the engine of a model and device: made once a process, and anew after a fork."""
+"""The interface of an engine, and `find`, which makes each engine once per process, and anew after a fork."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ from hpcmcodec.quality import Quality
 
 
 class Engine(Protocol):
-    """Transforms, synthesis and latent coder of one model on one device.
+    """The transforms, the synthesis and the latent coder of one model on one device.
 
-    `name` is "light" or "torch", `lock` guards the exact ops.
+    Attributes:
+        name: "light" or "torch".
+        config: the model's widths and kinds; M and N below are its `latent` and `hyper`.
+        model_id: the 8 bytes that files name the model by.
+        coder: codes and decodes the latents of a tile.
+        lock: is held while `coder` or the synthesis works, because exact operations serve one thread at a time.
     """
 
     name: str
@@ -31,7 +36,10 @@ class Engine(Protocol):
     lock: threading.RLock
 
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-        """pixels (16 h, 16 w, 3) uint8 -> y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32."""
+        """pixels (16 h, 16 w, 3) uint8 -> y (h, w, M) and z (ceil(h/4), ceil(w/4), N), both float32.
+
+        `tick` is called with the fraction done, from 0 to 1, here and in the other methods.
+        """
 
     def synthesise(
         self, y_hat: np.ndarray, quality: Quality, tick: Progress | None = None, depth: int = 8
@@ -44,17 +52,19 @@ class Engine(Protocol):
     def gradient(
         self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None
     ) -> np.ndarray:
-        """The gradient of sum(weight / 2 * (x_hat - x)^2) at y_hat, a quantisation step, (h, w, M) float32.
+        """The gradient of sum(weight / 2 * (x_hat - x)^2) at y_hat, per quantisation step: (h, w, M) float32.
 
-        y_hat as above, pixels (16 h, 16 w, 3) uint8 are 255 x, weight (16 h, 16 w, 1) float32.
+        y_hat is (h, w, M) int32 in sixteenths, pixels are 255 x as (16 h, 16 w, 3) uint8, and weight is
+        (16 h, 16 w, 1) float32.
         """
 
 
 def find(model: str, device: str, engine: str) -> Engine:
     """The engine of a packaged model on "cpu" or "cuda"; `engine` is "light", "torch", or "auto" (light on a CPU).
 
-    Raises ValueError for another device or engine, or the light one elsewhere than on a CPU; UnsupportedError where
-    what it needs is not here; InstallationError where the weights are damaged.
+    Raises ValueError for another device or engine, or for the light engine on another device than a CPU;
+    UnsupportedError where the model is unknown, or a package or device that the engine needs is not here;
+    InstallationError where the weights are damaged.
     """
     if engine not in ("auto", "light", "torch"):
         raise ValueError(f"engine is auto, light or torch, not {engine!r}")
@@ -81,14 +91,14 @@ def _make(name: str, kind: str, device: str) -> Engine:
 
 
 forget = _make.cache_clear
-"""Lets go of all engines: the next call makes its own."""
+"""Forgets all engines, so that the next call of `find` makes a new one."""
 
 
 def _begin_anew() -> None:
-    """In a child after fork: it makes engines of its own.
+    """Has a child process make its own engines after a fork.
 
-    The threads of its parent's sessions are not there, and an engine's lock may be held by a thread that is not there
-    either.
+    The parent's sessions have lost their threads in the child, and an engine's lock may be held by a thread that exists
+    in the parent only.
     """
     light.keep_sessions()
     forget()

@@ -18,11 +18,14 @@ from hpcmcodec.model.synthesis import synthesise, thumbnail_of
 from hpcmcodec.native import loader
 from hpcmcodec.quality import Quality
 
-_alive: weakref.WeakSet[Any] = weakref.WeakSet()  # sessions of this process
+_alive: weakref.WeakSet[Any] = weakref.WeakSet()  # the sessions of this process
 
 
 class LightEngine:
-    """numpy, with compiled kernels where there are any; onnxruntime for the encoder's transforms."""
+    """An `Engine` on a CPU: numpy and compiled kernels, onnxruntime for the encoder's transforms.
+
+    Raises UnsupportedError where HPCM_OPS forces kernels that are not here.
+    """
 
     name = "light"
 
@@ -41,7 +44,7 @@ class LightEngine:
             if graph not in self._sessions:
                 path = str(self.weights.graph(graph))
                 options = onnxruntime.SessionOptions()
-                options.log_severity_level = 4  # what it would write to standard error is raised as well
+                options.log_severity_level = 4  # errors are raised too, so none is written to standard error
                 # Spinning threads would go on taking the cores from the numpy code that follows.
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
@@ -56,7 +59,7 @@ class LightEngine:
                 except RuntimeError as error:
                     if "pthread_create" not in str(error):
                         raise
-                    self._sessions[graph] = session(1)  # the system starts no more threads: the caller's alone
+                    self._sessions[graph] = session(1)  # no more threads: it runs in the caller's
                 _alive.add(self._sessions[graph])
             return self._sessions[graph]
 
@@ -97,16 +100,16 @@ class LightEngine:
 
 
 def keep_sessions() -> None:
-    """For a child after fork: the sessions of its parent are never destroyed, not even as the child ends.
+    """Keeps a child process after a fork from ever destroying its parent's sessions, even when the child ends.
 
-    A session that is destroyed waits for its threads, which are not there.
+    The destruction of a session waits for its threads, which do not exist in the child.
     """
     for session in _alive:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
 def _factors(w: weights.Weights, name: str, quality: Quality) -> np.ndarray:
-    """Per-channel scales (1, C, 1, 1) at a quality: log-linear between the anchors."""
+    """Factors per channel at a quality, (1, C, 1, 1) float32: log-linear between the stored qualities."""
     table = w.tensors[f"{name}.log_scale"]
     position = quality.unit * (len(table) - 1)
     i = min(int(position), len(table) - 2)

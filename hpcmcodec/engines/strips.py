@@ -1,7 +1,7 @@
 """The transforms over a whole plane in strips.
 
-A strip comes with a halo as wide as the transform's receptive field, so strips leave no seams and memory stays bounded:
-whole, g_s on 12 megapixels takes 1.3 GB.
+A strip comes with a halo as high as the transform's receptive field reaches, so that strips leave no seams. They keep
+memory bounded: without strips, g_s takes 1.3 GB for 12 megapixels.
 """
 
 from __future__ import annotations
@@ -18,17 +18,27 @@ from hpcmcodec.model.synthesis import halo
 
 Progress = Callable[[float], None]
 
-STRIP_LATENTS = 64 * 256  # positions of the latent plane that a transform sees at once, without its halo
-PART_COLUMNS = 512  # the widest part of the plane that the synthesis sees at once, without its halo
-ANALYSIS_HALO = 8  # latent rows: radius 4 of g_a, 3 of h_a behind it, rounded up to z's stride
-Z_STRIDE = 4
+STRIP_LATENTS = 64 * 256  # positions of y that a strip has at most, without its halo
+PART_COLUMNS = 512  # columns of y that a part of a strip has at most in the synthesis, without its halo
+ANALYSIS_HALO = 8  # rows of y: the radius 4 of g_a and 3 of h_a behind it, rounded up to a multiple of Z_STRIDE
+Z_STRIDE = 4  # positions of y for each position of z, in each direction
 
 
 def analyse_strips(
     run: Callable[[np.ndarray], Any], pixels: np.ndarray, config: Config, tick: Progress | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The analysis graph over strips that start at multiples of z's stride, so that its own padding acts at the bottom
-    only.
+    """Runs the analysis over strips.
+
+    Strips start at multiples of `Z_STRIDE`, so that the padding inside h_a acts at the bottom of the plane only.
+
+    Args:
+        run: pixels (16 r, 16 w, 3) uint8 -> y (r, w, M) and z (ceil(r/4), ceil(w/4), N), float32.
+        pixels: (16 h, 16 w, 3) uint8.
+        config: gives M (`latent`) and N (`hyper`).
+        tick: is called with the fraction done, from 0 to 1.
+
+    Returns:
+        y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32.
     """
     h, w = pixels.shape[0] // LATENT, pixels.shape[1] // LATENT
     y = np.empty((h, w, config.latent), np.float32)
@@ -46,9 +56,19 @@ def analyse_strips(
 def synthesise_strips(
     run: Callable[[np.ndarray], Any], y_hat: np.ndarray, config: Config, depth: int, tick: Progress | None
 ) -> np.ndarray:
-    """The synthesis over parts of the plane, each with the halo that its 3x3 convolutions need: what the whole gives.
+    """Runs the synthesis over parts of the plane, each with the halo that its 3x3 convolutions need.
 
-    run: y_hat (h, w, M) -> (16 h, 16 w, 3). Returns uint8, uint16 where `depth` is more than 8.
+    The whole plane at once gives the same pixels.
+
+    Args:
+        run: y_hat (r, c, M) int32 in sixteenths -> pixels (16 r, 16 c, 3).
+        y_hat: (h, w, M) int32 in sixteenths.
+        config: gives the halo.
+        depth: the bits of a pixel.
+        tick: is called with the fraction done, from 0 to 1.
+
+    Returns:
+        pixels (16 h, 16 w, 3) uint8, uint16 where `depth` is more than 8.
     """
     h, w, _ = y_hat.shape
     around = halo(config)
@@ -75,7 +95,19 @@ def gradient_strips(
     config: Config,
     tick: Progress | None,
 ) -> np.ndarray:
-    """The gradient graph over strips, their halo twice that of synthesis: there to the pixels and back again."""
+    """Runs the gradient over strips. Their halo is twice that of the synthesis: g_s is gone through forth and back.
+
+    Args:
+        run: the three arrays below, of some rows -> their gradient (r, w, M) float32.
+        y_hat: (h, w, M) int32 in sixteenths.
+        pixels: (16 h, 16 w, 3) uint8.
+        weight: (16 h, 16 w, 1) float32, the weight of each pixel's squared error.
+        config: gives the halo.
+        tick: is called with the fraction done, from 0 to 1.
+
+    Returns:
+        The gradient per quantisation step, (h, w, M) float32.
+    """
     h, w, _ = y_hat.shape
     around = 2 * halo(config)
     out = np.empty(y_hat.shape, np.float32)
@@ -95,6 +127,6 @@ def _strips(h: int, w: int) -> Iterator[tuple[int, int]]:
 
 
 def pad(pixels: np.ndarray) -> np.ndarray:
-    """Replicate the last row and column up to multiples of 16."""
+    """`pixels` (H, W, 3), with the last row and column repeated until both sides are multiples of 16."""
     h, w, _ = pixels.shape
     return np.pad(pixels, ((0, -h % LATENT), (0, -w % LATENT), (0, 0)), "edge") if h % LATENT or w % LATENT else pixels

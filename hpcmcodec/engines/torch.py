@@ -25,8 +25,9 @@ from hpcmcodec.quality import Quality
 
 
 class TorchEngine:
-    """One model on one device ("cpu" or "cuda"). Raises UnsupportedError where there is no such device, or HPCM_OPS
-    forces kernels that are not there.
+    """An `Engine` on "cpu" or "cuda".
+
+    Raises UnsupportedError where there is no such device, or HPCM_OPS forces kernels that are not here.
     """
 
     name = "torch"
@@ -44,7 +45,7 @@ class TorchEngine:
         self.lock = threading.RLock()
 
     def _exact_ops(self, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> ExactOps:
-        """By HPCM_OPS; over torch's own operators where it does not force kernels and there are none."""
+        """The exact operations as HPCM_OPS asks; over torch's operators where it forces no kernels and none is here."""
         choice = loader.choice()
         on_gpu = self.namespace.device.type == "cuda"
         if choice == "cpp":
@@ -68,7 +69,7 @@ class TorchEngine:
 
         def run(strip: np.ndarray) -> list[np.ndarray]:
             with self._plain():
-                # A copy: torch warns of arrays that may not be written to.
+                # torch.tensor copies: without a copy, torch warns of arrays that may not be written to.
                 x = torch.tensor(strip, device=self.namespace.device).permute(2, 0, 1)[None].float() / 255
                 return [t[0].cpu().numpy() for t in self.model.analyse(x, q)]
 
@@ -106,6 +107,6 @@ class TorchEngine:
 
     @contextmanager
     def _plain(self) -> Iterator[None]:
-        """No gradients, and no autocast, whatever the caller is in."""
+        """Switches gradients and autocast off inside, whatever the caller has switched on."""
         with torch.inference_mode(), torch.autocast(self.namespace.device.type, enabled=False):
             yield

@@ -1,10 +1,10 @@
 """Measuring the codec on real files: rate and distortion, reports, times.
 
 hpcm eval PATH...                                 rate and distortion against other codecs (`run`)
-hpcm compare IMAGE FILE.hpcm...                   a page to look at (`report`)
+hpcm compare IMAGE FILE.hpcm...                   a page that shows a photograph and its files (`report`)
 python -m hpcmcodec.evaluation.demo [IMAGE]       three qualities of one photograph, beside JPEG
 
-Scripts that measure the project itself, and need a checkout, are in `tools/`.
+Scripts that need a checkout, and make the figures in the papers, are in `tools/`.
 """
 
 import importlib.util

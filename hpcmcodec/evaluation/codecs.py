@@ -1,7 +1,7 @@
-"""The codecs compared, each at fixed settings: pixels -> a file's bytes -> pixels.
+"""The codecs that are compared, each at fixed settings: pixels -> the bytes of a file -> pixels.
 
-Files hold the picture alone, without metadata. Colour planes stay whole (4:4:4) in every codec that can: lossy WebP
-knows half resolution (4:2:0) only. Formats that Pillow does not write itself come from plugins, which are optional.
+Files hold the picture alone, without metadata. Colour planes keep their full resolution (4:4:4) in every codec but
+lossy WebP, which halves it (4:2:0). Formats that Pillow does not write itself come from plugins, which are optional.
 """
 
 import functools
@@ -36,14 +36,16 @@ class Codec:
     """A codec at fixed settings.
 
     Attributes:
-        name: as tables and plots show it.
-        settings: in words; part of the key of stored results, so that other settings are measured anew.
-        qualities: that span the range of interest, smallest file first.
-        search: lowest and highest quality and the step between, in which `near` looks for a size.
-        encode: (pixels, quality, threads) -> the bytes of a file. `hpcm` takes its threads from OMP_NUM_THREADS.
+        name: the name in tables and plots.
+        settings: the settings in words. They are part of the key of stored results, so that other settings are measured
+            anew.
+        qualities: the qualities that are measured by default; they span the range of interest, smallest file first.
+        search: the lowest quality, the highest, and the distance between those that `near` tries.
+        encode: (pixels ``(H, W, 3)`` uint8, quality, threads) -> the bytes of a file. `hpcm` ignores the threads and
+            takes their number from OMP_NUM_THREADS.
         decode: (bytes, threads) -> pixels ``(H, W, 3)`` uint8.
-        version: of what does the work, for the key of stored results.
-        missing: packages to install before it can be used, empty where it can.
+        version: returns the versions of the encoder and its library, for the key of stored results.
+        missing: returns the packages to install before the codec can be used, none where it can.
     """
 
     name: str
@@ -56,27 +58,27 @@ class Codec:
     missing: Callable[[], list[str]] = list
 
     def code(self, pixels: Pixels, quality: float, threads: int = 1) -> Coded:
-        """Encode and decode."""
+        """Encode pixels ``(H, W, 3)`` uint8, and decode the file again."""
         data = self.encode(pixels, quality, threads)
         return Coded(data, self.decode(data, threads))
 
 
 def jpeg(pixels: Pixels, quality: int, subsampling: Subsampling = "4:4:4") -> Coded:
-    """Baseline JPEG with Huffman tables fitted to the picture; ``quality`` 1..100."""
+    """A baseline JPEG of pixels ``(H, W, 3)`` uint8, with Huffman tables fitted to the picture; ``quality`` 1..100."""
     return _jpeg(subsampling).code(pixels, quality)
 
 
 def jpeg_near(pixels: Pixels, n_bytes: int) -> Coded:
-    """The JPEG whose size is nearest to ``n_bytes``, of 4:4:4 and 4:2:0 the one with the better PSNR.
+    """The JPEG whose size is nearest to ``n_bytes``, with 4:4:4 or 4:2:0, whichever gives the better PSNR.
 
-    The second wins at low rates.
+    4:2:0 is better at low rates.
     """
     found = (near(_jpeg(subsampling), pixels, n_bytes)[1] for subsampling in ("4:4:4", "4:2:0"))
     return max(found, key=lambda coded: psnr_db(pixels, coded.pixels))
 
 
 def near(codec: Codec, pixels: Pixels, n_bytes: int, threads: int = 1) -> tuple[float, Coded]:
-    """The quality at which the file is nearest in size to ``n_bytes``, by halving the range, and the picture."""
+    """The quality at which the file's size is nearest to ``n_bytes``, found by bisection, and the file there."""
     first, last, step = codec.search
     at = functools.cache(lambda i: codec.encode(pixels, first + i * step, threads))
     low, high = 0, round((last - first) / step)
@@ -111,7 +113,7 @@ def _hpcm_decode(data: bytes, threads: int) -> Pixels:
 
 @functools.cache
 def _hpcm_version() -> str:
-    """Release, model, and a hash of all that the model's files hold: the id alone leaves the encoder's part out."""
+    """Release, model, and a hash of the model's files, since the model id does not cover the encoder's weights."""
     path = weights.packaged().get(weights.DEFAULT_MODEL)
     if path is None:
         return __version__
@@ -257,7 +259,7 @@ CODECS: Mapping[str, Codec] = {
         _heic_version,
         _plugin("pillow_heif", "pillow-heif"),
     ),
-    # Its quality is the PSNR that the encoder aims at, in dB.
+    # The quality of JPEG 2000 is the PSNR in dB that the encoder aims at.
     "jpeg2000": Codec(
         "JPEG 2000",
         "4:4:4, OpenJPEG, 9/7 wavelet, aimed at a PSNR",

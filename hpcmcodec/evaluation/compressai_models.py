@@ -1,7 +1,8 @@
-"""CompressAI's models with random weights, for their time alone.
+"""CompressAI's models with random weights, to measure how long they take.
 
-How long a model takes hardly depends on its weights, so none are downloaded. CompressAI's package imports torchvision,
-torch-geometric and more, none of which these models use: their modules are imported under parents that are empty.
+The time of a model hardly depends on its weights, so none are downloaded. CompressAI's package imports torchvision,
+torch-geometric and more, none of which these models use. Their modules are therefore imported under empty parent
+packages, which import nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ MODELS: Mapping[str, tuple[str, str, tuple[int, ...]]] = {
     "mbt2018-mean": ("compressai.models.google", "MeanScaleHyperprior", (128, 192)),
     "cheng2020-anchor": ("compressai.models.waseda", "Cheng2020Anchor", (128,)),
 }
-"""Name -> module, class and its arguments, which are those of CompressAI's lower qualities."""
+"""Name -> module, class, and the arguments of the class, which are those of CompressAI's lower qualities."""
 
 STRIDE = 64
-"""Sides of an image must be multiples of it."""
+"""The sides of an image, in pixels, must be multiples of this."""
 
 
 def missing() -> list[str]:
@@ -35,9 +36,12 @@ def missing() -> list[str]:
 
 
 class Model:
-    """One of `MODELS`, on the CPU; `encode` and `decode` as in `codecs.Codec`.
+    """One of `MODELS`, on the CPU, with `encode` and `decode` as in `codecs.Codec`.
 
-    Random weights give latents whose entropy is far from a trained model's; only the times mean something.
+    The latents of random weights have another entropy than a trained model's: only the times mean something.
+
+    Raises:
+        ModuleNotFoundError: torch or compressai is not installed.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,13 +51,13 @@ class Model:
         self._class = getattr(_imported(MODELS[name][0]), MODELS[name][1])
 
     def load(self) -> None:
-        """Make the model and its tables."""
+        """Make the model and its tables, which `encode` and `decode` need."""
         self._torch.manual_seed(0)
         self._model = self._class(*MODELS[self._name][2]).eval()
         self._model.update(force=True)
 
     def encode(self, pixels: npt.NDArray[np.uint8], quality: float, threads: int) -> bytes:
-        """Pixels (H, W, 3), sides multiples of `STRIDE` -> the strings, with their lengths before them."""
+        """Pixels (H, W, 3) uint8, sides multiples of `STRIDE` -> two lengths, the shape of z, and the two strings."""
         self._torch.set_num_threads(threads)
         with self._torch.inference_mode():
             x = self._torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
@@ -62,7 +66,7 @@ class Model:
         return struct.pack("<4I", *map(len, strings), *out["shape"]) + b"".join(strings)
 
     def decode(self, data: bytes, threads: int) -> npt.NDArray[np.uint8]:
-        """What `encode` gave -> pixels (H, W, 3)."""
+        """The bytes that `encode` gave -> pixels (H, W, 3) uint8."""
         self._torch.set_num_threads(threads)
         first, second, rows, columns = struct.unpack_from("<4I", data)
         strings = [[data[16 : 16 + first]], [data[16 + first : 16 + first + second]]]
@@ -87,7 +91,7 @@ def _imported(module: str) -> ModuleType:
 
 
 def _decorator(name: str) -> Callable[..., Callable[[Any], Any]]:
-    """In place of `register_model` and its like: decorators that leave a class as it is."""
+    """Stands in for `register_model` and its like: gives decorators that leave a class as it is."""
     if not name.startswith("register_"):
         raise AttributeError(name)
     return lambda *args: lambda decorated: decorated

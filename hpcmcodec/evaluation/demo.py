@@ -2,9 +2,9 @@
 
     python -m hpcmcodec.evaluation.demo [IMAGE] [--output-folder demo] [--readme-picture PATH]
 
-Without an image it takes `coffee` from scikit-image's wheel. PSNR is over all pixels and RGB channels. The times are
-of `encode` and `decode` in this process, after one tiny image has loaded the model; whole commands are timed by
-`python -m tools speed`.
+Without IMAGE the photograph is `coffee` from scikit-image's wheel. PSNR is taken over all pixels and RGB channels.
+Times are those of `encode` and `decode` in this process, after one tiny image has loaded the model;
+`python -m tools speed` measures whole commands.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Panel(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; returns the exit code, which for an image that cannot be coded is that of the command line."""
+    """Run the demo; returns the exit code, which for an image that cannot be coded is that of `hpcm encode`."""
     parser = argparse.ArgumentParser(prog="python -m hpcmcodec.evaluation.demo", description=__doc__.split("\n")[0])
     parser.add_argument("image", nargs="?", type=Path, help="a photograph (default: a cup of coffee)")
     parser.add_argument("--output-folder", type=Path, default=Path("demo"), help="where files go (default: demo)")
@@ -149,9 +149,10 @@ def _table(pixels: Pixels, results: Sequence[Result]) -> Table:
 
 
 def comparison_sheet(pixels: Pixels, results: Sequence[Result]) -> Image.Image:
-    """The photograph's centre before and after each quality; below each the same of the JPEG nearest in size.
+    """Two rows of panels. Above, the centre of the photograph, and of the picture at each quality; below each of these,
+    the centre of the JPEG nearest in size. Below the original stands the whole photograph with the crop marked.
 
-    Under the original's crop stands the whole photograph with the crop marked.
+    pixels: the photograph (H, W, 3) uint8.
     """
     height, width, _ = pixels.shape
     box = _centre(width, height, COLUMN, COLUMN)
@@ -172,7 +173,7 @@ def comparison_sheet(pixels: Pixels, results: Sequence[Result]) -> Image.Image:
 def readme_png(pixels: Pixels, result: Result) -> bytes:
     """PNG file of four crops: the original, the codec's picture, and the AVIF and the JPEG nearest in size.
 
-    The crops are as large as lets the file stay below `README_LIMIT`.
+    The crops are as large as they can be while the file stays below `README_LIMIT`. pixels: as in `comparison_sheet`.
     """
     height, width, _ = pixels.shape
     avif = near(CODECS["avif"], pixels, len(result.hpcm.data))[1]
@@ -192,14 +193,14 @@ def readme_png(pixels: Pixels, result: Result) -> bytes:
 
 
 def _centre(width: int, height: int, box_width: int, box_height: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the middle of an image, as large as the box at most."""
+    """(left, top, right, bottom) of a box in the middle of an image, cut to the image where that is smaller."""
     box_width, box_height = min(width, box_width), min(height, box_height)
     left, top = (width - box_width) // 2, (height - box_height) // 2
     return left, top, left + box_width, top + box_height
 
 
 def _enlarged(image: Image.Image) -> Image.Image:
-    """A small image by a whole factor, its pixels kept apart; others as they are."""
+    """A small image enlarged by a whole factor without interpolation; a large one as it is."""
     factor = max(1, COLUMN // (2 * max(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
@@ -212,7 +213,7 @@ def _panel(pixels: Pixels, coded: Coded, title: str, box: tuple[int, int, int, i
 
 
 def _sheet(rows: Sequence[Sequence[Panel]], columns: int = COLUMN) -> Image.Image:
-    """Panels in rows on white, in columns of equal width (wider where the text needs it)."""
+    """Rows of panels on white. columns: their common width in pixels, which is larger where the text needs it."""
     font = ImageFont.load_default(size=TEXT_SIZE)
     panels = [panel for row in rows for panel in row]
     text_width = max(font.getlength(line) for panel in panels for line in panel.lines)

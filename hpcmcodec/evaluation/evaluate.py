@@ -1,8 +1,8 @@
-"""Every image with every codec: files are written and read back, and what they cost and lose is measured.
+"""Code every image with every codec, decode the files, and measure size, distortion and time.
 
-Images are coded in processes of their own with one thread each, which is what their times are taken with. A unit of
-work is one image under one codec at all its qualities; its records are stored as soon as it is done. Peak memory is
-that of a whole process that codes the largest image once (`process`).
+Images are coded in processes of their own with one thread each, and the times are those of one thread. A task is one
+image under one codec at all its qualities; its records are stored as soon as it is done. `process` measures peak memory
+in another run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = (".png", ".ppm", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".we
 
 
 class Photo(NamedTuple):
-    """An image file: its name in reports, SHA-256 of its bytes, width and height in pixels."""
+    """An image file: its path, the SHA-256 of its bytes, its width and height in pixels. `name` is for reports."""
 
     path: Path
     sha256: str
@@ -54,7 +54,7 @@ class _Task(NamedTuple):
 
 
 def find_photos(paths: Sequence[Path], max_pixels: int | None) -> list[Photo]:
-    """The images among `paths`, folders standing for the image files in them, in order; copies are left out.
+    """The images that `paths` name, in order. A folder stands for the image files in it, and copies are left out.
 
     Raises:
         InputError: a path is not there, a folder has no images, or a file is not a readable image.
@@ -101,12 +101,14 @@ def evaluate(
     max_pixels: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Record]:
-    """Measure what the store does not have yet; returns a record for each photo, codec and quality, in this order.
+    """Measure what the store does not hold; returns a record for each photo, codec and quality, in this order.
 
     Args:
         codecs: keys of `CODECS` -> qualities.
         metrics: keys of `METRICS`.
-        jobs: processes.
+        store: where records are looked up and added.
+        jobs: number of processes.
+        max_pixels: the largest image that is read; None: no limit.
         progress: called with the fraction of the work that is done, in [0, 1].
 
     Raises:
@@ -159,7 +161,7 @@ def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[list[Record]]:
                     "try fewer at once (-j), what is done is kept"
                 ) from error
     finally:
-        # An interrupted evaluation ends at once: otherwise it would wait for all that was begun.
+        # An interrupted evaluation ends its processes, or else it would wait for all tasks that were begun.
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
@@ -168,7 +170,7 @@ def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[list[Record]]:
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Processes started inside use one thread of numpy, onnxruntime and torch."""
+    """Let numpy, onnxruntime and torch use one thread in the processes that are started inside."""
     kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
@@ -183,9 +185,9 @@ def _single_threaded() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until processes have been started, and never reaches these: they inherit the mask.
+    """Block SIGINT (Ctrl-C) inside. Processes that are started inside inherit the mask and never see the signal.
 
-    `_ignore_signals` alone comes too late for one that is still importing, which would print a traceback.
+    `_ignore_signals` alone comes too late for a process that is still importing, which would print a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -207,7 +209,7 @@ def _measure(task: _Task) -> list[Record]:
     photo = task.photo
     try:
         pixels = load(photo.path, max_pixels=task.max_pixels).pixels
-        if task.codec.startswith("hpcm"):  # loads the model, so that no file's time includes it
+        if task.codec.startswith("hpcm"):  # this loads the model, so that no file's time includes it
             codec.code(pixels[:16, :16], 50)
         records = []
         for quality in task.qualities:

@@ -1,7 +1,7 @@
-"""Maps as pictures: values on a colour scale, where the bits of a file went, where two pictures differ.
+"""Maps of values as pictures on a colour scale: where the bits of a file went, and where two pictures differ.
 
-The scale runs from dark violet over teal to yellow with lightness rising throughout (nine points of Matplotlib's
-viridis), so that it reads the same to people with colour blindness and in grey.
+The scale runs from dark violet over teal to yellow (nine points of Matplotlib's viridis). Its lightness rises
+throughout, so that it can be read in grey and by people with colour blindness.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _PALETTE = np.stack(
 ).round()
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 _TEXT_SIZE, _BAR, _GAP = 15, 16, 10
-_MAX_SIDE = 1536  # of a map on its own: more pixels a latent show nothing more
+_MAX_SIDE = 1536  # pixels of a map in a file of its own; a larger one would show nothing more
 
 
 def heat_image(values: npt.NDArray[np.floating], high: float) -> Image.Image:
-    """(rows, columns) from 0 (dark) to `high` and beyond (light), one pixel each, in a palette of 256 colours."""
+    """Values (rows, columns) as an image, a pixel each, in 256 colours from 0 (dark) to `high` and above (light)."""
     scaled = np.clip(values / high if high > 0 else np.zeros_like(values), 0, 1)
     image = Image.fromarray(np.rint(scaled * 255).astype(np.uint8)).copy()
     image.putpalette(_PALETTE.astype(np.uint8).tobytes())
@@ -44,13 +44,16 @@ def legend_range(*maps: npt.NDArray[np.floating]) -> float:
 
 
 def bits_per_pixel(spent: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-    """What `codec.bits_map` gives, all scales together, in bits per pixel at each latent."""
+    """The maps of `codec.bits_map`, in bits at each position (H/16, W/16) -> their sum, in bits per pixel."""
     total: npt.NDArray[np.float64] = sum(spent.values(), np.zeros(())) / LATENT**2
     return total
 
 
 def error_map(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], block: int = 4) -> npt.NDArray[np.float64]:
-    """Root mean square difference of two pictures (H, W, 3) over blocks of pixels, cut ones at the edges included."""
+    """Root mean square difference, in units of 1/255, of two pictures (H, W, 3) uint8 in each block of pixels.
+
+    The result is (H / block, W / block), rounded up: blocks at the right and bottom edges may be cut.
+    """
     squares = np.square(a.astype(np.float64) - b).mean(axis=2)
     rows, columns = np.arange(0, a.shape[0], block), np.arange(0, a.shape[1], block)
     sums = np.add.reduceat(np.add.reduceat(squares, rows, axis=0), columns, axis=1)
@@ -60,12 +63,15 @@ def error_map(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], block: int = 4
 
 
 def bits_png(spent: Mapping[str, npt.NDArray[np.float64]], width: int, height: int, title: str) -> bytes:
-    """A map of where the bits of a file of `width` x `height` pixels went, with a title and a scale, as a PNG."""
+    """A PNG file that shows where the bits of a picture went, with a title and a colour scale.
+
+    spent: as `codec.bits_map` gives it. width, height: of the picture, in pixels.
+    """
     values = bits_per_pixel(spent)
     high = legend_range(values)
     reduced = min(1.0, _MAX_SIDE / max(width, height))
     size = max(1, round(width * reduced)), max(1, round(height * reduced))
-    # The latents at the right and bottom edges reach beyond the picture.
+    # The positions at the right and bottom edges reach beyond the picture.
     box = (0, 0, width / LATENT, height / LATENT)
     picture = heat_image(values, high).convert("RGB").resize(size, Image.Resampling.NEAREST, box)
 

@@ -27,10 +27,11 @@ Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 
 MIN_OVERLAP = 0.5
-"""Share of the narrower curve that the range of a BD-rate must cover: below it, the average says little of either."""
+"""Share of the narrower range of scores that two curves must have in common for a BD-rate. With less in common, the
+average says little about either curve."""
 
 MS_SSIM_SIDE = 161
-"""Smallest side in pixels: five scales, each half as large, under a window of 11."""
+"""Smallest side of an image in pixels, so that a window of 11 pixels fits into it after four halvings."""
 
 
 def psnr_db(a: Pixels, b: Pixels) -> float:
@@ -48,7 +49,7 @@ def psnr_db(a: Pixels, b: Pixels) -> float:
 
 
 def ms_ssim(a: Pixels, b: Pixels) -> float:
-    """MS-SSIM, at most 1, mean of the three RGB channels of ``(H, W, 3)``. Needs pytorch-msssim, hence torch.
+    """MS-SSIM, at most 1, the mean of the three RGB channels of ``(H, W, 3)``. Needs pytorch-msssim and torch.
 
     Raises:
         ValueError: as for `psnr_db`, or a side is below `MS_SSIM_SIDE`.
@@ -65,7 +66,9 @@ def ms_ssim(a: Pixels, b: Pixels) -> float:
 
 
 def ssimulacra2(a: Pixels, b: Pixels) -> float:
-    """SSIMULACRA2 of ``b`` against the original ``a``: 90 is hard to tell from it, 50 is medium. Needs ssimulacra2.
+    """SSIMULACRA2 of ``b`` against the original ``a``, both ``(H, W, 3)``. Needs ssimulacra2.
+
+    At 90 the two are hard to tell apart, 50 is medium quality.
 
     Raises:
         ValueError: as for `psnr_db`.
@@ -84,12 +87,13 @@ class Metric:
     """How a distortion is measured, stored and shown.
 
     Attributes:
-        label: axis of a plot; `unit` of a value there, with a space before it where there is one.
-        key: in result files, CompressAI's where it has one.
+        label: text at the axis of a plot.
+        unit: of a value, with a space before it; empty where there is none.
+        key: name in result files, CompressAI's where it has one.
         compute: (original, decoded) -> the value that result files hold.
-        shown: that value as plots and BD-rates take it.
-        packages: what must be installed, import name -> name in the package index.
-        decimals: that are worth printing.
+        shown: that value -> the value that plots show and BD-rates are computed from.
+        packages: those that must be installed, as pairs of import name and name in the package index.
+        decimals: the number of them that are worth printing.
     """
 
     label: str
@@ -107,12 +111,12 @@ class Metric:
 
     @property
     def version(self) -> str:
-        """What makes values comparable: the versions of the packages that compute them."""
+        """The versions of the packages that compute the values. Values of different versions cannot be compared."""
         return " ".join(f"{package} {version(package)}" for _, package in self.packages) or "1"
 
 
 def to_db(similarity: float) -> float:
-    """-10 log10(1 - s): MS-SSIM spread out where it matters; infinite at 1."""
+    """An MS-SSIM s in dB, -10 log10(1 - s), which spreads out the values near 1; infinite at 1."""
     return math.inf if similarity >= 1 else -10 * math.log10(1 - similarity)
 
 
@@ -128,14 +132,14 @@ METRICS: Mapping[str, Metric] = {
 
 
 class Curve(NamedTuple):
-    """Rate-distortion points of one codec, one a quality: ``bpp`` (bits per pixel) and a metric's ``score`` there."""
+    """Rate-distortion points of one codec, one for each quality: ``bpp`` and a metric's ``score``, each ``(n,)``."""
 
     bpp: Sequence[float]
     score: Sequence[float]
 
 
 class BDRate(NamedTuple):
-    """``percent``: how much more (less, if negative) rate is needed on average for scores from ``low`` to ``high``."""
+    """``percent``: how much more rate (less, if negative) is needed on average for scores from ``low`` to ``high``."""
 
     percent: float
     low: float
@@ -172,7 +176,7 @@ def _check_pair(a: Pixels, b: Pixels) -> None:
 
 
 def _knots(curve: Curve) -> tuple[Floats, Floats]:
-    """The curve's score, rising, and its log rate there, both ``(n,)``."""
+    """A curve's scores in rising order, and the logarithm of the rate at each, both ``(n,)``."""
     if len(curve.bpp) != len(curve.score) or len(curve.bpp) < 2:
         raise ValueError(f"a curve needs two points or more, found {len(curve.bpp)} and {len(curve.score)} values")
     points = np.array(sorted(zip(curve.bpp, curve.score, strict=True)), dtype=np.float64)

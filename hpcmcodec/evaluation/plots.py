@@ -1,8 +1,8 @@
 """Rate-distortion plots, light and dark, as PNG and SVG. Needs matplotlib.
 
 Colours are those of M. Okabe and K. Ito, "Color Universal Design" (2008), which people with any common form of colour
-blindness can tell apart; every curve also has a marker of its own, and curves from files are dashed. A codec has one
-colour with all its settings: "AVIF" and "AVIF (speed 4)".
+blindness can tell apart. Every curve also has a marker of its own, and curves from result files are dashed. All
+settings of a codec share one colour, such as "AVIF" and "AVIF (speed 4)".
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from hpcmcodec.evaluation.results import Series
 
 __all__ = ["THEMES", "rd_plot"]
 
-# The palette without its yellow and its black, which vanish on white and on dark: vermilion first, for the first codec.
+# The palette without its yellow, which vanishes on white, and its black, which vanishes on dark. The first codec gets
+# the first colour, vermilion.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C8C8C")
 _MARKERS = "osD^vPX*<>"
 THEMES = {
@@ -30,10 +31,11 @@ def rd_plot(
     """A plot of one metric against bits per pixel, as the bytes of a file.
 
     Args:
-        series: the first is drawn strongest; those without the metric are left out.
+        series: the curves, of which the first is drawn strongest. Those without the metric are left out.
+        metric: a key of `METRICS`.
         theme: a key of `THEMES`.
-        log: logarithmic rate, else linear.
-        image_format: "png" (1600x1100) or "svg". The same series give the same bytes.
+        log: whether the axis of the rate is logarithmic.
+        image_format: "png" (1600x1100 pixels) or "svg". The same series give the same bytes.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

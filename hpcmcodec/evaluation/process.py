@@ -3,8 +3,8 @@
     python -m hpcmcodec.evaluation.process encode CODEC IMAGE FILE --quality Q [--threads N] [--started SECONDS]
     python -m hpcmcodec.evaluation.process decode CODEC FILE IMAGE [--threads N] [--started SECONDS]
 
-`run` starts it and adds the seconds of the whole process. CODEC is one of `codecs.CODECS`, or a model of CompressAI
-(`compressai_models.MODELS`). Phases, in seconds, which leave each other out:
+`run` starts such a process and adds the seconds that the whole of it took. CODEC is one of `codecs.CODECS`, or a model
+of CompressAI (`compressai_models.MODELS`). The phases are in seconds and do not overlap:
 
     start-up      from the parent's call to the end of the imports
     load          weights, sessions, tables
@@ -12,11 +12,11 @@
     transform     hpcm: g_a and h_a, or g_s
     entropy path  hpcm: h_s and the context model, without rANS
     rANS          hpcm: the entropy coder
-    coding        what is left of the coding: all of it for other codecs, the container for hpcm
-    other         between these
+    coding        the rest of coding: for hpcm the container, for other codecs all of it
+    other         the time between these
 
-Peak memory is the kernel's high-water mark of resident pages of this process since its program was loaded (VmHWM;
-getrusage would count the parent's pages from before).
+Peak memory is VmHWM, the largest amount of resident memory since the program was loaded. getrusage would also count the
+parent's pages, which the process has before its program is loaded; it is asked where there is no VmHWM.
 """
 
 from __future__ import annotations
@@ -34,11 +34,14 @@ from typing import Any
 
 PHASES = ("start-up", "load", "I/O", "transform", "entropy path", "rANS", "coding", "other")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""What numpy's BLAS, the light engine and torch take the number of their threads from."""
+"""The variables from which numpy's BLAS, the light engine and torch take the number of their threads."""
 
 
 class Phases:
-    """Seconds by phase; a phase inside another one is not part of it."""
+    """Seconds by phase. The time of a phase inside another one counts for the inner one alone.
+
+    started: when the process was started, in seconds of the monotonic clock.
+    """
 
     def __init__(self, started: float) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -48,7 +51,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What happens inside belongs to phase `name`."""
+        """Charge the time inside to the phase `name`."""
         self._charge()
         self._stack.append(name)
         try:
@@ -58,7 +61,7 @@ class Phases:
             self._stack.pop()
 
     def end(self) -> None:
-        """Charge what has passed since the last change of phase."""
+        """Charge the time since the last change of phase to the present one."""
         self._charge()
 
     def _charge(self) -> None:
@@ -70,10 +73,10 @@ class Phases:
 def run(
     direction: str, codec: str, source: Path, target: Path, *, quality: float = 0, threads: int = 1
 ) -> dict[str, float]:
-    """Run this module; returns the phases, "total" (seconds of the whole process) and "peak_bytes".
+    """Run this module in a process; returns seconds by phase, "total" (seconds of the whole process) and "peak_bytes".
 
     Raises:
-        subprocess.CalledProcessError: it failed; its ``stderr`` says why.
+        subprocess.CalledProcessError: the process failed; the error's ``stderr`` says why.
     """
     start = time.monotonic()
     command = [sys.executable, "-m", __name__, direction, codec, str(source), str(target)]
@@ -86,7 +89,7 @@ def run(
 
 
 def peak_bytes() -> int:
-    """Peak of resident memory of this process; 0 where the system does not say."""
+    """Peak of this process's resident memory, in bytes; 0 where the system does not say."""
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -138,7 +141,7 @@ def main() -> int:
 
 
 def _coder(name: str) -> tuple[Callable[..., bytes], Callable[..., Any], Callable[[], object]]:
-    """encode, decode, and what loads the codec beforehand. Only what the codec needs is imported."""
+    """The codec's encode and decode, and a function that loads it. Only what the codec needs is imported."""
     if name == "hpcm":
         import numpy as np
 

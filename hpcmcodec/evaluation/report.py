@@ -1,8 +1,9 @@
-"""One self-contained page that compares a photograph with what became of it: `hpcm compare`.
+"""The page of `hpcm compare`: one self-contained file that compares a photograph with its decoded files.
 
-The page (`report.html` with its places filled in) holds every picture losslessly, so it grows with them: about two
-bytes a pixel for each. It loads nothing from anywhere, and its policy forbids that too. In order: numbers, a slider
-over two pictures, crops at the places that differ most, maps of the error and of where the bits went.
+The page is `report.html` with its places filled in. It holds every picture losslessly, which takes about two bytes for
+each pixel of each picture. It loads nothing from anywhere, and its content security policy forbids loading. It shows,
+in this order, numbers, a slider over two pictures, crops at the places that differ most, and maps of the error and of
+where the bits went.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _WEBP_MAX_SIDE = 16383
 
 
 class Candidate(NamedTuple):
-    """A decoded file: its name on the page, its size, its pixels, and bits per pixel at each latent if it is hpcm's."""
+    """A decoded file: its name on the page, its size, its pixels (H, W, 3), and for hpcm its bits per pixel at each
+    position (H/16, W/16).
+    """
 
     name: str
     n_bytes: int
@@ -57,14 +60,15 @@ def report(
     """The page for a photograph and `.hpcm` files of it.
 
     Args:
-        against: keys of `CODECS`, each coded as large as each file; those not installed are left out with a line.
+        against: keys of `CODECS`. Each codes the photograph in about the size of each file. One that is not installed
+            is left out, and `say` is told so.
         max_pixels: as for `codec.decode`.
         say: called with lines for people.
-        progress: called with the fraction done.
+        progress: called with the fraction of the work that is done, in [0, 1].
 
     Raises:
-        InputError: a file cannot be read, or is of another size than the photograph.
-        HpcmError: as `codec.decode` and `image.load`.
+        InputError: a file cannot be read, or its picture has another size than the photograph.
+        HpcmError: whatever `codec.decode` and `image.load` raise.
     """
     picture = load(image, max_pixels=max_pixels)
     original = picture.pixels
@@ -91,7 +95,10 @@ def report(
 def page(
     title: str, original: Pixels, candidates: Sequence[Candidate], icc: bytes | None, say: Callable[[str], None]
 ) -> str:
-    """The text of the page. Pictures carry the photograph's ICC profile, so that browsers show its colours."""
+    """The text of the page. Its pictures carry the ICC profile of the photograph, so that browsers show its colours.
+
+    original: (H, W, 3) uint8. say: called with a line for each metric that is not installed.
+    """
     height, width, _ = original.shape
     errors = [error_map(original, each.pixels) for each in candidates]
     with_bits = [(each, each.bits) for each in candidates if each.bits is not None]
@@ -125,9 +132,10 @@ def page(
 
 
 def places(original: Pixels, decoded: Sequence[Pixels]) -> list[tuple[int, int, int, int]]:
-    """(left, top, right, bottom) of up to `N_CROPS` squares where the squared error of all is largest.
+    """(left, top, right, bottom) of up to `N_CROPS` squares where the squared error, summed over `decoded`, is largest.
 
-    They do not overlap and lie on a raster of an eighth of their side; an image smaller than one is taken whole.
+    original, decoded: (H, W, 3) uint8. The squares do not overlap. Their corners lie an eighth of a side apart or at
+    the edges. An image with sides below `CROP` pixels is taken whole.
     """
     height, width, _ = original.shape
     side_y, side_x = min(CROP, height), min(CROP, width)
@@ -228,7 +236,7 @@ def _png(image: Image.Image) -> str:
 
 
 def _embedded(pixels: Pixels, icc: bytes | None) -> str:
-    """A data URI that holds the pixels exactly: WebP, a quarter smaller than PNG, where it knows such sizes."""
+    """A data URI that holds the pixels exactly: WebP, a quarter smaller than PNG, or PNG for sides beyond WebP's."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if max(image.size) > _WEBP_MAX_SIDE:
         file = io.BytesIO()

@@ -1,12 +1,12 @@
-"""From records to what people read: curves in CompressAI's JSON schema, BD-rates, tables.
+"""Makes curves, BD-rates and tables from records, and reads and writes CompressAI's JSON schema.
 
-`results.json` has the schema of CompressAI's result files at its top level (`name`, `description`, `results`: lists
-with one value a quality, means over the images) for the first codec, and for every codec under `codecs`; so each of
-both can be read by tools made for those files, and those files can be read here. MS-SSIM is averaged as such and shown
-in dB after that, as CompressAI's plots do.
+The schema of CompressAI's result files is `name`, `description`, and `results`: lists with one value for each quality,
+which is the mean over the images. `results.json` has it at its top level for the first codec, and for every codec under
+`codecs`, so that tools made for CompressAI's files can read it; this module can read their files too. MS-SSIM is
+averaged before it is converted to dB, as in CompressAI's plots.
 
-BD-rates come in two kinds that are both in use and differ: that of the averaged curves, and the mean over the images of
-each image's own.
+There are two kinds of BD-rate, which differ and are both in use: that of the averaged curves, and the mean over the
+images of each image's own.
 """
 
 from __future__ import annotations
@@ -41,19 +41,23 @@ __all__ = [
 ]
 
 _KEYS = {"psnr": ("psnr-rgb", "psnr"), "ms-ssim": ("ms-ssim-rgb", "ms-ssim"), "ssimulacra2": ("ssimulacra2",)}
-_MAX_RESULTS = 1 << 24  # bytes of a result file, which has some numbers a quality
+_MAX_RESULTS = 1 << 24  # bytes of a result file, far more than any has
 
 
 @dataclass(frozen=True)
 class Series:
-    """Means over the images, one value a quality.
+    """Means over the images of one codec, with a value for each quality.
 
     Attributes:
+        name, description: as in CompressAI's schema.
+        bpp: bits per pixel.
         scores: metric -> values as result files hold them.
-        images: SHA-256 of an image -> metric -> its own curve, with scores as plots show them; empty for series from
-            files.
+        qualities: empty for series from files.
+        seconds: of encoding and of decoding an image.
+        images: SHA-256 of an image -> metric -> the curve of this image, with scores as plots show them; empty for
+            series from files.
         encode_mps, decode_mps: megapixels a second, None for series from files.
-        peak_bytes: (encoding, decoding) of a whole process, None where it was not measured.
+        peak_bytes: peak memory of a whole process that encodes and of one that decodes, None where it was not measured.
     """
 
     name: str
@@ -72,7 +76,7 @@ class Series:
         return Curve(self.bpp, [METRICS[metric].shown(score) for score in self.scores[metric]])
 
     def as_json(self) -> dict[str, Any]:
-        """CompressAI's schema."""
+        """The series in CompressAI's schema."""
         results: dict[str, list[float]] = {"quality": list(self.qualities), "bpp": list(self.bpp)}
         results |= {METRICS[metric].key: list(scores) for metric, scores in self.scores.items()}
         results |= dict(zip(("encoding_time", "decoding_time"), map(list, self.seconds), strict=True))
@@ -84,8 +88,9 @@ class Comparison:
     """BD-rates of a series against an anchor under one metric.
 
     Attributes:
-        averaged: of the averaged curves, or the reason why there is none.
-        images: SHA-256 -> of that image's own curves; `refused` -> the reason why there is none.
+        averaged: the BD-rate of the averaged curves, or the reason why there is none.
+        images: SHA-256 of an image -> the BD-rate of its own curves.
+        refused: SHA-256 of an image -> the reason why it has no BD-rate.
     """
 
     averaged: BDRate | str
@@ -96,10 +101,11 @@ class Comparison:
 def from_records(
     records: Sequence[Record], metrics: Sequence[str], peaks: Mapping[str, tuple[int, int]] | None = None
 ) -> dict[str, Series]:
-    """Codec -> its averages over the images, codecs in the order of their first records.
+    """Codec -> its averages over the images, with codecs in the order of their first records.
 
     Args:
-        records: every codec at the same qualities on every image.
+        records: those of each codec have the same qualities on every image.
+        metrics: keys of `METRICS`.
         peaks: codec -> peak memory in bytes, encoding and decoding.
     """
     result = {}
@@ -141,7 +147,7 @@ def read_series(path: Path) -> Series:
     """
     try:
         with path.open("rb") as file:
-            content = json.loads(take(file, _MAX_RESULTS))  # what is longer, perhaps endless, is cut and no JSON
+            content = json.loads(take(file, _MAX_RESULTS))  # a longer file, perhaps endless, is cut and then is no JSON
         results = content["results"]
         bpp = tuple(map(float, results["bpp"]))
         scores = {
@@ -161,7 +167,7 @@ def read_series(path: Path) -> Series:
 
 
 def compare(anchor: Series, test: Series, metric: str) -> Comparison:
-    """BD-rates of `test` against `anchor`; image by image where both know the images."""
+    """BD-rates of `test` against `anchor`: that of the averaged curves, and one for each image that both measured."""
     if not (metric in anchor.scores and metric in test.scores):
         return Comparison("not measured", {}, {})
     averaged = _bd_rate(anchor.curve(metric), test.curve(metric))
@@ -238,7 +244,7 @@ def to_json(
 
 
 def _finite(value: Any) -> Any:
-    """A JSON value with null for what JSON has no number for: the PSNR of a picture that came back unchanged."""
+    """A JSON value in which null stands for numbers that JSON lacks, such as the infinite PSNR of an equal picture."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -251,7 +257,7 @@ def _jsonable(rate: BDRate | str) -> dict[str, Any]:
 
 
 def to_csv(photos: Sequence[Photo], metrics: Sequence[str], records: Sequence[Record]) -> str:
-    """One line a coded file."""
+    """The text of `results.csv`: a heading, and a line for each coded file."""
     names = {photo.sha256: photo.name for photo in photos}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -314,7 +320,7 @@ def _rate_cell(anchor: Series, test: Series, metric: str) -> str:
 
 
 def _per_image(series: Mapping[str, Series], anchors: Mapping[str, Series], metric: str) -> list[str]:
-    """How the first codec does image by image against the others that were measured."""
+    """A table of BD-rates of single images: the first codec against each anchor that was measured."""
     test = next(iter(series.values()))
     rows = []
     for anchor in anchors.values():

@@ -1,9 +1,9 @@
-"""What `hpcm eval` does: from images and codecs to a folder of tables, plots and result files.
+"""What `hpcm eval` does: it measures codecs on images and writes a folder of tables, plots and result files.
 
-measurements.jsonl    every coded file's measurements: what a later run goes on from (`store`)
-memory.json           peak memory of the codecs, likewise
+measurements.jsonl    the measurements of every coded file, which a later run does not repeat (`store`)
+memory.json           peak memory of the codecs, which a later run does not repeat either
 results.json          averages, BD-rates and files, in CompressAI's schema (`results`)
-results.csv           one line a coded file
+results.csv           one line for each coded file
 results.md            the tables, which are also printed
 rd-METRIC.png, .svg   plots; rd-METRIC-dark.png, .svg for dark pages
 """
@@ -29,7 +29,7 @@ __all__ = ["parse_qualities", "run", "usable"]
 
 
 def usable(codecs: Sequence[str], metrics: Sequence[str], say: Callable[[str], None]) -> tuple[list[str], list[str]]:
-    """Those whose packages are installed; says of the others what to install."""
+    """The codecs and the metrics whose packages are installed; `say` is told what the others need."""
     for kind, keys, found in (
         ("codec", codecs, {key: CODECS[key].missing() for key in codecs}),
         ("metric", metrics, {key: METRICS[key].missing for key in metrics}),
@@ -44,10 +44,10 @@ def usable(codecs: Sequence[str], metrics: Sequence[str], say: Callable[[str], N
 
 
 def parse_qualities(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """`10,30,50` (for hpcm) and `jpeg=20,40` -> codec -> qualities, rising.
+    """Texts such as `10,30,50` (for hpcm) and `jpeg=20,40` -> codec -> its qualities in rising order.
 
     Raises:
-        ValueError: a codec that is not known, no numbers, or beyond what the codec takes.
+        ValueError: a codec is not known, a text is no list of numbers, or a quality is beyond what the codec takes.
     """
     result = {}
     for text in texts:
@@ -80,17 +80,21 @@ def run(
     say: Callable[[str], None],
     progress: Callable[[float], None] | None = None,
 ) -> str:
-    """Evaluate and write `folder`; returns the tables.
+    """Measure, and write all files of `folder`; returns the tables.
 
     Args:
-        codecs, metrics: keys of `CODECS` and `METRICS`; what is not installed is left out with a line.
-        qualities: of the codecs that are not to be measured at their own default ones.
+        paths: images, and folders of images.
+        codecs, metrics: keys of `CODECS` and `METRICS`. One that is not installed is left out, and `say` is told so.
+        qualities: codec -> qualities; a codec that is not named is measured at its default ones.
         anchors: for BD-rates, keys among `codecs` or paths of result files; none: every codec but the first.
-        log: logarithmic rate in plots.
+        jobs: number of processes.
+        log: whether plots have a logarithmic rate.
+        max_pixels: the largest image that is read; None: no limit.
         say: called with lines for people.
+        progress: called with the fraction of the work that is done, in [0, 1].
 
     Raises:
-        InputError, UnsupportedError: an image or a result file cannot be used.
+        InputError, UnsupportedError: an image or a result file cannot be used, or no codec or metric is left.
         OutputError: the folder cannot be written.
     """
     codecs, metrics = usable(codecs, metrics, say)
@@ -132,19 +136,19 @@ def _anchors(series: Mapping[str, Series], anchors: Sequence[str], files: Mappin
         if anchor in files:
             name = files[anchor].name
             result[name if name not in result and name not in series else anchor] = files[anchor]
-        elif anchor in series:  # else it is a codec that is not installed
+        elif anchor in series:  # an anchor that is neither is a codec that is not installed
             result[anchor] = series[anchor]
     return result
 
 
 def _peaks(path: Path, photo: Photo, plan: Mapping[str, Sequence[float]]) -> dict[str, tuple[int, int]]:
-    """codec -> peak memory in bytes of encoding and of decoding an image at the middle one of its qualities."""
+    """codec -> peak memory, in bytes, of encoding and of decoding the photo at the middle one of its qualities."""
     known: dict[str, list[int]] = {}
     if path.exists():
         try:
             known = json.loads(path.read_bytes())
         except ValueError:
-            known = {}  # measured again
+            known = {}  # a damaged file is measured again
     result = {}
     for codec, qualities in plan.items():
         quality = qualities[len(qualities) // 2]

@@ -1,8 +1,8 @@
 """Measurements on disk, one JSON object a line, so that an evaluation goes on where it was interrupted.
 
-A record belongs to the bytes of an image file, a codec, its settings, its version and a quality: where one of these
-changes, it is measured anew. Lines are appended in one write each time and synchronised, so that whatever ends the
-process leaves whole records behind, and at most one cut line, which is dropped when the store is opened.
+The key of a record is the hash of an image file, a codec, its settings, its version and a quality: where one of these
+changes, the image is measured anew. Each call of `add` appends its lines in one write and synchronises the file. A
+process that is killed therefore leaves whole lines and at most one cut line, which is dropped when the store is opened.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Record:
     """One image coded once.
 
     Attributes:
-        sha256: of the image file, in hexadecimal.
-        width, height: in pixels.
-        codec, settings, version, quality: what coded it.
-        n_bytes: of the coded file.
+        sha256: hash of the image file, in hexadecimal.
+        width, height: size of the image in pixels.
+        codec, settings, version, quality: what coded the image, as in `codecs.Codec`.
+        n_bytes: size of the coded file.
         scores: metric -> value, as result files hold it.
-        metric_versions: metric -> what computed it.
-        encode_seconds, decode_seconds: in one thread, from pixels in memory to bytes in memory and back.
+        metric_versions: metric -> `Metric.version` of what computed the value.
+        encode_seconds, decode_seconds: time in one thread, from pixels in memory to bytes in memory and back.
     """
 
     sha256: str
@@ -58,7 +58,7 @@ class Record:
 
 
 class Store:
-    """The records of a file, which is made where there is none.
+    """The records of a file. Where there is no file, the first `add` makes it.
 
     Raises:
         OutputError: the file cannot be read or written.
@@ -83,11 +83,11 @@ class Store:
         return len(self._records)
 
     def __iter__(self) -> Iterator[Record]:
-        """Every record, each key's in the order in which it was first measured."""
+        """Every record, in the order in which their keys were first measured."""
         return iter(self._records.values())
 
     def get(self, key: Key, metric_versions: dict[str, str]) -> Record | None:
-        """The record of a key that has these metrics, computed by these versions."""
+        """The record of a key, or None where it lacks one of these metrics or has it from another version."""
         record = self._records.get(key)
         if record is None or not metric_versions.items() <= record.metric_versions.items():
             return None
@@ -107,7 +107,7 @@ class Store:
 
 
 def _parsed(line: bytes) -> Record | None:
-    """The record of a line, None where a line is none: it is measured again."""
+    """The record of a line; None where the line is damaged or of another format, so that it is measured again."""
     try:
         values = json.loads(line)
     except ValueError:

@@ -3,12 +3,18 @@
     y_t = (sum_{i != t} exp(-(|t - i| - 1) w + k_i) v_i + exp(u + k_t) v_t) / (the same without v),
     w = decay / T >= 0, u = boost / T                                  (Vision-RWKV, arXiv 2403.02308, eq. 4-5)
 
-Two linear recurrences, left to right and right to left, give every sum in O(T). The exact form below fixes their order
-so that numpy, torch and compiled kernels agree to the bit: blocks of B = min(64, T) tokens counted from token 0, the
-last one filled up with zero weights; inside a block the state before token j is s_j, s_(j+1) = s_j * W + e_j v_j from
-s_0 = 0 (mirrored for the other direction); across blocks c = c * W^B + s_B; left = s_j + c * W^j, right likewise with j
-counted from the block's end; y = ((left + right) + own) / (the same for the denominator). W = exp(-w); W^j by repeated
-multiplication. decay and boost are clamped to +-16, so no power becomes subnormal and every sum stays far below 2^1000.
+Two linear recurrences, left to right and right to left, give every sum in O(T). The exact form below fixes the order
+of operations so that numpy, torch and the compiled kernels agree to the bit:
+
+    - The tokens are cut into blocks of B = min(64, T), counted from token 0; the last is filled up with zero weights.
+    - With W = exp(-w) and e_j = exp(k_j), the state before token j of a block is s_j: s_0 = 0,
+      s_(j+1) = s_j * W + e_j v_j.
+    - What enters a block from the blocks before is c: c = 0 at the first, then c = c * W^B + s_B from block to block.
+    - left = s_j + c * W^j. right is its mirror image, with j counted from the block's end.
+    - y = ((left + right) + own) / (the same sums without v), where own = exp(u) e_j v_j.
+    - W^j comes from repeated multiplication.
+
+decay is clamped to 0..16 and boost to +-16, so no power becomes subnormal and every sum stays far below 2^1000.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from hpcmcodec.exact.elementary import exact_exp
 
 
 def decay_powers(decay: np.ndarray, tokens: int) -> np.ndarray:
-    """W^0 .. W^B for each channel, float64 (B + 1, C), W = exp(-decay / T); decay float32 (C,), clamped to 0..16."""
+    """W^0 .. W^B per channel, float64 (B + 1, C), with W = exp(-decay / T); decay float32 (C,) is clamped to 0..16."""
     d = np.clip(decay.astype(np.float64), np.zeros(1), np.full(1, EXPONENT_MAX))
     w = exact_exp(-(d / np.full(1, float(tokens))))
     powers = [np.ones_like(w)]
@@ -32,19 +38,21 @@ def decay_powers(decay: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def own_factor(boost: np.ndarray, tokens: int) -> np.ndarray:
-    """exp(u), float64 (C,), u = boost / T; boost float32 (C,), clamped to +-16."""
+    """exp(u) per channel, float64 (C,), with u = boost / T; boost float32 (C,) is clamped to +-16."""
     b = np.clip(boost.astype(np.float64), np.full(1, -EXPONENT_MAX), np.full(1, EXPONENT_MAX))
     return exact_exp(b / np.full(1, float(tokens)))
 
 
 def biwkv4_exact(xp: Any, weights: Any, v: Any, powers: Any, own: Any) -> Any:
-    """The exact form. weights = exp(k) and v: float64 (B, T, C); powers (L + 1, C), own (C,); returns float64 (B, T,
-    C).
+    """The exact form, float64: weights = exp(k) and v (B, T, C) to y (B, T, C).
+
+    powers (L + 1, C) comes from `decay_powers`, L being the length of a block; own (C,) comes from `own_factor`.
     """
     batch, tokens, channels = v.shape
     length = powers.shape[0] - 1
     blocks = -(-tokens // length)
-    # Numerator and denominator side by side, token-in-block first: each line of the recurrence is one contiguous slab.
+    # Numerators and denominators lie side by side, and the first axis is the token within its block, so that each
+    # iteration of the recurrence works on contiguous memory.
     pair = xp.zeros((batch, blocks * length, 2 * channels), xp.f8)
     pair[:, :tokens, :channels] = weights * v
     pair[:, :tokens, channels:] = weights
@@ -62,7 +70,7 @@ def biwkv4_exact(xp: Any, weights: Any, v: Any, powers: Any, own: Any) -> Any:
 
 
 def _direction(xp: Any, slab: Any, power: Any, order: range, block_order: range) -> Any:
-    """Sums of everything before (in `order`) each token: inside its block, then what the blocks before carry in."""
+    """For each token, the sum over all tokens before it in `order`: those in its block, then all others."""
     state = xp.zeros(slab.shape[1:], xp.f8)
     out = xp.zeros(slab.shape, xp.f8)
     for j in order:

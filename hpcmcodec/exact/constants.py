@@ -1,13 +1,13 @@
 """Constants of the exact arithmetic: limits of codes and sums, and grids whose meaning is fixed."""
 
-ARITHMETIC = 4  # part of the model id; raised with every change of what these operations compute
+ARITHMETIC = 4  # part of the model id; raised whenever what the operations compute changes
 CODE_MAX = 8191  # activations are 14-bit signed codes
-GATE_GRID = "sigmoid"  # inputs of sigmoids: +-8 in steps of 1/256
-EXP_GRID = "exp"  # inputs of exp: the same
+GATE_GRID = "sigmoid"  # of the inputs of sigmoids: codes count 1/256 and reach +-8
+EXP_GRID = "exp"  # of the inputs of exp: the same
 TABLE_MAX = 2047  # the codes on these two have 12 bits: they index tables of 4095 entries
 SUM_BOUND = 1 << 31  # integer sums stay below: int32 holds them
-MEAN_MAX = 1 << 16  # means: codes on the 1/16 grid
-MEAN_SHIFT = 4  # y_hat and means count sixteenths of the quantisation step
+MEAN_MAX = 1 << 16  # largest magnitude of a mean, in sixteenths
+MEAN_SHIFT = 4  # y_hat and means count sixteenths (2^-4) of a quantisation step
 Y_GRID = MEAN_SHIFT  # and so does what the context sees of y_hat
 CHANNEL_GRID = "channel"  # codes whose exponent is each channel's own: the weights that they meet hold it
 WIDE_GRID = "wide"  # the synthesis' residual stream, int32: 2^14 a unit of the pixels' range
@@ -15,12 +15,12 @@ PIXEL_GRID = "pixel"  # and what pixels are made of, fine enough for 16 bits: 2^
 WIDE_MAX = 1 << 21  # what one layer adds to a wide value: a thousand of them stay within int32
 FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID, CHANNEL_GRID: 0, WIDE_GRID: 14, PIXEL_GRID: 18}
 """Exponents of the grids whose meaning is the same in every model."""
-LEVELS = 64  # scale levels, one table each
+LEVELS = 64  # levels, each with a table of its own
 BLOCK = 64  # tokens in a block of the two-level Bi-WKV recurrence
 EXPONENT_MAX = 16.0  # clamp of Bi-WKV's decay and boost
 SLOPE = 0.1  # LeakyReLU's negative slope
-WEIGHT_ONE = 1 << 15  # memory weights are integers of this sum
-SIMILARITY_ONE = 1 << 12  # cosine similarity is compared in steps of 1/4096
+WEIGHT_ONE = 1 << 15  # the two weights of a recall from the memory bank are integers that add up to this
+SIMILARITY_ONE = 1 << 12  # cosine similarities are compared as integers that count 1/4096
 
 
 def limit_of(grid: str) -> int:

@@ -1,6 +1,6 @@
 """exp, the sigmoid and 1/sqrt from IEEE adds, multiplies and powers of two: the same bits everywhere.
 
-All but `rsqrt` are numpy alone: they fill tables and constants of an image.
+All but `rsqrt` work on numpy arrays alone: they compute tables, and the constants of a model for one size of image.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def sigmoid_table(e: int) -> np.ndarray:
 
 
 def memory_weight_table(temperature: float) -> np.ndarray:
-    """Weight of the better of two references, of WEIGHT_ONE, by the difference of their similarities
-    (0..2*SIMILARITY_ONE).
+    """The weight of the more similar of two references, from 0 to WEIGHT_ONE: float64 (2 * SIMILARITY_ONE + 1,).
+
+    The index is the difference between the two similarities, 0..2 * SIMILARITY_ONE.
     """
     d = np.arange(2 * SIMILARITY_ONE + 1, dtype=np.float64) / np.full(
         2 * SIMILARITY_ONE + 1, SIMILARITY_ONE * temperature
@@ -66,8 +67,9 @@ def memory_weight_table(temperature: float) -> np.ndarray:
 
 
 def rsqrt(xp: Any, x: Any) -> Any:
-    """1 / sqrt(x), float64, normal x > 0: the bit trick's first guess and four Newton steps (worst error 3e-16
-    measured).
+    """1 / sqrt(x) in float64 for normal x > 0: a first guess from the bits of x, then four Newton iterations.
+
+    The worst relative error measured is 3e-16.
     """
     r = xp.from_bits(xp.full(6910469410427058090, xp.i8) - (xp.bits(x) >> xp.full(1, xp.i8)))
     half, three_halves = x * xp.full(0.5, xp.f8), xp.full(1.5, xp.f8)

@@ -1,9 +1,9 @@
-"""One class a kind of layer: what the flow says of it, its tensors, and how they become integers.
+"""One class for each kind of layer: its properties, its tensors, and how they become integers.
 
-The flow names a layer where it uses it and says what is to be known of it there; the widths of its inputs are added
-where the flow is run once to find all layers (`model.entropy.declare`). A layer's derived tensors are float32, merged
-from what training holds (`model.parameters`); coding uses what `quantise` makes of them. Both are in flat dictionaries,
-under `<layer>.<tensor>`:
+The flow makes a layer's object where it uses the layer. The widths of its inputs are added when the flow runs once to
+find all layers (`model.declaration.declare`). A layer's derived tensors are float32, merged from the parameters that
+training holds (`model.parameters`); `quantise` turns them into the stored tensors, which coding uses. Both kinds are
+kept in flat dictionaries, under `<layer>.<tensor>`:
 
                                     derived             stored
     Linear, Head                    weight, bias        weight int16 (O, sum of inputs), step float32 (inputs, O),
@@ -13,7 +13,7 @@ under `<layer>.<tensor>`:
     Scale                           scale               scale float32 (C)
     Wkv                             decay, boost        decay, boost float32 (C)
     Place                           table               table float32 (groups, C)
-    QualityBias                     table               table int32 (anchors, N), on its grid
+    QualityBias                     table               table int32 (anchors, N), codes on the layer's grid
     Read                            scale               scale float32 (C), powers of two
     Gain                            log_scale           log_scale float32 (anchors, C)
     Dequantise                      log_scale, scale    log_scale float32 (anchors, C), scale float32 (C)
@@ -36,9 +36,9 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class Layer(ABC):
-    """A layer by its name; `widths`: channels of its inputs, empty until it is declared.
+    """A layer, known by its name. `widths`: the channels of each input; empty until the layer is declared.
 
-    Not a dataclass, as its nine subclasses would be: making these takes 5 ms of every start.
+    This is no dataclass, since making dataclasses of it and its nine subclasses would add 5 ms to every start.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,11 +56,11 @@ class Layer(ABC):
 
     @property
     def out(self) -> int:
-        """Channels of its output."""
+        """Number of channels of the output."""
         return self.widths[0]
 
     def over(self: L, *widths: int) -> L:
-        """The layer with inputs of these widths."""
+        """A copy of the layer, declared with inputs of these widths."""
         declared = copy.copy(self)
         declared.widths = widths
         return declared
@@ -68,35 +68,35 @@ class Layer(ABC):
     @property
     @abstractmethod
     def derived(self) -> tuple[str, ...]:
-        """Last names of its derived tensors."""
+        """Names of the derived tensors, without the layer's own name in front."""
 
     @property
     def stored(self) -> tuple[str, ...]:
-        """Last names of what `quantise` makes of them."""
+        """Names of the tensors that `quantise` returns, without the layer's own name in front."""
         return self.derived
 
     def of(self, tensors: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        """Its own tensors of a flat dictionary of all layers', by their last names."""
+        """The tensors `names` of this layer, out of a flat dictionary of all layers' tensors."""
         return {name: tensors[f"{self.name}.{name}"] for name in names}
 
     @abstractmethod
     def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """What coding uses, from the derived tensors, both by their last names; grids: exponent by name."""
+        """The stored tensors by name, made from the derived ones by name (without the layer's). grids: exponents."""
 
     @abstractmethod
     def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
-        """Derived tensors of a declared layer for tests, as varied as there may be: some beyond what is clamped."""
+        """Random derived tensors of a declared layer, for tests; some values lie beyond the limits that clamp them."""
 
 
 class _Weighted(Layer):
-    """Rows of weights, as integers with a step for each row and input, and a bias."""
+    """A layer with a matrix of weights and a bias. Stored weights are integers, in a unit for each row and input."""
 
     biased = True
 
     @property
     @abstractmethod
     def inputs(self) -> tuple[int, ...]:
-        """Numbers of weights of a row, by input."""
+        """How many weights of a row belong to each input."""
 
     @property
     def derived(self) -> tuple[str, ...]:
@@ -119,9 +119,9 @@ class _Weighted(Layer):
 class Linear(_Weighted):
     """A 1x1 convolution to `channels`.
 
-    biased: it has a bias. branch: it ends a residual branch, which training scales by a gain. start: what it does when
-    training starts, beside noise that lets gradients through: nothing; it passes its one input on ("same"), the first
-    of its inputs, or their mean.
+    biased: it has a bias. branch: it ends a residual branch, which training scales by a gain. start: what its
+    weights do when training starts, in addition to random noise: "random" adds nothing, "same" passes on the one input,
+    "first" the first of several inputs, "mean" their mean.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Linear(_Weighted):
 
 
 class Head(_Weighted):
-    """A 1x1 convolution to the entropy parameters of `channels` latents: their means, then their levels."""
+    """A 1x1 convolution to 2 * `channels` outputs: the means of `channels` latents, then their levels."""
 
     def __init__(self, name: str, channels: int) -> None:
         super().__init__(name)
@@ -180,7 +180,7 @@ class Head(_Weighted):
 
 
 class Depthwise(_Weighted):
-    """A k x k convolution of each channel by itself."""
+    """A k x k convolution in which each channel is computed from itself alone."""
 
     def __init__(self, name: str, k: int = 3) -> None:
         super().__init__(name)
@@ -192,7 +192,7 @@ class Depthwise(_Weighted):
 
 
 class OmniShift(Depthwise):
-    """A depthwise convolution that training holds as the sum of several (Restore-RWKV, arXiv 2407.11087)."""
+    """A depthwise convolution that is trained as the sum of several ones (Restore-RWKV, arXiv 2407.11087)."""
 
 
 class _Plain(Layer):
@@ -214,7 +214,7 @@ class Norm(_Plain):
 
 
 class Scale(_Plain):
-    """A factor for each channel."""
+    """One factor per channel."""
 
     @property
     def derived(self) -> tuple[str, ...]:
@@ -225,7 +225,7 @@ class Scale(_Plain):
 
 
 class Wkv(_Plain):
-    """Decay and boost of Bi-WKV4 for each channel."""
+    """Decay and boost of Bi-WKV4, one of each per channel."""
 
     @property
     def derived(self) -> tuple[str, ...]:
@@ -236,7 +236,7 @@ class Wkv(_Plain):
 
 
 class Place(_Plain):
-    """A vector for each group of channels, which tells positions apart by the group that a step codes there."""
+    """A vector for each group. Adding it tells the context which group a coding step codes at a lattice point."""
 
     def __init__(self, name: str, groups: int) -> None:
         super().__init__(name)
@@ -251,7 +251,7 @@ class Place(_Plain):
 
 
 class QualityBias(Layer):
-    """A vector on `grid` that the quality chooses, linear between as many `anchors`."""
+    """A vector on `grid` that depends on the quality, interpolated linearly between `anchors` stored qualities."""
 
     def __init__(self, name: str, grid: str, anchors: int) -> None:
         super().__init__(name)
@@ -322,7 +322,7 @@ KINDS: tuple[type[Layer], ...] = (
 
 
 def quantise(layers: Iterable[Layer], derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The stored tensors of all layers, from the derived ones (`<layer>.<tensor>`, float32)."""
+    """The stored tensors of all layers, made from the derived ones (float32); both are named `<layer>.<tensor>`."""
     return {
         f"{layer.name}.{name}": tensor
         for layer in layers

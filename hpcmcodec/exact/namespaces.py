@@ -1,4 +1,4 @@
-"""The primitives that the operations are written over, in numpy and in torch, and the probe of their exactness."""
+"""The primitives that the operations are written over, in numpy and in torch, and a test that products are exact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from hpcmcodec.exact.constants import CODE_MAX
 
 
 class NumpyNamespace:
-    """The primitives that differ between numpy and torch. A trailing underscore means: in place, and returned."""
+    """The primitives that differ between numpy and torch.
+
+    A function whose name ends with an underscore changes its argument in place, and returns it.
+    """
 
     f4, f8, i4, i8 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32), np.dtype(np.int64)
 
@@ -27,7 +30,7 @@ class NumpyNamespace:
         return x
 
     def full(self, value: float, dtype: Any) -> np.ndarray:
-        """A one-element array: how a constant meets an array."""
+        """An array (1,) that holds a constant; constants are combined with arrays in this form alone."""
         key = (value, dtype)
         if key not in self._constants:
             self._constants[key] = np.full(1, value, dtype)
@@ -58,7 +61,7 @@ class NumpyNamespace:
         return np.maximum(a, b)
 
     def sum(self, x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
-        """Sum of integers, kept dimension, float64: exact below 2^53."""
+        """Sum of integers in float64, exact below 2^53; the summed axes stay, with length 1."""
         return np.asarray(np.sum(x, axis=axis, dtype=np.float64, keepdims=True))
 
     def take(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -71,14 +74,14 @@ class NumpyNamespace:
         return x.view(np.float64)
 
     def argsort(self, x: np.ndarray) -> np.ndarray:
-        """Along the last axis; keys are distinct integers, so ties cannot occur."""
+        """The order of x along the last axis. Callers sort distinct integers, so ties cannot occur."""
         return np.argsort(x, axis=-1, kind="stable")
 
     def take_along(self, x: np.ndarray, index: np.ndarray) -> np.ndarray:
         return np.take_along_axis(x, index, -1)
 
     def exact_mode(self) -> Any:
-        """Context manager: numpy has no mode to leave."""
+        """A context manager that does nothing, since numpy has no settings that make products inexact."""
         return nullcontext()
 
 
@@ -88,7 +91,7 @@ NUMPY = NumpyNamespace()
 class TorchNamespace:
     """The same primitives on torch tensors; imports torch when constructed.
 
-    Must run outside autocast, which chooses dtypes of its own: `exact_mode` sees to it.
+    Matrix products are exact only outside autocast, which chooses dtypes of its own: `exact_mode` brings that about.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -154,18 +157,19 @@ class TorchNamespace:
 
     @contextmanager
     def exact_mode(self) -> Iterator[None]:
-        """Context manager: no autocast, no gradients; both are put back on leaving."""
+        """A context manager that turns autocast and gradients off, and restores the settings at its end."""
         with self.torch.no_grad(), self.torch.autocast(self.device.type, enabled=False):
             yield
 
 
 def probe(xp: Any) -> None:
-    """Compare a few products near the 2^31 bound with int64 arithmetic.
+    """Compare a matrix product whose sums come near the bound 2^31 with the same product in int64.
 
-    Raises IntegrityError where this machine's matrix product is not exact: a BLAS bug, or reduced precision set from
-    outside. (Flush-to-zero does not matter: no code is subnormal.) The wide product also wakes BLAS's threads.
+    Raises IntegrityError where this machine's matrix product is not exact, because BLAS has a bug or a setting reduces
+    its precision. (Flush-to-zero does no harm: no code is subnormal.) The product is wide enough to start BLAS's
+    threads, too.
     """
-    # Multiples of the golden ratio, modulo 2^32, are spread evenly enough; importing numpy.random would take 10 ms.
+    # Multiples of the golden ratio modulo 2^32 serve as random numbers; importing numpy.random would take 10 ms.
     spread = np.arange(1, 128 * 768 + 1, dtype=np.int64) * 2654435769 % 2**32 >> 8
     a = (spread[: 128 * 128] % (2 * CODE_MAX + 1) - CODE_MAX).reshape(128, 128)
     w = (spread % 4095 - 2047).reshape(128, 768)

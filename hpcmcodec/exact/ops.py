@@ -1,11 +1,12 @@
 """The table of operations that the entropy path's flow is written over.
 
-`Ops` says what each is; every implementation covers all: the reference (`reference.ExactOps`), the compiled kernels
-(`native.compiled.KernelOps`), floats and fake quantisation (`model.float_ops`), the declaration that finds the layers
-(`model.entropy`). The self-test has a case for each. tests/test_operations.py holds them to this table.
+`Ops` says what each operation does. Every implementation has all of them: the reference (`reference.ExactOps`), the
+compiled kernels (`native.compiled.KernelOps`), floats and fake quantisation (`model.float_ops`), and the declaration
+that finds the layers (`model.declaration`). The self-test has a case for each operation, and tests/test_operations.py
+holds every implementation to this table.
 
-An activation is an `Act`; what its values are (codes, floats) is the implementation's affair. Layers come as objects of
-`exact.layers`. An operation that names no other grid leaves its result on the one of the layer's name.
+An activation is an `Act`; whether its values are codes or floats depends on the implementation. Layers are given as
+objects of `exact.layers`. Where the argument `grid` is left out, the result is on the grid with the layer's name.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from hpcmcodec.exact.layers import (
 from hpcmcodec.exact.schedule import Step
 
 Array = Any  # numpy.ndarray or torch.Tensor
-Qualities = Any  # one a sample; exact operations: a sequence of Quality; float ones: q in [0, 1], a tensor (B,)
+Qualities = Any  # one per sample. Exact operations: a sequence of B `Quality`; float ones: a tensor (B,) in [0, 1]
 
 
 class Act(NamedTuple):
@@ -40,13 +41,13 @@ class Act(NamedTuple):
 
 
 class Rearranging(Protocol):
-    """What the flow itself asks of arrays."""
+    """The one array function that the flow calls itself: `permute` reorders the axes of x."""
 
     def permute(self, x: Array, axes: Sequence[int]) -> Array: ...
 
 
 class Ops(Protocol):
-    """Shapes are (B, H, W, C) where nothing else is said."""
+    """All operations. Arrays have the shape (B, H, W, C) where nothing else is said."""
 
     @property
     def xp(self) -> Rearranging: ...
@@ -54,10 +55,10 @@ class Ops(Protocol):
     # -- layers --
 
     def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
-        """1x1 convolution of the concatenation of `inputs`, some of which may be (B, 1, 1, C)."""
+        """1x1 convolution of the inputs, concatenated along the channels; an input may be (B, 1, 1, C)."""
 
     def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
-        """Means and scale levels, each (..., layer.channels); exact: int32, in sixteenths, and 0..63."""
+        """Means and levels, each (..., layer.channels). Exact ones are int32: means in sixteenths, levels 0..63."""
 
     def depthwise(self, a: Act, layer: Depthwise, grid: str | None = None) -> Act:
         """Depthwise k x k convolution, zero padding."""
@@ -66,45 +67,45 @@ class Ops(Protocol):
         """LayerNorm over the channels."""
 
     def channel_scale(self, a: Act, layer: Scale) -> Act:
-        """a times the layer's factor for each channel, on a's grid."""
+        """a times the layer's factors, one per channel; the result is on a's grid."""
 
     def place(self, a: Act, step: Step, layer: Place) -> Act:
-        """a plus the vector of the group that the step codes at each position, on a's grid."""
+        """a plus, at each position, the vector of the group that the coding step codes there; on a's grid."""
 
     def wkv(self, k: Act, v: Act, layer: Wkv, grid: str | None = None) -> Act:
         """Bi-WKV4 over the H * W tokens in raster order (`exact.biwkv` has the formula)."""
 
     def hyper_latent(self, z: Array, layer: QualityBias, quality: Qualities) -> Act:
-        """z symbols plus the quality's bias, on the layer's grid."""
+        """The symbols z (B, h, w, N) plus the bias that belongs to each sample's quality, on the grid `layer.grid`."""
 
     # -- without parameters --
 
     def lrelu(self, a: Act) -> Act:
-        """max(x, 0.1 x), on a's grid."""
+        """max(a, 0.1 a), on a's grid."""
 
     def relu_squared(self, a: Act, grid: str) -> Act:
-        """max(x, 0)^2."""
+        """max(a, 0)^2, on `grid`."""
 
     def gate(self, r: Act, a: Act) -> Act:
         """sigmoid(r) * a, on a's grid."""
 
     def blend(self, r: Act, a: Act, b: Act) -> Act:
-        """sigmoid(r) * a + (1 - sigmoid(r)) * b; a (B, 1, 1, C) and b on one grid."""
+        """sigmoid(r) * a + (1 - sigmoid(r)) * b, a is (B, 1, 1, C); a, b and the result are on one grid."""
 
     def add(self, a: Act, b: Act) -> Act:
-        """a + b, on their one grid."""
+        """a + b; a, b and the result are on one grid."""
 
     def pool(self, a: Act, grid: str) -> Act:
-        """Average over the positions, (B, 1, 1, C)."""
+        """The average over all positions, (B, 1, 1, C)."""
 
     def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
         """Mean of the two values whose keys are most similar to the query, weighted by softmax(cosine / temperature).
 
-        query, keys (B, 1, 1, K); values (B, 1, 1, C), on one grid. Ties go to the older reference.
+        query, keys (B, 1, 1, K); values (B, 1, 1, C), on one grid. Of equally similar keys, the older wins.
         """
 
     def latent_code(self, y_hat: Array) -> Array:
-        """What the context sees of y_hat."""
+        """The form in which the context sees y_hat; exact: int32 become codes, which count sixteenths too."""
 
     # -- synthesis: codes with an exponent for each channel (CHANNEL_GRID), and wide values, int32 --
 
@@ -126,25 +127,28 @@ class Ops(Protocol):
     # -- values moved as they are --
 
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
-        """y_hat before anything is coded, and what the context sees of it."""
+        """Zeros of `shape` (B, H, W, M): y_hat before anything is coded, and the form in which the context sees it."""
 
     def folded(self, a: Act, step: Step) -> Act:
-        """The step's channels of a (B, H, W, M), one group a position: (B, H, W, M / groups)."""
+        """At each position of a (B, H, W, M), the channels of the group coded there: (B, H, W, M / groups)."""
 
     def gather(self, xs: Sequence[Array], step: Step) -> list[tuple[int, list[Array]]]:
-        """For each group of a step with positions on this grid: (group, rows (B, 1, n, D) of each x (B, H, W, D))."""
+        """[(group, [rows (B, 1, n, D) of each x (B, H, W, D)])]: the n positions where `step` codes the group.
+
+        Groups without any position are left out.
+        """
 
     def scatter(self, rows: Sequence[tuple[int, Array]], step: Step, shape: Sequence[int]) -> Array:
-        """The inverse of `gather`: rows of every group into an array of `shape` (B, H, W, C)."""
+        """The inverse of `gather`: writes the rows of every group into an array of `shape` (B, H, W, C)."""
 
     def unfold(self, folded: Array, step: Step, target: Array) -> Array:
-        """`target` (B, H, W, M) with the step's folded values in their places; it may be written to."""
+        """`target` (B, H, W, M) with the coding step's folded values put in; `target` itself may be overwritten."""
 
     def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
-        """f(*arguments): a part of the walk that training may run twice rather than keep what is inside."""
+        """f(*arguments). Training may run f again in the backward pass instead of keeping its intermediate results."""
 
 
 OPERATIONS = tuple(name for name, value in vars(Ops).items() if callable(value) and not name.startswith("_"))
 MOVING = frozenset({"empty_latent", "folded", "gather", "scatter", "unfold", "segment"})
-"""Those that do no arithmetic."""
+"""The operations that move values and do no arithmetic."""
 COMPUTING = tuple(name for name in OPERATIONS if name not in MOVING)

@@ -9,10 +9,11 @@ from hpcmcodec.exact.constants import CODE_MAX, SUM_BOUND
 
 
 def quantise_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integers and steps of a matrix (..., n): w ~ integers * step, the step per row as small as the 2^31 bound allows.
+    """The rows of a matrix w (..., n) as integers times a unit for each row, as small as the bound 2^31 allows.
 
-    Rounding moves each |integer| by at most a half, so (SUM_BOUND - 1) - 8191 n / 2 is shared out over sum |w|; int16
-    caps the largest. Returns int16 (..., n) and float32 steps (...), the same for fake quantisation and export.
+    Rounding changes each |integer| by at most a half. The sum of |integers| times 8191 therefore stays below SUM_BOUND
+    where unit >= sum |w| / ((SUM_BOUND - 1) / 8191 - n / 2). The largest integer must also fit int16. Returns the
+    integers, int16 (..., n), and the units, float32 (...). Fake quantisation and export both call this function.
     """
     w = np.asarray(w, np.float64)
     n = w.shape[-1]
@@ -25,7 +26,7 @@ def quantise_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_bound(name: str, integers: np.ndarray) -> None:
-    """Prove the 2^31 bound of the stored integers (O, n) that are summed together; raises IntegrityError."""
+    """Check the bound 2^31 for stored integers (O, n) summed together. Raises IntegrityError where they break it."""
     worst = int(np.abs(integers.astype(np.int64)).sum(-1).max(initial=0)) * CODE_MAX
     if worst >= SUM_BOUND:
         raise IntegrityError(f"weights of {name} break the exactness bound: {worst} >= 2^31")

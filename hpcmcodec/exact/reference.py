@@ -1,4 +1,4 @@
-"""The reference: the entropy path's operations on integer codes, over numpy or torch. `exact` has the rules."""
+"""The reference: the entropy path's operations on integer codes, by the rules in exact/__init__.py."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ from hpcmcodec.quality import Quality
 class ExactOps:
     """The entropy path's operations on integer codes.
 
-    tensors: the flat dictionary of integer tensors (`model/entropy.py` lists them); grids: exponent e by grid name.
-    Every method that returns an Act says on which grid; codes are float32 integers within the grid's limit
-    (`constants.limit_of`).
+    tensors: the flat dictionary of stored tensors (exact/layers.py lists them); grids: the exponent e of each grid by
+    name. Codes are integers within the grid's limit (`constants.limit_of`), held in float32. `exact.ops.Ops` says what
+    each operation does.
+
+    Raises IntegrityError where a weight is not a matrix of int16 or breaks the bound on sums.
     """
 
     def __init__(self, xp: Any, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> None:
@@ -64,12 +66,12 @@ class ExactOps:
                     check_bound(f"{layer}, input {i}", t[:, a:b])
 
     def on(self, grids: Mapping[str, int]) -> ExactOps:
-        """The same operations on other grids; what is derived from the tensors is shared."""
+        """The same operations with other exponents; constants that were computed from the tensors are shared."""
         other = copy.copy(self)
         other.grids = grids
         return other
 
-    # Derived constants are computed once for each use and kept: (matrices, multipliers, biases) in the namespace.
+    # Constants in the namespace (matrices, multipliers, biases) are computed on first use and kept.
     def _keep(self, key: Any, make: Any) -> Any:
         if key not in self._prepared:
             self._prepared[key] = make()
@@ -105,7 +107,7 @@ class ExactOps:
         return xp.cast(codes + xp.full(TABLE_MAX, xp.f4), xp.i8)
 
     def _scales(self, layer: str, e_in: tuple[int, ...], e_out: int) -> Any:
-        """What each input's sums are multiplied by, and the bias, float32."""
+        """The factors for the sums of each input, and the bias, float32."""
 
         def make() -> Any:
             step = self.tensors[f"{layer}.step"]
@@ -143,14 +145,15 @@ class ExactOps:
         return xp.cast(sums, xp.f4).reshape(*x.shape[:-1], w.shape[1])
 
     def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
-        """The concatenation is never formed."""
+        """Each input is multiplied by its own columns of the matrix, so no concatenated array is made."""
         parts = [inputs] if isinstance(inputs, Act) else list(inputs)
         grid = grid or layer.name
         return Act(self._code_(self._linear(parts, layer.name, self.grids[grid]), grid), grid)
 
     def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
-        """Means in sixteenths (int32, +-2^16) and levels (int32, 0..63). Raises ValueError for another number of
-        channels than the layer's.
+        """Means in sixteenths (int32, +-2^16) and levels (int32, 0..63).
+
+        Raises ValueError where the stored weights give another number of channels than the layer's.
         """
         xp = self.xp
         out = xp.rint_(self._linear(inputs, layer.name, MEAN_SHIFT))
@@ -161,7 +164,7 @@ class ExactOps:
         return means, levels
 
     def depthwise(self, a: Act, layer: Depthwise, grid: str | None = None) -> Act:
-        """As k * k shifted multiply-adds of integers."""
+        """The sum of k * k shifted products, all of them integers."""
         xp, name, grid = self.xp, layer.name, grid or layer.name
         scale, bias = self._tap_scale(name, self.grids[a.grid], self.grids[grid])
         taps = self._keep(
@@ -187,7 +190,10 @@ class ExactOps:
         return self._keep((layer, e_in, e_out), make)
 
     def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
-        """(n x - s1) * rsqrt(n s2 - s1^2 + n^2) * gamma + beta; epsilon is one squared code."""
+        """(n x - s1) * rsqrt(n s2 - s1^2 + n^2) * gamma + beta, with n channels, s1 the sum of x and s2 that of x^2.
+
+        The term n^2 stands for LayerNorm's epsilon: one, in squared codes.
+        """
         xp, grid = self.xp, grid or layer.name
         n = a.x.shape[-1]
         gamma, beta = self._affine(layer.name, self.grids[grid])
@@ -222,7 +228,7 @@ class ExactOps:
         return Act(self.xp.rint_(self._sigmoid(r) * a.x), a.grid)
 
     def blend(self, r: Act, a: Act, b: Act) -> Act:
-        """As sigmoid(r) * (a - b) + b; either may be (B, 1, 1, C)."""
+        """Computed as sigmoid(r) * (a - b) + b; a or b may be (B, 1, 1, C)."""
         out = self._sigmoid(r) * (a.x - b.x)
         out = out + b.x
         return Act(self.xp.rint_(out), same_grid(a, b))
@@ -261,10 +267,10 @@ class ExactOps:
         return Act(xp.cast(self._code_(out, grid), xp.f4).reshape(b, h, w, c), grid)
 
     def _wkv_constants(self, layer: str, tokens: int, k: Act) -> Any:
-        """exp(k) of every code, W^0 .. W^B and exp(u), float64 (4095,), (B + 1, C) and (C,)."""
+        """Bi-WKV4's constants, float64: exp(k) of every code (4095,), W^0 .. W^B (B + 1, C) and exp(u) (C,)."""
         xp = self.xp
         table = self._table("exp", exp_table, k)
-        # Kept for one number of tokens a layer: images of many sizes must not make this grow.
+        # A layer keeps the powers for one number of tokens alone, so that images of many sizes do not fill the memory.
         if self._prepared.get((layer, "tokens")) != tokens:
             self._prepared[layer] = (
                 xp.array(decay_powers(self.tensors[f"{layer}.decay"], tokens)),
@@ -284,7 +290,7 @@ class ExactOps:
         return self.xp.sum(x, (1, 2))
 
     def recall(self, query: Act, keys: Sequence[Act], values: Sequence[Act], temperature: float) -> Act:
-        """Similarities are compared as integers; the index is part of the key that is sorted, so no two are equal."""
+        """Similarities are sorted as integers that include the index of the reference, so no two of them are equal."""
         xp = self.xp
         if len(keys) == 1:
             return values[0]
@@ -373,7 +379,7 @@ class ExactOps:
         return self.add(Act(codes, grid), Act(xp.array(bias[:, None, None, :]), grid))
 
     def latent_code(self, y_hat: Array) -> Array:
-        """What the context sees of y_hat (int32, sixteenths): the same, clamped, float32."""
+        """y_hat (int32, sixteenths) to float32 codes that count sixteenths: the same, clamped."""
         limit = limit_of("y")
         return self.xp.clamp_(self.xp.cast(y_hat, self.xp.f4), -limit, limit)
 
@@ -383,7 +389,7 @@ class ExactOps:
     def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
         return f(*arguments)
 
-    # -- where symbols are: strided slices, five times as quick as index arrays in numpy --
+    # -- values moved by strided slices, which in numpy are five times as fast as index arrays --
 
     def folded(self, a: Act, step: Step) -> Act:
         return Act(fold(a.x, step, self._empty_fold(a.x, len(step.groups))), a.grid)
@@ -409,12 +415,12 @@ class ExactOps:
         return out
 
     def unfold(self, folded: Array, step: Step, target: Array) -> Array:
-        """In place, since nobody keeps the old one."""
+        """Writes into `target`, which no caller uses again."""
         return unfold(folded, step, target)
 
 
 def interpolate(table: np.ndarray, quality: Quality) -> list[int]:
-    """Linear interpolation of an integer table (K, N) at a quality, in Python integers, half rounded up."""
+    """An integer table (K, N), one row per stored quality, interpolated at a quality: N integers, half rounded up."""
     position = quality.hundredths * (len(table) - 1)
     i = min(position // 10000, len(table) - 2)
     f = position - i * 10000
@@ -422,7 +428,7 @@ def interpolate(table: np.ndarray, quality: Quality) -> list[int]:
 
 
 def same_grid(a: Act, b: Act) -> str:
-    """The one grid of two operands. Raises ValueError where they have two."""
+    """The grid that both operands are on. Raises ValueError where their grids differ."""
     if a.grid != b.grid:
         raise ValueError(f"operands on different grids: {a.grid} and {b.grid}")
     return a.grid

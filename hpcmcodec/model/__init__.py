@@ -1,1 +1,1 @@
-"""The model: config, schedule, entropy path (numpy or torch, no torch import), transforms and module (torch)."""
+"""The model: config, entropy path (over numpy or torch; importing it imports no torch), transforms and torch module."""

@@ -1,10 +1,11 @@
-"""Latents to streams and back: the walk over the steps joined to the entropy coder, for one tile.
+"""Latents to streams and back: the walk joined to the entropy coder, for one tile.
 
-Symbols are residuals y - mean, rounded to the nearest integer or the next towards zero (`thresholds`), coded step by
-step, in each step channel by channel of the folded array in raster order, only where a latent exists. A symbol whose
-table gives zero more than `entropy.SKIP_PROBABILITY` is not coded: it is zero by rule on both sides. y_hat is
-16 * symbol + mean, in sixteenths, moved towards the mean to where its bin's mass is (`entropy.centroids`: a table by
-level and magnitude), int32: the symbol limit of `rans` keeps it far from overflow. Every scale's stream comes with the
+A symbol is the residual y - mean, rounded to the nearest integer or to the next one towards zero (`thresholds`). Coding
+steps follow each other; within one, the folded array is coded channel by channel in raster order, and only where a
+latent exists. A symbol whose table gives zero a probability above `entropy.SKIP_PROBABILITY` is not coded: encoder and
+decoder both take it as zero. y_hat is 16 * symbol + mean in sixteenths, moved towards the mean to where the mass of the
+symbol's bin lies (`entropy.centroids`, a table by level and magnitude). It is int32, and the symbol limit of `rans`
+keeps it far from overflow. Every scale's stream comes with the
 CRC-32 of the integers it decodes to, little-endian int32 in the order of coding: z's values, or y_hat where the scale
 codes it.
 """
@@ -31,20 +32,21 @@ from hpcmcodec.model.entropy import grids_at, skipped_levels, z_tables_of
 from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Decoder, Encoder, Tables, bits
 
-# What a bit is worth to the encoder, in squared quantisation steps. On three held-out photographs 0.05 and 0.07 make
-# files 0.6% smaller at the same PSNR than 0 does, 0.02 and 0.1 do not.
+# What a bit weighs against a squared error, in squared quantisation steps. On three held-out photographs, 0.05 and 0.07
+# make files 0.6% smaller than 0 does at the same PSNR; 0.02 and 0.1 do not.
 RATE_WEIGHT = 0.06
 
 Ints = Any  # numpy.ndarray of int32
 Tick = Callable[[float], None]
 Spent = Callable[[str, np.ndarray], None]
-"""spent(scale, bits): what z, or a step of another scale, cost at each position of y, (h, w) float64."""
+"""spent(scale, bits): the bits that z, or one coding step of `scale`, cost at each position of y: float64 (h, w)."""
 
 
 class LatentMismatchError(IntegrityError):
-    """The decoded integers of a scale miss the encoder's CRC, as found after a coding step; None: z, before all steps.
+    """The decoded integers of a scale differ from the encoder's, by their CRC.
 
-    The caller knows the tile and the engine, and says so.
+    step: the coding step after which this was found; None for z, which is decoded before all coding steps. The message
+    does not name the tile and the engine: the caller knows them and adds them.
     """
 
     def __init__(self, scale: str, step: Step | None) -> None:
@@ -60,7 +62,7 @@ class Coded(NamedTuple):
 
 
 class LatentCoder:
-    """Codes tiles with one model: exact ops, the tables of z (`entropy.z_tables_of`) and of y (one a scale level).
+    """Codes tiles with one model: exact operations, the tables of z (`entropy.z_tables_of`) and of y (one per level).
 
     Raises UnsupportedError, before anything is computed, where the coder that HPCM_CODER names is not there.
     """
@@ -77,7 +79,7 @@ class LatentCoder:
     def encode(
         self, y: np.ndarray, z: np.ndarray, quality: Quality, tick: Tick | None = None, rate_weight: float = RATE_WEIGHT
     ) -> tuple[dict[str, Coded], Ints]:
-        """y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32; rate_weight: `thresholds`.
+        """y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32; rate_weight: see `thresholds`.
 
         Returns the stream of each scale, and y_hat (h, w, M) int32 in sixteenths.
         """
@@ -130,7 +132,7 @@ class LatentCoder:
         return symbols
 
     def observe(self, symbols: Ints, levels: Ints) -> None:
-        """Called with each step's symbols before they are limited; export's subclass counts them."""
+        """Called with the symbols of each coding step before they are limited; a subclass in export counts them."""
 
     def decode(
         self,
@@ -143,11 +145,12 @@ class LatentCoder:
         spent: Spent | None = None,
         finest: str = SCALES[-1],
     ) -> Ints:
-        """y_hat (h, w, M) int32 in sixteenths, from the streams z, s1, ... that are there.
+        """y_hat (h, w, M) int32 in sixteenths, from the streams of z and of those scales that are given.
 
-        Missing scales get zero residuals. finest: the scale to end with, on whose grid y_hat is then. crcs: those of
-        the integers, from the encoder; None where none were kept. `spent` is told what everything cost. Raises
-        IntegrityError where a stream is damaged, and LatentMismatchError where the decoded integers miss their CRC.
+        Scales without a stream get zero residuals. finest: the scale to end with, on whose grid y_hat is then. crcs:
+        the encoder's CRCs of the integers by scale, None where there are none. `spent` is called with the bits that z
+        and each coding step cost. Raises IntegrityError where a stream is damaged, and LatentMismatchError where the
+        decoded integers do not have their CRC.
         """
         rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
         indexes = np.repeat(z_tables_of(quality, n), rows * columns)
@@ -197,7 +200,7 @@ class LatentCoder:
         check: Callable[[Step], None] | None = None,
         finest: str = SCALES[-1],
     ) -> Ints:
-        """Run the steps; `residuals` gives or takes each step's symbols, flat, where latents exist."""
+        """Run the walk; `residuals` gives the symbols of each coding step: flat, of the latents that exist."""
         xp = self.ops.xp
 
         def code(step: Step, means: Any, levels: Any, mask: np.ndarray | None) -> Any:
@@ -224,12 +227,13 @@ class LatentCoder:
 def thresholds(tables: Tables, centroids: np.ndarray, rate_weight: float = RATE_WEIGHT, reach: int = 16) -> np.ndarray:
     """float32 (levels, reach): the least magnitude of a residual that becomes symbol n rather than n - 1, for n >= 1.
 
-    Between the two the encoder takes the smaller squared error + rate_weight * bits, errors being those against what is
-    reconstructed, bits those of n > 0 (for -n they differ by a count at most). Column 0 says that zero stays
-    zero; the last one also stands for all larger symbols, which stay too.
+    Of n and n - 1 the encoder takes the one with the smaller squared error + rate_weight * bits. The error is that of
+    the reconstructed value. The bits are those of the positive symbol: its negative's frequency in the table differs by
+    one at most. Column 0 is zero, so a zero stays zero. The last column also serves all larger symbols: they lie above
+    it and stay as they are.
     """
     n = np.arange(reach + 1)
-    place = n - centroids[:, np.minimum(n, 2)] * 2.0**-MEAN_SHIFT  # of reconstruction, beside the mean
+    place = n - centroids[:, np.minimum(n, 2)] * 2.0**-MEAN_SHIFT  # the reconstructed value's distance from the mean
     levels = np.repeat(np.arange(len(tables.sizes)), reach + 1)
     cost = bits(tables, np.tile(n, len(tables.sizes)).astype(np.int32), levels).reshape(-1, reach + 1)
     below, above = place[:, :-1], place[:, 1:]
@@ -240,7 +244,7 @@ def thresholds(tables: Tables, centroids: np.ndarray, rate_weight: float = RATE_
 
 @contextmanager
 def _reading(scale: str) -> Iterator[None]:
-    """Errors of the entropy coder inside say whose stream is damaged."""
+    """A context in which errors of the entropy coder say which scale's stream is damaged."""
     try:
         with timing.phase("rANS"):
             yield
@@ -254,7 +258,7 @@ def _flat(folded: np.ndarray) -> np.ndarray:
 
 
 def _round(x: np.ndarray) -> Ints:
-    """To the nearest integer; the encoder's own limit keeps the conversion defined."""
+    """x rounded to the nearest integer, int32; x is limited first, so that the conversion is defined."""
     return np.rint(np.clip(x, -(2.0**21), 2.0**21)).astype(np.int32)
 
 

@@ -1,13 +1,16 @@
-"""The entropy path: from z to the parameters of every latent, in eleven steps, each seeing what the earlier ones coded.
+"""The entropy path, from z to the means and levels of every latent in eleven coding steps.
 
-    z -> h_s -> features of each scale;  s1 step 0: parameters straight from the features, also the first carry
-    every later step:  cat(carry, y_hat so far) -> adaptor, plus the position's group -> prior -> context
-                       head of the position's group(context, features, y_hat around in the group) -> means, levels
-                       carry = cell(context, carry)      (s3: fused with the memory bank from the second step on)
-    to the finer scale: carry -> fusion net -> 1x1 to 4 D -> pixel shuffle, plus the finer scale's features
+Each coding step sees what the earlier ones coded:
 
-`walk` is the only driver: encoder, decoder, previews and training hand it a `code` function that turns a step's
-parameters into its y_hat. Written over `ops`, which are exact, float or fake-quantised.
+    z -> h_s -> features of each scale
+    coding step 0 (s1):  the features of s1 are the first carry; means and levels come from them alone
+    every later one:     cat(carry, y_hat so far) -> adaptor; + vector of the group coded there; -> prior -> context
+                         the group's head(context, features, that group's y_hat nearby) -> means, levels
+                         carry = cell(context, carry)      (on s3, from its second coding step on, fused with memory)
+    to the finer scale:  carry -> fusion net -> 1x1 to 4 D -> pixel shuffle; + the finer scale's features
+
+`walk` runs all this for encoder, decoder, previews and training, which each give it a function `code` that turns the
+means and levels of a coding step into its y_hat. The operations `ops` are exact, float or fake-quantised.
 """
 
 from __future__ import annotations
@@ -19,26 +22,33 @@ from hpcmcodec.exact.layers import Depthwise, Head, Linear, Place, QualityBias, 
 from hpcmcodec.exact.ops import Act, Array, Ops, Qualities
 from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, grid, refine, valid
 from hpcmcodec.model import rwkv
+from hpcmcodec.model.blocks import residual_block
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.memory import MemoryBank
 
 Code = Callable[[Step, Any, Any, Any], Any]
-"""code(step, means, levels, mask) -> y_hat, all folded (B, rows, columns, M / groups); mask None or bool (1, ...)."""
+"""code(step, means, levels, mask) -> y_hat, all folded: (B, rows, columns, M / groups).
+
+mask (1, rows, columns, M / groups) is True where a latent exists; None where all exist.
+"""
+
+CELLS = {"rwkv": rwkv.context_cell}
+"""The context cells by the values of `Config.cells`: cell(ops, context, carry, layer, rate) -> the next carry."""
 
 
 def walk(
     ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int, code: Code, finest: str = SCALES[-1]
 ) -> Array:
-    """Run the eleven steps for y of h x w latents; returns y_hat (B, h, w, M).
+    """Run the eleven coding steps for y of h x w positions; returns y_hat (B, h, w, M).
 
     finest: the scale to end with; y_hat is on its grid then (`schedule.grid`).
 
-    z: (B, ceil(h/4), ceil(w/4), N) symbols; quality: one a sample (`exact.ops.Qualities`). Exact ops give and take
-    means and y_hat as int32 sixteenths and levels as int32 0..63.
+    z: symbols (B, ceil(h/4), ceil(w/4), N); quality: one per sample (`exact.ops.Qualities`). With exact operations,
+    means and y_hat are int32 in sixteenths of a quantisation step, and levels are int32 from 0 to 63.
     """
     hyper = hyper_synthesis(ops, config, z, quality)
     features = scale_features(ops, config, hyper, h, w)
-    evidence = features | {"s3": crop(hyper, h, w)}  # what heads read of h_s
+    evidence = features | {"s3": crop(hyper, h, w)}  # what the heads of each scale see of h_s
     carry: Any = None
     y_hat: Any = None
     seen: Any = None  # y_hat as the context sees it
@@ -76,15 +86,17 @@ def walk(
             seen = Act(ops.unfold(ops.latent_code(values), step, seen.x), seen.grid)
             if not first:
                 rate = config.cell_rates[SCALES.index(scale)]
-                carry = ops.segment(rwkv.context_cell, ops, context, carry, f"{scale}.cell", rate)
+                cell = CELLS[config.cells[SCALES.index(scale)]]
+                carry = ops.segment(cell, ops, context, carry, f"{scale}.cell", rate)
                 if memory is not None:
                     carry = remember(memory, carry, step)
     return y_hat
 
 
 def remember(memory: MemoryBank, carry: Act, step: Step) -> Act:
-    """Fuse from the scale's second step on; store, except before the last step, after which nothing reads the
-    memory.
+    """The carry after a coding step of s3, fused with the memory from the second on, and stored there as a reference.
+
+    The carry that the last coding step starts from is not stored, since nothing reads the memory after it.
     """
     if len(memory.keys) > 1:
         carry = memory.retrieve_and_fuse(carry)
@@ -93,15 +105,8 @@ def remember(memory: MemoryBank, carry: Act, step: Step) -> Act:
     return carry
 
 
-def residual_block(ops: Ops, x: Act, layer: str, rate: int = 2) -> Act:
-    """x + [depthwise 3x3 -> 1x1 -> LeakyReLU -> 1x1] (HPCM's DWConvRB)."""
-    width = x.x.shape[-1]
-    hidden = ops.lrelu(ops.linear(ops.depthwise(x, Depthwise(f"{layer}.dw")), Linear(f"{layer}.up", rate * width)))
-    return ops.add(x, ops.linear(hidden, Linear(f"{layer}.down", width, branch=True), x.grid))
-
-
 def shuffle(ops: Ops, a: Act, side: int = 2) -> Act:
-    """(B, H, W, s * s * C) -> (B, s H, s W, C); channels are ordered (row, column, C), so that whole pixels move."""
+    """(B, H, W, s * s * C) -> (B, s H, s W, C); channels are ordered (row, column, C): runs of C stay together."""
     b, h, w, n = a.x.shape
     c = n // (side * side)
     x = ops.xp.permute(a.x.reshape(b, h, w, side, side, c), (0, 1, 3, 2, 4, 5))
@@ -109,7 +114,7 @@ def shuffle(ops: Ops, a: Act, side: int = 2) -> Act:
 
 
 def unshuffle(ops: Ops, a: Act, stride: int) -> Act:
-    """(B, H, W, C) -> (B, H / s, W / s, s * s * C), the inverse order of `shuffle`."""
+    """(B, H, W, C) -> (B, H / s, W / s, s * s * C) for stride s; with s = 2 the inverse of `shuffle`."""
     b, h, w, c = a.x.shape
     x = a.x.reshape(b, h // stride, stride, w // stride, stride, c)
     x = ops.xp.permute(x, (0, 1, 3, 2, 4, 5))
@@ -117,12 +122,12 @@ def unshuffle(ops: Ops, a: Act, stride: int) -> Act:
 
 
 def crop(a: Act, rows: int, columns: int) -> Act:
-    """The upper left rows and columns."""
+    """The upper left part of a (B, H, W, C): (B, rows, columns, C)."""
     return Act(a.x[:, :rows, :columns], a.grid)
 
 
 def hyper_synthesis(ops: Ops, config: Config, z: Array, quality: Qualities) -> Act:
-    """h_s: z (B, hz, wz, N) -> features (B, 4 hz, 4 wz, F), the quality entering as a bias on z."""
+    """h_s: z (B, hz, wz, N) -> features (B, 4 hz, 4 wz, F). The quality enters as a bias on z."""
     n, f = config.hyper, config.features
     bias = QualityBias("h_s.quality", "h_s.z", config.qualities)
     x = residual_block(ops, ops.hyper_latent(z, bias, quality), "h_s.0")
@@ -131,7 +136,10 @@ def hyper_synthesis(ops: Ops, config: Config, z: Array, quality: Qualities) -> A
 
 
 def scale_features(ops: Ops, config: Config, x: Act, h: int, w: int) -> dict[str, Act]:
-    """What each scale sees of h_s: a 1x1 projection of the unshuffled features, cut to the scale's grid."""
+    """The features of each scale: a 1x1 projection of the unshuffled features of h_s, cut to the scale's lattice.
+
+    x: (B, >= h, >= w, F); returns (B, rows, columns, D) for each of s1, s2, s3.
+    """
     out = {}
     for scale, stride in (("s1", 4), ("s2", 2), ("s3", 1)):
         seen = crop(x if stride == 1 else unshuffle(ops, x, stride), *grid(scale, h, w))
@@ -140,7 +148,10 @@ def scale_features(ops: Ops, config: Config, x: Act, h: int, w: int) -> dict[str
 
 
 def to_finer(ops: Ops, config: Config, carry: Act, scale: str, features: Act) -> Act:
-    """The carry of `scale` on the next finer grid, plus that scale's features (whose grid it takes)."""
+    """The carry (B, rows, columns, D) of `scale`, moved to the next finer lattice, plus the finer scale's features.
+
+    The result has the shape and the grid of `features`.
+    """
     if config.fusion == "rwkv":
         carry = rwkv.fusion_net(ops, carry, f"{scale}.fusion", config.fusion_rate)
     finer = ops.linear(carry, Linear(f"{scale}.finer", 4 * config.width, start="same"), features.grid)
@@ -149,8 +160,9 @@ def to_finer(ops: Ops, config: Config, carry: Act, scale: str, features: Act) ->
 
 
 def prior(ops: Ops, config: Config, step: Step, carry: Act, seen: Act) -> Act:
-    """context (B, rows, columns, D) of a step: adaptor (one a step), then the spatial prior shared by the scale's
-    steps.
+    """The context (B, rows, columns, D) of a coding step: its own adaptor, then a spatial prior.
+
+    All coding steps of s1 and s2 share one prior, those of s3 another; `seen` is y_hat as the context sees it.
     """
     shared = "s3" if step.scale == "s3" else "s12"
     before, after = config.prior_blocks[shared == "s3"]
@@ -166,9 +178,10 @@ def prior(ops: Ops, config: Config, step: Step, carry: Act, seen: Act) -> Act:
 
 
 def parameters(ops: Ops, config: Config, inputs: list[Act], step: Step, layer: str) -> tuple[Any, Any]:
-    """Means and levels of a step, folded; each group's head runs on the positions that carry the group alone.
+    """Means and levels of a coding step, folded. Each group's head runs only where the coding step codes the group.
 
-    Head: hidden = LeakyReLU(1x1(inputs)), parameters = 1x1(inputs, hidden): a direct way and one around a corner.
+    Head: hidden = LeakyReLU(1x1(inputs)), parameters = 1x1(inputs, hidden), so the inputs count both directly and
+    through the hidden layer.
     """
     n = config.latent // GROUPS[step.scale]
     hidden = config.heads[SCALES.index(step.scale)]

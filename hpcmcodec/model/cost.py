@@ -1,7 +1,7 @@
-"""Where the bits of a tile went: what the tables say that each position of the latent plane cost.
+"""Where the bits of a tile went: how many each position of y cost, according to the tables.
 
-A symbol is charged to the position of y that it belongs to; one of z, which stands for 4x4 positions, to those of them
-that exist, in equal parts. Sums agree with `rans.bits`, hence with the streams up to 8 bytes each.
+The bits of a latent of y count at its position. Those of a value of z, which stands for 4x4 positions of y, are shared
+equally between those positions that exist. Sums agree with `rans.bits`, and with each stream's length up to 8 bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ __all__ = ["step_cost", "z_cost"]
 
 
 def z_cost(tables: Tables, symbols: np.ndarray, indexes: np.ndarray, h: int, w: int) -> np.ndarray:
-    """(h, w) float64 in bits, from the symbols of z (N * rows * columns,), channel by channel in raster order."""
+    """The bits of z at each position of y, float64 (h, w).
+
+    symbols, indexes: (N * rows * columns,), channel by channel in raster order.
+    """
     rows, columns = -(-h // 4), -(-w // 4)
     cost = bits(tables, symbols, indexes).reshape(-1, rows, columns).sum(axis=0)
     share = np.outer(np.minimum(4, h - 4 * np.arange(rows)), np.minimum(4, w - 4 * np.arange(columns)))
@@ -27,7 +30,10 @@ def z_cost(tables: Tables, symbols: np.ndarray, indexes: np.ndarray, h: int, w: 
 def step_cost(
     tables: Tables, step: Step, symbols: np.ndarray, levels: np.ndarray, at: np.ndarray, h: int, w: int, latent: int
 ) -> np.ndarray:
-    """(h, w) float64 in bits, from a step's coded symbols (n,), their levels and places in the flat folded array."""
+    """The bits of one coding step at each position of y, float64 (h, w).
+
+    symbols, levels, at: (n,), the coded symbols, their levels and their places in the flat folded array.
+    """
     rows, columns = grid(step.scale, h, w)
     channels = latent // GROUPS[step.scale]
     flat = np.zeros(channels * rows * columns)

@@ -1,6 +1,6 @@
-"""The layers of a config: the flow runs once over arrays of zeros, and what it names is written down.
+"""The layers of a config, found by running the flow once over zeros and recording each layer that it uses.
 
-So there is no second list of layers to keep in step with `context.walk`.
+This way no second list of layers has to agree with `context.walk`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hpcmcodec.quality import Quality
 
 
 class Declaration:
-    """Operations that compute nothing and remember the layers and grids that the flow names."""
+    """Operations that compute nothing, but record the layers and grids that the flow uses."""
 
     xp = NUMPY
 
@@ -44,7 +44,10 @@ class Declaration:
         self.grids: set[str] = {"y"}
 
     def _note(self, like: Act, layer: Layer, grid: str | None) -> Act:
-        """What a declared layer makes of an activation, as zeros."""
+        """Record a declared layer and its grid; returns zeros of the shape that the layer makes of `like`.
+
+        Raises ValueError where another layer has the same name.
+        """
         known = self.layers.setdefault(layer.name, layer)
         if known != layer:
             raise ValueError(f"layer {layer.name} is used as {layer} and as {known}")

@@ -11,23 +11,23 @@ from hpcmcodec.exact.constants import LEVELS
 from hpcmcodec.quality import Quality
 
 LEVELS_PER_OCTAVE = 6
-LEVEL_OF_ONE = 26  # level of scale 1: level 0 is 0.0496, level 63 is 71.8
-# Latents shrink with the quality, and with them the context's activations: below a quality there is
-# room for more bits on the grids of contexts and priors, and on those of carries. Without them rounding costs
-# half a percent of the bits at q 10.
+LEVEL_OF_ONE = 26  # the level of spread 1; level 0 has 0.0496, level 63 has 71.8 quantisation steps
+# (quality, m, n): below the quality, grids of contexts and priors have m more fractional bits, those of carries n.
+# Latents shrink with the quality, and the context's activations with them, so their codes have room for these bits.
+# Without them, rounding costs half a percent of the bits at q 10.
 FINER_BELOW = ((Quality.of(50), 2, 1), (Quality.of(75), 1, 1))
-# z spreads with the quality too, and training knows one prior for all: each fifth of the qualities has its own tables.
+# The spread of z depends on the quality, too. Training has one prior for all qualities; tables are made for each fifth.
 Z_BANDS = 5
-SKIP_PROBABILITY = 0.998  # symbols of a table that gives zero more than this are not coded: they are zero by rule
+SKIP_PROBABILITY = 0.998  # where a table gives zero more than this, symbols are not coded: they are zero by rule
 
 
 def scale_of_level(level: np.ndarray) -> np.ndarray:
-    """The logistic scale, in quantisation steps, that a level stands for."""
+    """The spread of the logistic distribution, in quantisation steps, that a level stands for."""
     return np.asarray(2.0 ** ((level - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE))
 
 
 def grids_at(grids: Mapping[str, int], quality: Quality) -> dict[str, int]:
-    """Exponents of the grids for coding at a quality, from those of the best."""
+    """Exponents of all grids for coding at a quality; `grids` holds those for the best quality."""
     for below, inside, carries in FINER_BELOW:
         if quality < below:
             more = {g: inside for g in grids if g.endswith(".context") or ".prior." in g}
@@ -42,9 +42,9 @@ def logistic_cdf(x: np.ndarray) -> np.ndarray:
 
 
 def integer_cdf(pmf: np.ndarray, escape: float) -> np.ndarray:
-    """Cumulative frequencies (len(pmf) + 2,) int32 that sum to 65536, the last symbol being the escape; none is zero.
+    """Cumulative frequencies int32 (len(pmf) + 2,), from 0 to 65536; the last entry is the escape.
 
-    Every symbol first gets one count, the rest is shared by largest remainder.
+    Every entry first gets a frequency of one, so that none is zero; the rest is shared by largest remainder.
     """
     p = np.append(np.maximum(pmf, 0), max(escape, 0)).astype(np.float64)
     p /= p.sum()
@@ -57,8 +57,9 @@ def integer_cdf(pmf: np.ndarray, escape: float) -> np.ndarray:
 
 
 def symmetric_table(magnitudes: np.ndarray) -> tuple[np.ndarray, int]:
-    """CDF of a symmetric distribution and its lowest value, from the probabilities of |v| = 0, 1, ..., R, the last
-    beyond R.
+    """The table of a symmetric distribution and its lowest value, -R.
+
+    magnitudes: the probabilities of |v| = 0, 1, ..., R and, as the last, of |v| > R.
     """
     m = np.asarray(magnitudes, np.float64)
     half = m[1:-1] / 2
@@ -66,7 +67,7 @@ def symmetric_table(magnitudes: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def pack_tables(rows: Sequence[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
-    """cdf int32 (n, longest), sizes, offsets: the arrays of `rans.Tables`."""
+    """The arrays of `rans.Tables` from n tables and lowest values: cdf int32 (n, longest); sizes, offsets (n,)."""
     cdf = np.zeros((len(rows), max(len(c) for c, _ in rows)), np.int32)
     for i, (c, _) in enumerate(rows):
         cdf[i, : len(c)] = c
@@ -78,7 +79,7 @@ def pack_tables(rows: Sequence[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]
 
 
 def logistic_magnitudes(level: int) -> np.ndarray:
-    """Probabilities of |v| = 0, 1, ..., R and of all beyond, under the logistic that training assumes for a level."""
+    """Probabilities of |v| = 0, 1, ..., R and of |v| > R, under the logistic that training assumes for a level."""
     s = float(scale_of_level(np.array(level)))
     reach = int(min(1 + np.ceil(s * 12), 900))
     above = logistic_cdf(-(np.arange(reach + 1) + 0.5) / s)  # P(v > r + 0.5): no cancellation in the tail
@@ -86,15 +87,15 @@ def logistic_magnitudes(level: int) -> np.ndarray:
 
 
 def logistic_tables() -> dict[str, np.ndarray]:
-    """One table a level from the logistic of its scale; export fits them to measured residuals instead."""
+    """One table for each level, from the logistic of its spread. Export fits tables to measured residuals instead."""
     return pack_tables([symmetric_table(logistic_magnitudes(level)) for level in range(LEVELS)])
 
 
 def centroids() -> np.ndarray:
-    """int32 (LEVELS, 3): how far nearer to the mean than the symbol, in sixteenths, a symbol of magnitude 0, 1, or more
-    is reconstructed: at the centre of mass of its bin under the level's logistic.
+    """How far towards the mean a latent is moved, in sixteenths: int32 (LEVELS, 3), by magnitude of symbol 0, 1, more.
 
-    With S(x) = 1 / (1 + exp(x / s)): the integral of x over a bin a..b is a S(a) - b S(b) + that of S, which is
+    It is reconstructed at the centre of mass of its bin under the level's logistic. With S(x) = 1 / (1 + exp(x / s)),
+    the integral of x over a bin a..b is a S(a) - b S(b) + the integral of S over it, which is
     s (log(1 + exp(-a / s)) - log(1 + exp(-b / s))).
     """
     s = scale_of_level(np.arange(LEVELS))[:, None]
@@ -107,9 +108,9 @@ def centroids() -> np.ndarray:
 
 
 def factorised_tables(cdf: np.ndarray, low: int) -> dict[str, np.ndarray]:
-    """One table a row from cumulative probabilities (rows, R + 1) at low - 0.5, low + 0.5, ...; cut to where mass is.
+    """One table for each row of cumulative probabilities (rows, R + 1) at low - 0.5, low + 0.5, ...
 
-    Both tails beyond half of 1 / 65536 go to the escape; zero always keeps an entry.
+    Values in a tail of less than half of 1 / 65536 are left to the escape; zero always keeps an entry.
     """
     rows = []
     for c in cdf:
@@ -120,12 +121,12 @@ def factorised_tables(cdf: np.ndarray, low: int) -> dict[str, np.ndarray]:
 
 
 def z_tables_of(quality: Quality, channels: int) -> np.ndarray:
-    """int (channels,): the row of z's tables that each channel is coded with, at a quality."""
+    """The row of z's tables that each channel is coded with at a quality: int (channels,)."""
     return min(quality.hundredths * Z_BANDS // 10000, Z_BANDS - 1) * channels + np.arange(channels)
 
 
 def skipped_levels(cdf: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """bool (levels,): whether the table gives zero more than SKIP_PROBABILITY, from the integers alone."""
+    """Whether each level's table gives zero more than SKIP_PROBABILITY, decided in integers: bool (levels,)."""
     at = -offsets.astype(np.int64)
     rows: Any = np.arange(len(sizes))
     return np.asarray((cdf[rows, at + 1] - cdf[rows, at]) > int(SKIP_PROBABILITY * 65536))

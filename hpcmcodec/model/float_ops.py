@@ -1,8 +1,8 @@
-"""The entropy path's operations in float, differentiable, and under fake quantisation (torch).
+"""The entropy path's operations in differentiable floats, and under fake quantisation (torch).
 
-`FloatOps` are the operations over real values: clamped to what the grid's codes can hold, not rounded. `FakeOps`
-returns the exact operation's result with the float operation's gradient, exact + (f - f.detach()), so training sees
-what coding will do and there is no third implementation of the arithmetic.
+`FloatOps` computes in real values, which are clamped to the range of the grid's codes but not rounded. `FakeOps` gives
+the exact operation's result with the float operation's gradient, exact + (f - f.detach()). Training then sees the
+values of coding, without a third implementation of the arithmetic.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from hpcmcodec.quality import Quality
 
 
 class _Bounded(torch.autograd.Function):
-    """clamp whose gradient still passes where it leads back into the range (as CompressAI's LowerBound)."""
+    """A clamp that lets a gradient pass where following it leads back into the range (as CompressAI's LowerBound)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
@@ -66,7 +66,7 @@ class _Bounded(torch.autograd.Function):
 
 
 def bounded(x: Tensor, low: float, high: float) -> Tensor:
-    """x clamped to low..high; the gradient passes wherever it points back into the range."""
+    """x clamped to low..high; outside, the gradient passes only where following it leads back into the range."""
     out: Tensor = _Bounded.apply(x, float(low), float(high))  # type: ignore[no-untyped-call]
     return out
 
@@ -82,7 +82,10 @@ class _TorchFloat:
 
 
 class FloatOps:
-    """p: derived tensors by name (`<layer>.<tensor>`); grids: exponent by grid name."""
+    """The operations in floats. p: derived tensors by name (`<layer>.<tensor>`); grids: exponent by grid name.
+
+    observe: called with the name of a grid and each tensor on it, before clamping. recompute: see `segment`.
+    """
 
     xp: Any = _TorchFloat()
 
@@ -116,8 +119,9 @@ class FloatOps:
         return self._act(y, grid)
 
     def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Tensor, Tensor]:
-        """Means in quantisation steps and real-valued levels in 0..63; float32 throughout, since means reach
-        hundreds.
+        """Means in quantisation steps and real-valued levels from 0 to 63.
+
+        Both are float32 even under autocast, since means reach hundreds.
         """
         x = torch.cat([a.x.float() for a in inputs], -1)
         with torch.autocast(x.device.type, enabled=False):
@@ -217,15 +221,13 @@ class FloatOps:
         return torch.zeros(tuple(shape), device=self.device), Act(torch.zeros(tuple(shape), device=self.device), "y")
 
     def segment(self, f: Callable[..., Act], *arguments: Any) -> Act:
-        """f(*arguments); with `recompute` nothing inside is kept for the backward pass, which runs f again."""
+        """f(*arguments). With `recompute`, no intermediate result is kept: the backward pass runs f again."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(f, *arguments, use_reentrant=False)
         return f(*arguments)
 
     def gather(self, xs: Sequence[Tensor], step: Step) -> list[tuple[int, list[Tensor]]]:
-        """As ExactOps.gather, by one index: the backward pass of many slices costs more than the forward pass of
-        all.
-        """
+        """As ExactOps.gather, but through one index array, since the backward pass of many slices is slow."""
         order, _, sizes = _order(step, *xs[0].shape[1:3], xs[0].device)
         counts = [n for _, n in sizes]
         split = [torch.split(x.flatten(1, 2).index_select(1, order), counts, 1) for x in xs]
@@ -246,7 +248,7 @@ class FloatOps:
         return Act(self.fold(a.x, step), a.grid)
 
     def fold(self, x: Tensor, step: Step) -> Tensor:
-        """The step's channels of x (B, H, W, M), one group a position: (B, H, W, M / groups)."""
+        """At each position of x (B, H, W, M), the channels of the group coded there: (B, H, W, M / groups)."""
         b, h, w, m = x.shape
         groups = len(step.groups)
         return (x.reshape(b, h, w, groups, m // groups) * _mask(step, h, w, x.device)[..., None]).sum(3)
@@ -254,8 +256,10 @@ class FloatOps:
 
 @lru_cache(maxsize=256)
 def _order(step: Step, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """Positions (row-major) group by group as ExactOps.gather has them, the inverse, and (group, count) of each
-    group.
+    """(order, inverse, sizes) for `gather` and `scatter`.
+
+    order: row-major indexes of all positions, group by group as in ExactOps.gather; inverse: the inverse permutation;
+    sizes: (group, number of positions) of each group that has any.
     """
     index = np.arange(h * w).reshape(1, h, w)
     found = [(g, index[at].ravel()) for g, at in positions(step)]
@@ -266,7 +270,7 @@ def _order(step: Step, h: int, w: int, device: torch.device) -> tuple[Tensor, Te
 
 @lru_cache(maxsize=256)
 def _mask(step: Step, h: int, w: int, device: torch.device) -> Tensor:
-    """(1, h, w, groups) bool: which group a step codes at each position of its grid."""
+    """Which group a coding step codes at each point of its lattice: bool (1, h, w, groups)."""
     mask = np.zeros((1, h, w, len(step.groups)), bool)
     for g, at in positions(step):
         mask[(*at, g)] = True
@@ -274,7 +278,7 @@ def _mask(step: Step, h: int, w: int, device: torch.device) -> Tensor:
 
 
 def interpolate(table: Tensor, q: Tensor) -> Tensor:
-    """table (K, C), q (B,) in [0, 1] -> (B, C): linear between anchors."""
+    """table (K, C), q (B,) in [0, 1] -> (B, C): linear between the rows, one per stored quality."""
     position = q.clamp(0, 1) * (len(table) - 1)
     i = position.floor().clamp(max=len(table) - 2).long()
     f = (position - i)[:, None]
@@ -307,7 +311,7 @@ def _straight(exact: Tensor, f: Tensor) -> Tensor:
 
 
 class FakeOps(FloatOps):
-    """FloatOps whose forward values are those of ExactOps over `integers` (from `layers.quantise` of the same p)."""
+    """FloatOps with the forward values of ExactOps over `integers`, which `layers.quantise` makes of the same p."""
 
     def __init__(
         self, p: Mapping[str, Tensor], grids: Mapping[str, int], integers: Mapping[str, Any], *, recompute: bool = False

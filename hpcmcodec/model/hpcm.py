@@ -3,8 +3,9 @@
             x --g_a, gain(q)--> y --h_a--> z --Q--> h_s, eleven steps (`context.walk`) --> means, scales --> y_hat
             x_hat <--g_s-- ungain(q) <-----------------------------------------------------------------------+
 
-The entropy path has no modules: `raw` holds a flat dictionary of parameters for the layers that `declaration.declare`
-finds, `derived()` merges them (`model.parameters`) into what float ops, fake quantisation and export all read.
+The entropy path consists of no torch modules. `raw` is a flat dictionary of parameters of the layers that
+`declaration.declare` finds. `derived()` merges them (`model.parameters`) into the tensors that float operations, fake
+quantisation and export all read.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ from hpcmcodec.quality import Quality
 from hpcmcodec.rans import Tables
 
 DEFAULT_GRID = 9
-Z_REACH = 40  # z values within +-Z_REACH have table entries of their own,
-Z_EDGES = np.arange(-Z_REACH, Z_REACH + 2) - 0.5  # between these
+Z_REACH = 40  # values of z within +-Z_REACH have table entries of their own;
+Z_EDGES = np.arange(-Z_REACH, Z_REACH + 2) - 0.5  # the borders between those values
 
 
 class FactorisedPrior(nn.Module):
-    """Three logistics a channel for z: a small parametric form of the fully factorised prior (Balle et al. 2018)."""
+    """The distribution of z: a mixture of three logistics per channel, a small form of the fully factorised prior
+    (Balle et al. 2018).
+    """
 
     def __init__(self, channels: int, components: int = 3) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class FactorisedPrior(nn.Module):
         self.w = nn.Parameter(torch.zeros(channels, components))
 
     def cdf(self, x: Tensor) -> Tensor:
-        """Cumulative probability at x (..., N), per channel."""
+        """The cumulative probability at x (..., N), under each channel's own distribution: (..., N)."""
         s = F.softplus(self.ls) + 0.05
         out: Tensor = (torch.sigmoid((x.unsqueeze(-1) - self.mu) / s) * self.w.softmax(1)).sum(-1)
         return out
@@ -70,26 +73,26 @@ class FactorisedPrior(nn.Module):
 
 
 def scale_of(levels: Tensor) -> Tensor:
-    """`entropy.scale_of_level` for levels that need not be integers."""
+    """`entropy.scale_of_level` for tensors of levels, which need not be integers."""
     return torch.exp2((levels - LEVEL_OF_ONE) / LEVELS_PER_OCTAVE)
 
 
 def logistic_likelihood(v: Tensor, levels: Tensor) -> Tensor:
-    """Probability of the unit bin around v under a zero-mean logistic of the levels' scales (float32)."""
+    """The probability of v - 0.5 to v + 0.5 under a logistic of mean 0 and the level's spread, elementwise; float32."""
     scale = scale_of(levels)
     v = v.abs()
     return (torch.sigmoid((0.5 - v) / scale) - torch.sigmoid((-0.5 - v) / scale)).clamp_min(1e-9)
 
 
 def ste_round(x: Tensor) -> Tensor:
-    """round(x) with the gradient of x."""
+    """round(x), with the gradient of x (straight-through)."""
     return x + (x.round() - x).detach()
 
 
 class Estimator(nn.Module, ABC):
-    """What trains and estimates: transforms, gains, hyperprior and the parameters of the entropy path's layers.
+    """A model that can be trained and can estimate bits: transforms, gains, prior of z, and the entropy path's layers.
 
-    grids: exponents of the activations' grids.
+    grids: exponents by grid name, for those grids that differ from the defaults.
     """
 
     def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
@@ -116,21 +119,22 @@ class Estimator(nn.Module, ABC):
 
     centroids: Tensor
     thresholds: Tensor
-    recompute = False  # the context's priors and cells run again in the backward pass: less memory, more time
+    recompute = False  # whether spatial priors and cells run again in the backward pass: less memory, more time
 
     def derived(self) -> dict[str, Tensor]:
-        """The flat dictionary that ops and `layers.quantise` read."""
+        """The derived tensors of all layers, named `<layer>.<tensor>`, which operations and `layers.quantise` read."""
         raw = dict(self.raw.items())
         return {k: v for layer in self.layers.values() for k, v in parameters.derived(layer, raw).items()}
 
     def integers(self, derived: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-        """The integer tensors that coding would use now (numpy)."""
+        """The stored tensors (numpy) that coding with the present parameters would use."""
         p = self.derived() if derived is None else derived
         return quantise(self.layers.values(), {k: v.detach().float().cpu().numpy() for k, v in p.items()}, self.grids)
 
     def ops(self, *, fake_at: Tensor | None = None) -> FloatOps:
-        """Float operations, or those under fake quantisation at the qualities `fake_at` (B,) in [0, 1]: on the grids of
-        the best of them, which are the coarsest.
+        """Float operations, or operations under fake quantisation at the qualities `fake_at` (B,) in [0, 1].
+
+        A batch has one set of grids: those of its best quality, which are the coarsest.
         """
         p = self.derived()
         if fake_at is not None:
@@ -139,8 +143,8 @@ class Estimator(nn.Module, ABC):
         return FloatOps(p, self.grids, recompute=self.recompute)
 
     def analyse(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 3, 16 h, 16 w) in [0, 1], q (B,) -> y (B, h, w, M) and z before rounding (B, ceil(h/4),
-        ceil(w/4), N).
+        """x (B, 3, 16 h, 16 w) in [0, 1] at the qualities q (B,) -> y after the gain (B, h, w, M), in quantisation
+        steps, and z before rounding (B, ceil(h/4), ceil(w/4), N).
         """
         y = self.g_a(x, self.g_a.s8.factors(q)).float() * self.gain.factors(q)
         return rearrange(y, "b m h w -> b h w m"), rearrange(self.h_a(y).float(), "b n h w -> b h w n")
@@ -158,7 +162,7 @@ class Estimator(nn.Module, ABC):
         return rearrange(self.g_s.error_gradient(y, self.g_s.s8.factors(q), x, weight) * ungain, "b m h w -> b h w m")
 
     def symbols(self, residuals: Tensor, levels: Tensor) -> Tensor:
-        """What the encoder codes for residuals: rounded, or the next integer towards zero (`coder.thresholds`)."""
+        """The encoder's symbols: residuals rounded, or the next integer towards zero (`coder.thresholds`)."""
         with torch.no_grad():
             v = torch.nan_to_num(residuals)
             n = v.abs().round()
@@ -166,13 +170,11 @@ class Estimator(nn.Module, ABC):
             return (n - (v.abs() < self.thresholds[_index(levels), column]).to(n.dtype)) * v.sign()
 
     def quantity(self, v: Tensor, coded: Tensor) -> Tensor:
-        """What rates are taken at: v with uniform noise in training, otherwise what is coded for it."""
+        """The values whose probabilities give the bits: v plus uniform noise in training, else `coded`."""
         return v + torch.rand_like(v) - 0.5 if self.training else coded
 
     def reconstruct(self, residuals: Tensor, symbols: Tensor, levels: Tensor) -> Tensor:
-        """What residuals become by coding: the centres of mass of their symbols' bins, with the gradient of
-        residuals.
-        """
+        """The decoded residuals: the centres of mass of their symbols' bins, with the residuals' gradient."""
         with torch.no_grad():
             nearer = self.centroids[_index(levels), symbols.abs().clamp(max=2).long()] * symbols.sign()
             change = symbols - nearer * 2.0**-MEAN_SHIFT - residuals
@@ -182,17 +184,17 @@ class Estimator(nn.Module, ABC):
     def estimate(
         self, y: Tensor, z: Tensor, q: Tensor, *, ops: FloatOps | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """y_hat (B, h, w, M), and likelihoods {"y": (B, n), "z": (B, m)}, flat, in the order of coding.
+        """y_hat (B, h, w, M) in quantisation steps, and likelihoods {"y": (B, n), "z": (B, m)}, flat, in coding order.
 
-        In training mode rates are taken at uniform noise around the residual; values are always those of coding, with
-        the gradient of the residual.
+        y (B, h, w, M), z (B, ceil(h/4), ceil(w/4), N), q (B,). In training mode, likelihoods are taken of the residuals
+        plus uniform noise; y_hat always has the values of coding, with the gradient of the residuals.
         """
 
     def forward(self, x: Tensor, q: Tensor, *, fake: bool = False) -> dict[str, Any]:
         """x (B, 3, H, W) in [0, 1], H and W multiples of 16; q (B,) in [0, 1].
 
-        Returns {"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}} as CompressAI's models do; likelihoods are flat,
-        (B, n).
+        Returns {"x_hat": (B, 3, H, W), "likelihoods": {"y", "z"}} as CompressAI's models do, but with flat
+        likelihoods (B, n).
         """
         y, z = self.analyse(x, q)
         y_hat, likelihoods = self.estimate(y, z, q, ops=self.ops(fake_at=q if fake else None))
@@ -200,9 +202,9 @@ class Estimator(nn.Module, ABC):
 
 
 class HPCM(Estimator):
-    """A member of the family, built from its config: it codes."""
+    """A member of the family, built from its config. It codes as well as estimates."""
 
-    # Integers and tables of a shipped model: what its files are coded with.
+    # A shipped model's stored tensors ("entropy") and tables ("tables"), with which files are coded.
     stored: dict[str, Any] | None = None
 
     def estimate(
@@ -233,8 +235,8 @@ class HPCM(Estimator):
         return y_hat, {"y": torch.cat(parts, 1), "z": likelihood_z}
 
     def coder(self) -> LatentCoder:
-        """Codes latents with the shipped integers of a loaded model, else with what export would make of the parameters
-        now.
+        """The coder of latents: with the shipped integers where this model was loaded with them, otherwise with those
+        that export would make of the present parameters.
         """
         namespace = TorchNamespace(str(next(self.parameters()).device))
         if self.stored is not None:
@@ -245,12 +247,12 @@ class HPCM(Estimator):
 
     @torch.no_grad()
     def z_cdf(self) -> np.ndarray:
-        """The trained prior's cumulative probabilities at Z_EDGES, (N, edges) float64."""
+        """The cumulative probabilities of the trained prior at Z_EDGES, float64 (N, number of edges)."""
         edges = torch.from_numpy(Z_EDGES).to(self.z_prior.mu)
         return np.asarray(self.z_prior.cdf(edges[:, None].expand(-1, self.config.hyper)).T.double().cpu().numpy())
 
     def tables(self) -> dict[str, Any]:
-        """Integer tables of z (from the trained prior) and y (from the logistic that training assumes)."""
+        """The tables of z, from the trained prior, and those of y, from the logistic that training assumes."""
         cdf = np.tile(self.z_cdf(), (Z_BANDS, 1))
         return (
             {f"z.{k}": v for k, v in factorised_tables(cdf, -Z_REACH).items()}
@@ -284,12 +286,12 @@ class HPCM(Estimator):
 
 
 def _index(levels: Tensor) -> Tensor:
-    """Rows of a level's table."""
+    """Each level's row in the tables: the nearest integer."""
     return torch.nan_to_num(levels).round().long()
 
 
 class WithoutContext(Estimator):
-    """The yardstick of the context model: means and scales from a 1x1 head on h_s alone, all in one step."""
+    """What the context model is measured against: means and levels from a 1x1 head on h_s alone, all at once."""
 
     def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
         super().__init__(config, grids)
@@ -315,5 +317,5 @@ class WithoutContext(Estimator):
 
 
 def bits(likelihoods: Mapping[str, Tensor]) -> Tensor:
-    """(B,) bits of each sample."""
+    """The bits of each sample, (B,)."""
     return torch.stack([-torch.log2(v).sum(1) for v in likelihoods.values()]).sum(0)

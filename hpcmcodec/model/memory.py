@@ -1,9 +1,9 @@
-"""Multi-reference memory bank `light`: what earlier steps' carries looked like, recalled by similarity.
+"""The memory bank `light`: it recalls, by similarity, what the carries of earlier coding steps looked like.
 
-Each stored reference is a pair of vectors made from the pooled carry: a key (compressed) and a value. A query picks the
-two most similar of at most `references` keys (cosine; ties go to the older), their values are averaged with
+A reference is a pair of vectors made from a pooled carry: a short key and a value. A query picks the two most similar
+of at most `references` keys by their cosines (of equal ones, the older). Their values are averaged with the weights
 softmax(similarity / temperature), and a gate blends the result into the current carry:
-out = gate * recalled + (1 - gate) * current. The state belongs to one walk over the steps, never to the module.
+out = gate * recalled + (1 - gate) * current. A memory bank lasts for one walk and is no part of the torch module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hpcmcodec.exact.ops import Act, Ops
 
 
 class MemoryBank:
-    """One image's (or batch's) references; first in, first out beyond `references`."""
+    """The references of one walk over a batch. Beyond `references` of them, the oldest is dropped."""
 
     def __init__(self, ops: Ops, layer: str, references: int, compression: int, temperature: float) -> None:
         self.ops, self.layer = ops, layer

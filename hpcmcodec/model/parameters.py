@@ -1,8 +1,8 @@
-"""What training holds of the entropy path's layers (torch): one class for each of `exact.layers`.
+"""The trainable parameters of the entropy path's layers (torch): one class for each class of `exact.layers`.
 
-A layer's raw parameters are what optimisers see; `derived` merges them into the tensors that operations and
-quantisation read (OmniShift's kernels into one, gains into the branches that they scale); `from_stored` finds raw
-parameters whose derived tensors are those of stored integers.
+Optimisers see a layer's raw parameters. `derived` merges them into the tensors that operations and quantisation read:
+OmniShift's kernels into one, gains into the weights of the branches that they scale. `from_stored` goes back: it finds
+raw parameters whose derived tensors are those of stored integers.
 """
 
 from __future__ import annotations
@@ -21,34 +21,35 @@ from hpcmcodec.exact.constants import EXPONENT_MAX, MEAN_SHIFT
 from hpcmcodec.exact.layers import Layer
 from hpcmcodec.model.entropy import LEVELS_PER_OCTAVE
 
-FIRST_LEVEL = 20.0  # level that heads start from: scale 0.5
-# Heads learn the natural logarithm of the scale, a number of about one as the means are: levels move by tens, and
-# optimisers whose steps have one size for all rows of a matrix would take ten times as long over them.
+FIRST_LEVEL = 20.0  # the level that heads start from: a spread of 0.5 quantisation steps
+# Heads learn the natural logarithm of the spread, a number of about one, as the means are. Levels move by tens, and
+# optimisers whose updates have one size for all rows of a matrix would take ten times as long over them.
 LEVELS_PER_NEPER = LEVELS_PER_OCTAVE / math.log(2)
 
 L = TypeVar("L", bound=Layer)
-Tensors = Mapping[str, Tensor]  # of one layer, by their last names
+Tensors = Mapping[str, Tensor]  # one layer's, by name without the layer's name in front
 
 
 class Parameters(ABC, Generic[L]):
-    """Of the layers of one class."""
+    """How the parameters of one class of layers start, merge and come back from integers."""
 
     @abstractmethod
     def first_values(self, layer: L) -> dict[str, Tensor]:
-        """Raw parameters that training starts from. Every branch starts small and every path open, so that all receive
-        gradients at once.
+        """The raw parameters that training starts from.
+
+        Branches start small but not at zero, so that all parameters receive gradients from the first training step.
         """
 
     def raw(self, layer: L) -> tuple[str, ...]:
-        """Last names of the raw parameters."""
+        """Names of the raw parameters, without the layer's name in front."""
         return layer.derived
 
     def derived(self, layer: L, raw: Tensors) -> dict[str, Tensor]:
-        """The derived tensors of raw parameters."""
+        """The derived tensors, merged from the raw parameters."""
         return dict(raw)
 
     def from_stored(self, layer: L, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
-        """Raw parameters for stored tensors, which come as float32; grids: exponent by name."""
+        """Raw parameters that give these stored tensors, which come as float32; grids: exponent by name."""
         return dict(stored)
 
 
@@ -91,7 +92,7 @@ class _Head(Parameters[layers.Head]):
 
     def derived(self, layer: layers.Head, raw: Tensors) -> dict[str, Tensor]:
         rows = torch.ones(layer.out, device=raw["weight"].device)
-        rows[layer.channels :] = LEVELS_PER_NEPER * 2.0**-MEAN_SHIFT  # ops scale both halves as means: FloatOps.head
+        rows[layer.channels :] = LEVELS_PER_NEPER * 2.0**-MEAN_SHIFT  # ops scale levels as they do means: FloatOps.head
         return _scale_rows(raw, rows)
 
     def from_stored(self, layer: layers.Head, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
@@ -111,7 +112,7 @@ class _Depthwise(Parameters[layers.Depthwise]):
 
 
 class _OmniShift(Parameters[layers.OmniShift]):
-    """A 3x3 kernel, a factor for each channel and the identity, weighted by `mix`."""
+    """The sum of the identity, a factor per channel and a k x k kernel, weighted by the three numbers of `mix`."""
 
     def first_values(self, layer: layers.OmniShift) -> dict[str, Tensor]:
         c, n = layer.out, layer.k**2
@@ -180,7 +181,7 @@ PARAMETERS: dict[type[Layer], Parameters[Any]] = {
 
 
 def raw_name(layer: Layer, tensor: str) -> str:
-    """Of a raw parameter in the module: torch forbids dots there."""
+    """The name of a raw parameter in the module, with slashes, since torch forbids dots there."""
     return f"{layer.name}.{tensor}".replace(".", "/")
 
 
@@ -203,14 +204,14 @@ def from_stored(layer: Layer, stored: Mapping[str, Any], grids: Mapping[str, int
 
 
 def _identity(out: int, n: int) -> Tensor:
-    """A matrix (out, n) that passes inputs on: channel i reads input i mod n."""
+    """A matrix (out, n) that passes inputs on: output i is input i mod n."""
     w = torch.zeros(out, n)
     w[torch.arange(out), torch.arange(out) % n] = 1
     return w
 
 
 def _real(layer: Any, stored: Tensors) -> dict[str, Tensor]:
-    """Weights and biases of a layer from its integers times their steps."""
+    """Weights of a layer, its integers times their units, and its biases where it has any."""
     step = torch.repeat_interleave(stored["step"], torch.tensor(layer.inputs), 0).T
     return {"weight": stored["weight"] * step} | ({"bias": stored["bias"]} if layer.biased else {})
 

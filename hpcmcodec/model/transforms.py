@@ -1,8 +1,8 @@
 """Analysis and synthesis transforms of `lite` (torch, NCHW): g_a, g_s, h_a, and the quality gains.
 
-Everything runs at 1/8 and 1/16 of the image's resolution, behind a pixel unshuffle of 8: blocks of depthwise 3x3 and an
-inverted bottleneck, which CPUs run at their matrix product's rate and which keep 12 megapixels within memory. Ordinary
-floating point: nothing here is part of the entropy path.
+After a pixel unshuffle of 8, everything runs at 1/8 and 1/16 of the image's resolution. The blocks are a depthwise 3x3
+convolution and an inverted bottleneck: CPUs run them at the speed of their matrix products, and 12 megapixels fit into
+memory. This is ordinary floating point; nothing here is part of the entropy path.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from hpcmcodec.model.config import Config
 from hpcmcodec.model.float_ops import interpolate
 
 SLOPE = 0.1
-Backward = Callable[[Tensor], Tensor]  # a gradient of the output -> that of the input
+Backward = Callable[[Tensor], Tensor]  # the gradient at a block's output -> the gradient at its input
 
 
 class QScale(nn.Module):
-    """Per-channel scale, log-linear in quality between anchors."""
+    """A factor per channel; its logarithm is linear in the quality between the stored qualities (`anchors` of them)."""
 
     def __init__(self, anchors: int, channels: int) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(anchors, channels))
 
     def factors(self, q: Tensor) -> Tensor:
-        """(B,) in [0, 1] -> (B, C, 1, 1)."""
+        """The factors at the qualities q (B,) in [0, 1]: (B, C, 1, 1)."""
         return interpolate(self.log_scale, q).exp()[:, :, None, None]
 
 
 class Conv1x1(nn.Conv2d):
-    """1x1 convolution outside of blocks: in float32, under autocast too.
+    """A 1x1 convolution outside of blocks, which computes in float32 under autocast too.
 
-    Through these, every value of an image passes; in bfloat16 they would round it to 8 bits, 0.1 dB at high qualities.
-    Blocks add to what they pass on: in bfloat16, their branches cost nothing.
+    Every value of an image passes through these. bfloat16 would round it to 8 bits, a loss of 0.1 dB at high qualities.
+    Blocks only add to the values that they pass on, so bfloat16 in their branches loses nothing.
     """
 
     def __init__(self, c_in: int, c_out: int) -> None:
@@ -52,7 +52,7 @@ class Conv1x1(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """x + [depthwise 3x3 -> 1x1 to 2 C -> LeakyReLU -> 1x1]."""
+    """x + [depthwise 3x3 -> 1x1 to 2 C -> LeakyReLU -> 1x1]; x is (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,10 +67,10 @@ class Block(nn.Module):
         return out
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Backward]:
-        """forward(x), and its backward pass in operations that graphs can hold.
+        """forward(x), and a function for its backward pass, made of operations that exported graphs can hold.
 
-        Signs are all that the backward pass needs of x. The forward pass uses them too: else onnxruntime would put off
-        making them to where they are needed last, and keep what they are made of in memory.
+        The backward pass needs only the signs of the hidden values. The forward pass uses the signs too: otherwise
+        onnxruntime would compute them as late as the backward pass, and keep the hidden values in memory until then.
         """
         inside = self.up(self.dw(x))
         positive = inside > 0
@@ -78,7 +78,7 @@ class Block(nn.Module):
         def backward(g: Tensor) -> Tensor:
             inner = _transposed(self.down, g)
             inner = _transposed(self.up, torch.where(positive, inner, SLOPE * inner))
-            # Turned by half a circle. flip() would do, but torch's exporter warns of it.
+            # The kernel turned by 180 degrees. flip() would do this too, but torch's exporter warns of it.
             weight = self.dw.weight
             turned = weight.flatten(2).index_select(2, torch.arange(8, -1, -1, device=weight.device))
             return g + F.conv2d(inner, turned.reshape(weight.shape), padding=1, groups=self.dw.groups)
@@ -87,18 +87,18 @@ class Block(nn.Module):
 
 
 def _transposed(conv: nn.Module, g: Tensor) -> Tensor:
-    """The transpose of a 1x1 convolution, without its bias."""
+    """g times the transposed matrix of a 1x1 convolution: the gradient at its input from g, the one at its output."""
     weight: Tensor = conv.get_parameter("weight")
     return F.conv2d(g, weight.transpose(0, 1))
 
 
 def patch_down(c_in: int, c_out: int) -> nn.Sequential:
-    """2x2, stride 2, as pixel unshuffle and 1x1."""
+    """A 2x2 convolution of stride 2, as a pixel unshuffle and a 1x1 convolution."""
     return nn.Sequential(nn.PixelUnshuffle(2), Conv1x1(4 * c_in, c_out))
 
 
 class Analysis(nn.Module):
-    """g_a: x (B, 3, 16 h, 16 w) in [0, 1] -> y (B, M, h, w), before the gain."""
+    """g_a: x (B, 3, 16 h, 16 w) in [0, 1] -> y (B, M, h, w), before the gain; scale8: `s8.factors(q)`."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Analysis(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """g_s: y_hat (B, M, h, w), after ungain -> x_hat (B, 3, 16 h, 16 w), around [0, 1], not clamped."""
+    """g_s: y_hat (B, M, h, w), after the ungain -> x_hat (B, 3, 16 h, 16 w), not clamped to [0, 1]."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -148,10 +148,10 @@ class Synthesis(nn.Module):
         return x_hat
 
     def error_gradient(self, y: Tensor, scale8: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The gradient of sum(weight / 2 * (x_hat - x)^2) at y, x_hat being forward(y, scale8), clamped.
+        """The gradient by y of sum(weight / 2 * (x_hat - x)^2), where x_hat is forward(y, scale8), clamped to [0, 1].
 
-        y (B, M, h, w), x (B, 3, 16 h, 16 w) in [0, 1], weight (B, 1, 16 h, 16 w). Where x_hat was clamped, the gradient
-        passes as if it were not.
+        y and the result (B, M, h, w); x (B, 3, 16 h, 16 w) in [0, 1]; weight (B, 1, 16 h, 16 w). The gradient passes
+        through the clamp as if it were not there.
         """
         way_back: list[Backward] = []
 
@@ -171,7 +171,10 @@ class Synthesis(nn.Module):
 
 
 class HyperAnalysis(nn.Module):
-    """h_a: y after the gain (B, M, h, w) -> z (B, N, ceil(h / 4), ceil(w / 4)); y is replicated to a multiple of 4."""
+    """h_a: y after the gain (B, M, h, w) -> z (B, N, ceil(h / 4), ceil(w / 4)).
+
+    The last row and column of y are repeated until h and w are multiples of 4.
+    """
 
     def __init__(self, c: Config) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""The kernels from Python: building, loading, the exact operations over them, torch's operator, the self-test."""
+"""The compiled kernels from Python: build, loading, exact operations over them, torch's operator, self-test."""

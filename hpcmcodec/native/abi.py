@@ -1,4 +1,4 @@
-"""kernels/abi.h in Python: what passes between Python and the kernels, and the check that both mean the same."""
+"""The counterpart of kernels/abi.h: the structs and limits that Python and the kernels share, and a check of both."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.constants import BLOCK, EXPONENT_MAX, TABLE_MAX
 
-PANEL = 16  # outputs side by side in packed weights
-MAX_INPUTS = 8  # of one linear
-FLOAT32, BFLOAT16, FLOAT64 = range(3)  # what tensors hold
+PANEL = 16  # how many outputs lie side by side in packed weights
+MAX_INPUTS = 8  # most inputs of one linear layer
+FLOAT32, BFLOAT16, FLOAT64 = range(3)  # the type of the elements of tensors
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
 
 class Input(ctypes.Structure):
-    """An input of a linear."""
+    """An input of a linear layer; abi.h describes the fields."""
 
     _fields_ = (("a", _pointer), ("columns", _long), ("weights", _pointer), ("scale", _pointer))
 
 
 class Linear(ctypes.Structure):
-    """A call of a linear."""
+    """The arguments of a linear layer's kernel; abi.h describes the fields."""
 
     _fields_ = (
         *(("rows", _long), ("outputs", _int), ("n_inputs", _int), ("limit", _int), ("bias", _pointer)),
@@ -32,7 +32,7 @@ class Linear(ctypes.Structure):
 
 
 class Biwkv4(ctypes.Structure):
-    """A call of Bi-WKV4 for training."""
+    """The arguments of Bi-WKV4's kernels for training; abi.h describes the fields."""
 
     _fields_ = (
         *(("batch", _long), ("tokens", _long), ("real", _int), ("channels", _int)),
@@ -56,7 +56,7 @@ for _struct in (Input, Linear, Biwkv4):
 
 
 def check(found: Sequence[int]) -> None:
-    """Raises UnsupportedError where kernels say other values than these (`hpcm_abi`, in the order of VALUES)."""
+    """Raises UnsupportedError where the kernels' values (`hpcm_abi`, in the order of VALUES) differ from these."""
     if len(found) != len(VALUES):
         raise UnsupportedError(f"the kernels share {len(found)} values with Python, which knows {len(VALUES)}")
     for (name, expected), value in zip(VALUES.items(), found, strict=True):

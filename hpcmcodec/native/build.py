@@ -3,14 +3,14 @@
     python hpcmcodec/native/build.py prebuild     beside the sources (`make kernels`); the wheel takes it along
     python hpcmcodec/native/build.py cache        into the cache, as `hpcm` does in the background
 
-ninja compiles an object for each source, several at once, and beside the sources it keeps them, so that a change costs
-what depends on it. Where the package `ninja` and a command of that name are missing, one call of the compiler gets all
-sources: the standard library is all that this needs. Both ways have the same flags.
+ninja compiles one object for each source, several at once. `prebuild` keeps the objects, so that after a change only
+what depends on it is compiled. Where neither the package `ninja` nor a command of that name exists, the compiler is
+called once with all sources, which needs nothing but the standard library. Both ways use the same flags.
 
-What is built is named by the hash of the sources and flags; the library repeats the hash (`hpcm_source`), so a stale
-one is never used. Libraries carry in their name the hash of their own bytes, cached ones also the compiler that built
-them: a file that was damaged afterwards, or stripped, is not loaded. They are written beside their place and renamed,
-under a lock that the system takes back when its holder dies.
+A library's name contains the hash of the sources and flags. The library repeats the hash (`hpcm_source`), so a stale
+one is never used. The name also contains the hash of the file's own bytes, so that a file which was damaged or stripped
+is not loaded, and for cached libraries a key of the compiler. A library is written beside its final place and then
+renamed, under a lock that the system releases when its holder dies.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ except ImportError:  # Windows
 HEADERS = ("abi.h", "core.h", "cpu.h", "functions.h", "rans.h")
 UNITS = ("avx512.cpp", "avx2.cpp", "sse2.cpp", "plain.cpp", "kernels.cpp", "source.cpp")
 SOURCES = HEADERS + UNITS
-# Contraction off: a fused multiply-add rounds once where the reference rounds twice. The next two change no result:
-# they say that nobody reads errno or the processor's exception flags, without which loops with comparisons or
-# conversions are not vectorised. No instruction set is named: each of their units sets its own (functions.h), and
-# kernels.cpp chooses when it runs.
+# -ffp-contract=off: a fused multiply-add would round once where the reference rounds twice. The two flags after it
+# change no result: they say that nobody reads errno or the processor's exception flags, without which the compiler does
+# not vectorise loops with comparisons or conversions. No flag names an instruction set: each unit sets its own
+# (functions.h), and kernels.cpp chooses one at run time.
 FLAGS = (
     *("-std=c++17", "-O2", "-ftree-vectorize", "-fvect-cost-model"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     *("-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi"),
 )
 TIMEOUT_SECONDS = 300.0
-RETRY_SECONDS = 24 * 3600.0  # after a failure, a background build is not tried again for so long
-PATIENCE_SECONDS = 2.0  # for a process that was told to end
-OBJECTS = ".build"  # beside the sources: what ninja keeps
+RETRY_SECONDS = 24 * 3600.0  # how long after a failure no build is tried in the background
+PATIENCE_SECONDS = 2.0  # how long a process that was told to end may take
+OBJECTS = ".build"  # the folder beside the sources where ninja's objects are kept
 _PARTIAL = ".build-"
 
 
@@ -61,13 +61,13 @@ class BuildError(Exception):
 
 
 class Compiler(NamedTuple):
-    """`command`: the compiler and its own arguments; `key`: changes when the compiler does."""
+    """A C++ compiler. command: its path and its own arguments; key: a hash that changes when the compiler does."""
 
     command: tuple[str, ...]
     key: str
 
     def version(self) -> str:
-        """The first line that it says of itself."""
+        """The first line that the compiler prints for --version."""
         try:
             done = subprocess.run(
                 [*self.command, "--version"], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL
@@ -85,12 +85,12 @@ def source_folder() -> Path:
 
 
 def impossible() -> str | None:
-    """Why nothing is built on this system, whatever compiler it has; None where it can be."""
+    """Why kernels are not built on this system, whatever compiler it has; None where they can be."""
     return None if fcntl else f"kernels are not built on {platform.system()}"
 
 
 def source_hash(folder: Path, names: Sequence[str] = SOURCES, flags: Sequence[str] = FLAGS) -> str:
-    """Of the sources and flags, 16 hexadecimal digits. Raises BuildError where a source is missing."""
+    """The hash of sources and flags, 16 hexadecimal digits. Raises BuildError where a source is missing."""
     digest = hashlib.sha256(" ".join(flags).encode())
     for name in names:
         try:
@@ -106,7 +106,7 @@ def find_compiler() -> Compiler | None:
     for command in [shlex.split(named)] if named else [["g++"], ["c++"]]:
         path = shutil.which(command[0]) if command else None
         if path:
-            # Not its version: asking for that takes as long as loading the kernels.
+            # The key does not include the version: asking for it takes as long as loading the kernels.
             facts = Path(path).resolve().stat()
             key = f"{Path(path).resolve()} {facts.st_size} {facts.st_mtime_ns} {command[1:]}"
             return Compiler((path, *command[1:]), hashlib.sha256(key.encode()).hexdigest()[:8])
@@ -119,7 +119,7 @@ def prebuilt(folder: Path, source: str) -> Path | None:
 
 
 def prebuilt_stem(source: str) -> str:
-    """What its name starts with: another machine's, or one of older sources, is not taken."""
+    """How the prebuilt library's name starts: with the system, the processor and the hash of the sources."""
     return f"libhpcm-{platform.system().lower()}-{platform.machine()}-{source}"
 
 
@@ -133,7 +133,7 @@ def find_ninja() -> str | None:
 
 
 def cache_folder() -> Path | None:
-    """$XDG_CACHE_HOME/hpcmcodec/kernels, ~/.cache without it; None where there is no home."""
+    """$XDG_CACHE_HOME/hpcmcodec/kernels, or ~/.cache/hpcmcodec/kernels; None where no home directory is known."""
     named = os.environ.get("XDG_CACHE_HOME")
     if named and Path(named).is_absolute():
         return Path(named, "hpcmcodec", "kernels")
@@ -144,7 +144,7 @@ def cache_folder() -> Path | None:
 
 
 def untrusted(folder: Path) -> str | None:
-    """Why libraries of this folder must not be loaded: somebody else could have put them there."""
+    """Why libraries of this folder must not be loaded, where another user could have put them there; else None."""
     if not hasattr(os, "geteuid"):  # Windows: modes say nothing there, and nothing is built
         return None
     try:
@@ -163,12 +163,12 @@ def _stem(source: str) -> str:
 
 
 def whole(folder: Path, pattern: str) -> list[Path]:
-    """Files of the cache by name, `*` matching anything; those that were damaged since they were made are left out."""
+    """The files of a cache folder that match a pattern, without those that were damaged after they were written."""
     return [path for path in sorted(folder.glob(pattern)) if is_whole(path)]
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file has the hash that its name ends with; one that cannot be read has not."""
+    """Whether a file can be read and has the hash that its name ends with."""
     try:
         return _digest(path) == path.stem.rpartition("-")[2]
     except OSError:
@@ -180,12 +180,12 @@ def _digest(path: Path) -> str:
 
 
 def cached(folder: Path, source: str, compiler: Compiler | None) -> list[Path]:
-    """Whole cached libraries of these sources; with a compiler, that one's alone."""
+    """Undamaged cached libraries of these sources; where a compiler is given, those alone that it built."""
     return whole(folder, f"{_stem(source)}-{compiler.key if compiler else '*'}-*.so")
 
 
 def failure(folder: Path, source: str, compiler: Compiler) -> str | None:
-    """What the last build of these sources with this compiler failed with; None where it did not, or long ago."""
+    """The message of the last failed build of these sources with this compiler, if it failed within RETRY_SECONDS."""
     path = folder / f"{_stem(source)}-{compiler.key}.failed"
     try:
         age = time.time() - path.stat().st_mtime
@@ -195,9 +195,9 @@ def failure(folder: Path, source: str, compiler: Compiler) -> str | None:
 
 
 def run(command: Sequence[str], folder: Path, timeout: float) -> str:
-    """Run a compiler, with `folder` for its temporary files; returns what it said. Raises BuildError."""
+    """Run a compiler, with `folder` for its temporary files; returns its output. Raises BuildError where it fails."""
     try:
-        # A session of its own: the compiler is a driver, and at a time-out all that it started must end.
+        # The compiler starts processes of its own. In a session of its own, all of them can be ended at a time-out.
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -210,7 +210,7 @@ def run(command: Sequence[str], folder: Path, timeout: float) -> str:
         raise BuildError(f"{command[0]} cannot be run: {error.strerror or error}") from error
     try:
         output, _ = process.communicate(timeout=timeout)
-    except BaseException as error:  # an interruption, too, must not leave a compiler behind
+    except BaseException as error:  # no compiler may be left running, not even after an interruption
         _end(process)
         if isinstance(error, subprocess.TimeoutExpired):
             raise BuildError(f"{command[0]} did not end within {timeout:g} s") from error
@@ -222,9 +222,9 @@ def run(command: Sequence[str], folder: Path, timeout: float) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads a session, and all that it started."""
+    """End the process that leads a session, and all processes that it started."""
     if hasattr(os, "killpg"):
-        # ninja gives each compiler a group of its own, which nothing but ninja can end: it hands a SIGTERM on.
+        # ninja gives each compiler a process group of its own, which SIGKILL would miss. ninja passes a SIGTERM on.
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -247,13 +247,13 @@ def run_compiler(
 ) -> None:
     """Compile to `target` and load the result once. Raises BuildError.
 
-    objects: where ninja finds what it made of earlier sources, and keeps what it makes; one process at a time. None: in
-    a folder beside `target`.
+    objects: the folder where ninja finds earlier objects and keeps those that it makes; only one process may use it at
+    a time. None stands for a folder beside `target`.
     """
     deadline = time.monotonic() + timeout
     ninja = find_ninja()
     if ninja is None or not _run_ninja(ninja, compiler, folder, source, target, timeout, objects):
-        # What ninja could not do is done again like this, for the compiler's own complaint.
+        # Where ninja failed, this call fails too, with the compiler's own message.
         left = deadline - time.monotonic()
         if left <= 0:
             raise BuildError(f"{ninja} did not end within {timeout:g} s")
@@ -265,7 +265,7 @@ def run_compiler(
         said_source = source_of(library)
     except (OSError, AttributeError) as error:
         raise BuildError(f"what {compiler.command[0]} built cannot be loaded: {error}") from error
-    # Mapped, the file would have to stay as it is: a process dies of reading a mapped page that is no more.
+    # The library is unloaded again: a process dies when it reads a page of a mapped file that has been cut short.
     if hasattr(_ctypes, "dlclose"):
         _ctypes.dlclose(library._handle)
     if said_source != source:
@@ -275,11 +275,11 @@ def run_compiler(
 def _run_ninja(
     ninja: str, compiler: Compiler, folder: Path, source: str, target: Path, timeout: float, objects: Path | None
 ) -> bool:
-    """Whether ninja made `target`."""
+    """Build `target` with ninja; returns whether that succeeded."""
     objects = objects or target.parent / "objects"
     objects.mkdir(exist_ok=True)
-    # ninja goes by times. A copy is new where the bytes are, also where an older source took the place of a newer one;
-    # and it works on names without folders, which need no quoting.
+    # ninja compares times. A copy is written only where the bytes differ, so an older source that replaces a newer one
+    # counts as a change. Names of copies have no folders either, so they need no quoting.
     for name in SOURCES:
         _write_changed(objects / name, (folder / name).read_bytes())
     _write_changed(objects / "build.ninja", ninja_file(compiler, source).encode())
@@ -297,7 +297,7 @@ def _write_changed(path: Path, data: bytes) -> None:
 
 
 def ninja_file(compiler: Compiler, source: str) -> str:
-    """The build as ninja reads it: an object for each unit, what it includes recorded by the compiler, one library."""
+    """The text of build.ninja: an object for each unit, with the headers that the compiler reports, and one library."""
 
     def quoted(arguments: Sequence[str]) -> str:
         return shlex.join(arguments).replace("$", "$$")
@@ -308,7 +308,7 @@ def ninja_file(compiler: Compiler, source: str) -> str:
         f"rule object\n  command = {compile_} $name -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n"
         f"rule library\n  command = {compile_} -shared $in -o $out\n"
     )
-    # The name goes to source.cpp alone: nothing else needs to be compiled again when it changes.
+    # Only source.cpp gets the hash of the sources, so that other units need not be compiled again when it changes.
     edges = [
         f"build {target}: object {unit}\n" + (f"  name = {name}\n" if unit == "source.cpp" else "")
         for unit, target in objects.items()
@@ -317,19 +317,19 @@ def ninja_file(compiler: Compiler, source: str) -> str:
 
 
 def source_of(library: ctypes.CDLL) -> str:
-    """The hash of the sources that a library says it was built from. AttributeError where it says nothing."""
+    """The hash of the sources that a library was built from. Raises AttributeError where it has no such function."""
     library.hpcm_source.restype = ctypes.c_char_p
     return str(library.hpcm_source().decode())
 
 
 @contextlib.contextmanager
 def _locked(path: Path, timeout: float) -> Iterator[None]:
-    """Holds the lock on `path`; BuildError where somebody else has it for longer than `timeout`."""
+    """A context that holds the lock on `path`. Raises BuildError where it is not free within `timeout` seconds."""
     why_not = impossible()
     if why_not:
         raise BuildError(why_not)
     deadline = time.monotonic() + timeout
-    # The system's lock, not the file's existence: it ends with the process that holds it, however that ends.
+    # The lock is the system's, not the existence of a file, so it ends with its holder, however that process ends.
     with path.open("a") as file:
         while True:
             try:
@@ -349,9 +349,10 @@ def _locked(path: Path, timeout: float) -> Iterator[None]:
 def build_cached(
     folder: Path, source: str, compiler: Compiler, cache: Path, *, timeout: float = TIMEOUT_SECONDS, wait: float = 0
 ) -> Path:
-    """Build into the cache; returns the library, which another process may have built meanwhile.
+    """Build the library in the cache, unless another process has done so meanwhile; returns its path.
 
-    wait: seconds to wait while another process builds. Raises BuildError; remembers a compiler's failure for `failure`.
+    wait: how many seconds another process that builds is waited for. Raises BuildError, and stores a compiler's failure
+    where `failure` finds it.
     """
 
     def make(target: Path) -> None:
@@ -361,11 +362,11 @@ def build_cached(
 
 
 def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], wait: float) -> Path:
-    """The whole file STEM-DIGEST.SUFFIX of the cache; where there is none, `make` writes it, one process at a time.
+    """The undamaged file STEM-DIGEST.SUFFIX of the cache. Where there is none, `make` writes it, one process at a time.
 
-    Raises BuildError, as `make` may: that one is remembered in STEM.failed.
+    Raises BuildError. The message of an error that `make` raises is stored in STEM.failed.
     """
-    from tempfile import TemporaryDirectory  # 3 ms, which finding a library need not pay
+    from tempfile import TemporaryDirectory  # takes 3 ms, which finding a library should not cost
 
     failed = cache / f"{stem}.failed"
     try:
@@ -377,7 +378,7 @@ def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], w
             there = whole(cache, f"{stem}-*{suffix}")
             if there:
                 return there[0]
-            for old in cache.glob(f"{_PARTIAL}{stem}-*"):  # of builds that were killed
+            for old in cache.glob(f"{_PARTIAL}{stem}-*"):  # left by builds that were killed
                 shutil.rmtree(old, ignore_errors=True)
             with TemporaryDirectory(prefix=f"{_PARTIAL}{stem}-", dir=cache, ignore_cleanup_errors=True) as made:
                 built = Path(made, f"kernels{suffix}")
@@ -397,14 +398,14 @@ def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], w
 
 
 def prebuild(folder: Path, source: str, compiler: Compiler, timeout: float = TIMEOUT_SECONDS) -> Path:
-    """Build beside the sources, in place of what is there; objects are kept for the next time. Raises BuildError."""
+    """Build the library beside the sources, replacing older ones, and keep the objects. Raises BuildError."""
     from tempfile import TemporaryDirectory
 
     kept = folder / OBJECTS
     try:
         kept.mkdir(exist_ok=True)
         with _locked(kept / "lock", timeout):
-            # What killed builds left, and other compilers' objects.
+            # Files that killed builds left, and objects of other compilers.
             for old in set(kept.iterdir()) - {kept / "lock", kept / compiler.key}:
                 shutil.rmtree(old, ignore_errors=True)
             with TemporaryDirectory(prefix=_PARTIAL, dir=kept) as made:
@@ -420,7 +421,7 @@ def prebuild(folder: Path, source: str, compiler: Compiler, timeout: float = TIM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`prebuild` or `cache`; the exit code is 1 where nothing could be built."""
+    """Build where the argument says, `prebuild` or `cache`; returns the exit code, 1 where the build failed."""
     import argparse
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

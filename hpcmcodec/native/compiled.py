@@ -1,10 +1,10 @@
 """The exact operations in compiled kernels: `KernelOps`, bit-equal to `exact.reference.ExactOps`, the definition.
 
-Activations are int16 here instead of float32 (codes are integers within +-8191): half the memory traffic, and integer
-dot products, which processors do at twice the rate of float32 ones or better. A linear layer is one pass: the integer
-sums of a few rows stay in registers and cache until they are scaled, rounded, limited and stored. Sums of products
-are below 2^31, so int32 holds them exactly; what follows is the reference's arithmetic, operation by operation
-(kernels/core.h). Operations without a kernel (those on one vector an image) run the reference's code.
+Activations are int16 here instead of float32, since codes are integers within +-8191. This halves the memory traffic
+and allows integer dot products, which processors do at least twice as fast as float32 ones. A linear layer is one pass:
+the integer sums of a few rows stay in registers and cache until they are scaled, rounded, limited and stored. Sums of
+products are below 2^31, so int32 holds them exactly; everything after them is the reference's arithmetic, operation by
+operation (kernels/core.h). Operations on one vector per image have no kernel and run the reference's code.
 
 The kernels are called through ctypes, on numpy arrays, without the GIL. They take pointers and check nothing, so shapes
 and dtypes are checked here.
@@ -39,7 +39,7 @@ from hpcmcodec.native import abi
 
 __all__ = ["KernelOps", "Kernels"]
 
-Array = Any  # of numpy, or a tensor on the device of the kernels
+Array = Any  # a numpy array, or a torch tensor on the device of the kernels
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -60,7 +60,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         *(_pointer, _pointer, _pointer, _pointer, _pointer, ctypes.c_double, _int, _pointer, _pointer),
     ),
 }
-# For rans_coders.py. They check what they are given, and return a number of symbols.
+# The entropy coder, for rans_coders.py. These functions check their arguments and return a number of symbols.
 _RANS_SIGNATURES: dict[str, tuple[Any, ...]] = {
     "hpcm_rans_encode": (_long, _pointer, _pointer, _long, _long, *[_pointer] * 6),
     "hpcm_rans_decode": (_long, _pointer, _long, _long, *[_pointer] * 4, _long, *[_pointer] * 3),
@@ -68,7 +68,7 @@ _RANS_SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class HostMemory:
-    """Where the arrays of a library's kernels live: numpy's."""
+    """The functions on arrays that `KernelOps` needs, for numpy arrays."""
 
     @staticmethod
     def empty(shape: Sequence[int] | int, dtype: Any) -> Array:
@@ -89,9 +89,9 @@ class HostMemory:
 
 
 class Kernels:
-    """The loaded library. `library`: from `native.loader`; `threads`: how many threads a kernel may use.
+    """The kernels of a library that `native.loader` has loaded. threads: how many threads a kernel may use.
 
-    Raises UnsupportedError where the library takes abi.h for something else than Python does.
+    Raises UnsupportedError where the library was compiled with other values of abi.h than Python's.
     """
 
     memory: Any = HostMemory()
@@ -137,45 +137,45 @@ class Kernels:
     rans_decode: Any
 
     def linear(self, call: abi.Linear) -> None:
-        """Sums of products, scaled, rounded, limited and stored."""
+        """A linear layer: sums of products, scaled, rounded, limited and stored as the call says."""
         self.library.hpcm_linear(ctypes.byref(call))
 
     def float_biwkv4(self, call: abi.Biwkv4) -> int:
-        """Bi-WKV4 for training (torch_ops.py). It allocates; 1 where there is no memory, else 0."""
+        """Bi-WKV4 for training (torch_ops.py). Returns 1 where its scratch memory cannot be allocated, else 0."""
         return int(self.library.hpcm_float_biwkv4(ctypes.byref(call)))
 
     def float_biwkv4_gradients(self, call: abi.Biwkv4, g_decay: int, g_boost: int) -> int:
-        """Its gradients, those by decay and boost (float64) at these addresses."""
+        """The gradients of `float_biwkv4`; those by decay and boost, float64, are written to these addresses."""
         return int(self.library.hpcm_float_biwkv4_gradients(ctypes.byref(call), g_decay, g_boost))
 
     @property
     def variant(self) -> str:
-        """Which instruction set's copy is in use."""
+        """The instruction set whose copy of the kernels is in use."""
         return str(self.library.hpcm_variant().decode())
 
     @property
     def variants(self) -> list[str]:
-        """The copies that this processor can run, best first."""
+        """The instruction sets that this processor can run, best first."""
         return str(self.library.hpcm_variants().decode()).split(",")
 
     def choose(self, variant: str) -> None:
-        """Use another copy, in the whole process. Raises ValueError where this processor cannot run it."""
+        """Use another instruction set in the whole process. Raises ValueError where this processor does not have it."""
         if self.library.hpcm_choose(variant.encode()):
             raise ValueError(f"no variant {variant!r} here; this processor runs {', '.join(self.variants)}")
 
     def set_threads(self, n: int) -> None:
-        """How many threads a kernel may use, in the whole process; results do not depend on it."""
+        """Set how many threads a kernel may use in the whole process; results do not depend on it."""
         self.library.hpcm_threads(n)
 
     def wkv_scratch(self, batch: int, tokens: int, channels: int, length: int) -> int:
-        """How many doubles hold the blocks' ends."""
+        """How many doubles of scratch memory `biwkv4` needs."""
         return int(self.library.hpcm_wkv_scratch(batch, tokens, channels, length))
 
     def biwkv4(
         self, k: Array, v: Array, table: Array | None, powers: Array, own: Array, factor: float = 1.0, limit: int = 0
     ) -> Array:
-        """Bi-WKV4 over (B, T, C): codes with the table of exp(k) to codes within `limit`, on a grid `factor` times as
-        fine; or, without a table, float64 exp(k) and v to float64.
+        """Bi-WKV4 over (B, T, C): codes k, v, with a table of exp(k), to codes within `limit`, on a grid `factor` times
+        as fine; or exp(k) and v to y, all float64.
         """
         batch, tokens, channels = v.shape
         dtype: Any = np.float64 if table is None else np.int16
@@ -200,9 +200,9 @@ class Kernels:
 
 
 class _Plan(NamedTuple):
-    """What a linear's calls share; the arrays behind the addresses are kept by the operations' `_prepared`.
+    """What all calls of a linear layer share. `_prepared` of the operations keeps the arrays at the addresses alive.
 
-    call: all of it that calls do not differ in.
+    call: the arguments, with those fields filled in that are the same in all calls.
     """
 
     widths: list[int]
@@ -213,11 +213,11 @@ class _Plan(NamedTuple):
 class KernelOps(ExactOps):
     """`ExactOps` with compiled kernels. Activations are int16 arrays.
 
-    xp: numpy for the C++ kernels, torch on the device that CUDA kernels are for.
+    xp: numpy for the C++ kernels, torch on the kernels' device for CUDA.
     """
 
     INHERITED = frozenset({"hyper_latent", "folded", "gather", "scatter", "unfold", "segment"})
-    """The operations that the reference's code does: it moves arrays of any type, or has one vector an image to do."""
+    """The operations that run the reference's code: they move arrays, or compute one vector per image."""
 
     def __init__(
         self, kernels: Kernels, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], xp: Any = NUMPY
@@ -250,8 +250,8 @@ class KernelOps(ExactOps):
         limits: Sequence[Array] | None = None,
         onto: Array | None = None,
     ) -> Array:
-        """(B, H, W, O) codes within `limit`, or int32 within each output's own `limits`, added to `onto` in its
-        place.
+        """A linear layer's outputs (B, H, W, O): codes within `limit`, or int32 within each output's own `limits`,
+        added to `onto` in its place.
         """
         arrays, at = [self._int16(p.x) for p in parts], self.memory.at
         shapes = [tuple(x.shape) for x in arrays]
@@ -269,13 +269,13 @@ class KernelOps(ExactOps):
         if out is None:
             out = self.memory.empty((batch, h, w, outputs), np.int16 if limits is None else np.int32)
         low, high = (None, None) if limits is None else (at(t) for t in limits)
-        # An input of one row a sample is multiplied once a sample, so these go one by one.
+        # An input (B, 1, 1, C) is multiplied once per sample, not per position, so samples go one by one.
         samples = [(out, arrays)] if not any(spread) else [(out[i], [x[i] for x in arrays]) for i in range(batch)]
         for target, xs in samples:
             call = abi.Linear.from_buffer_copy(plan.call)
             call.rows, call.limit, call.out = _count(target) // outputs, limit, at(target)
             call.low, call.high, call.onto = low, high, None if onto is None else at(target)
-            kept = []  # alive until the call
+            kept = []  # keeps arrays alive until the call
             for i, (x, width) in enumerate(zip(xs, plan.widths, strict=True)):
                 given = call.inputs[i]
                 if spread[i]:
@@ -332,7 +332,7 @@ class KernelOps(ExactOps):
         return self._keep((layer, e_in, e_out, "plan"), make)  # type: ignore[no-any-return]
 
     def _packed(self, layer: str) -> list[Array]:
-        """Each input's weights as abi.h wants them ("Packed weights")."""
+        """The weights of each input, packed as abi.h describes ("Packed weights")."""
 
         def make() -> list[Array]:
             w = self.tensors[f"{layer}.weight"]
@@ -467,14 +467,14 @@ class KernelOps(ExactOps):
 
     def add(self, a: Act, b: Act) -> Act:
         x, y = self._int16(a.x), self._int16(b.x)
-        if x.shape != y.shape:  # the quality's bias, one row a sample
+        if x.shape != y.shape:  # the quality's bias is one row per sample
             x, y = (self._int16(t) for t in self.memory.broadcast(x, y))
         out = self._like(x)
         limit = limit_of(same_grid(a, b))
         self.kernels.add(_count(x), self._at(x), self._at(y), limit, self._at(out))
         return Act(out, a.grid)
 
-    # -- one vector an image: the reference's code, from and to int16 --
+    # -- one vector per image: the reference's code, from and to int16 --
 
     def pool(self, a: Act, grid: str) -> Act:
         return Act(self._int16(super().pool(a, grid).x), grid)
@@ -504,7 +504,7 @@ class KernelOps(ExactOps):
         return y_hat, Act(self._int16(y_hat), "y")
 
     def _int16(self, x: Array) -> Array:
-        """Contiguous int16; the float32 codes that the reference's operations give are integers within +-8191."""
+        """x as contiguous int16; float32 codes, which the reference's operations give, are integers within +-8191."""
         return self.memory.contiguous(x, np.int16)
 
     def _like(self, x: Array) -> Array:

@@ -1,4 +1,6 @@
-"""The kernels on an NVIDIA GPU: kernels.cu, compiled for the device found and launched through the CUDA driver.
+"""The kernels on an NVIDIA GPU: kernels.cu, compiled for the device and launched through the CUDA driver.
+
+The image, which is the compiled form of kernels.cu, comes from the first of these that is there:
 
     1. a cached image for this device (`$XDG_CACHE_HOME/hpcmcodec/kernels`, keyed by sources, flags and architecture)
     2. nvcc, where there is one: `$CUDA_HOME/bin`, PATH, /usr/local/cuda/bin
@@ -6,9 +8,9 @@
 
 `python -m hpcmcodec.native.cuda 90` compiles into the cache for devices of capability 9.0.
 
-The image is machine code for the device; a device that is newer than the compiler gets PTX, which the driver
-translates. torch owns the device, its memory and its streams: kernels run on torch's current stream, on pointers of
-torch's tensors. Only users of torch import this module.
+The image is machine code for the device. For a device that is newer than the compiler it is PTX, which the driver
+translates. torch owns the device, its memory and its streams: kernels run on torch's current stream and get the
+addresses of torch's tensors. Only code that uses torch imports this module.
 """
 
 from __future__ import annotations
@@ -37,13 +39,13 @@ from hpcmcodec.native.compiled import SIGNATURES, KernelOps, Kernels
 
 __all__ = ["CudaKernels", "Found", "find"]
 
-SOURCES = ("abi.h", "core.h", "kernels.cu")  # the last is what is compiled
+SOURCES = ("abi.h", "core.h", "kernels.cu")  # the last one is compiled and includes the others
 FLAGS = (
     "--std=c++17",
     "--fmad=false",
-)  # nvcc and NVRTC alike; a fused multiply-add rounds once where others round twice
+)  # for nvcc and NVRTC alike; a fused multiply-add would round once where the reference rounds twice
 _THREADS = 256
-_SEQUENCE_THREADS = 32  # of a block where one thread does a whole sequence: there are few, and many processors
+_SEQUENCE_THREADS = 32  # per CUDA block where a thread does a whole sequence: few threads for many processors
 _SUCCESS = 0
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -53,7 +55,10 @@ _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class Compiler(NamedTuple):
-    """`make(architecture, folder, target)` writes an image; `architectures`: those that it knows; raise BuildError."""
+    """A CUDA compiler. `architectures()`: those it knows; `make(architecture, folder, target)` writes an image.
+
+    Both raise BuildError.
+    """
 
     name: str
     architectures: Callable[[], list[int]]
@@ -61,9 +66,9 @@ class Compiler(NamedTuple):
 
 
 def target(capability: int, known: Sequence[int]) -> str:
-    """`sm_N` where the compiler knows this capability (90: 9.0), else the newest PTX, `compute_N`, that runs on it.
+    """`sm_N` where the compiler knows this capability (90: 9.0), else `compute_N`, the newest PTX that runs on it.
 
-    Raises BuildError where the compiler knows newer devices alone.
+    Raises BuildError where the compiler knows only newer devices.
     """
     if capability in known:
         return f"sm_{capability}"
@@ -95,7 +100,7 @@ def nvcc() -> Compiler | None:
 
 
 def nvrtc() -> Compiler | None:
-    """NVIDIA's compiler library; None where it is not."""
+    """NVRTC, NVIDIA's compiler as a library; None where it is not installed."""
     library = _nvrtc_library()
     if library is None:
         return None
@@ -130,14 +135,14 @@ def nvrtc() -> Compiler | None:
 
 
 def _nvrtc_library() -> tuple[ctypes.CDLL, str] | None:
-    """torch's own first: a wheel's folder, torch's folder, then whatever the system's loader finds."""
+    """The NVRTC library and its name: a wheel's, torch's own, or what the system's loader finds."""
     wheels = [Path(p, "nvidia") for p in sys.path if p]
     folders = [Path(torch.__file__).parent / "lib", *(f for w in wheels for f in sorted(w.glob("*/lib"), reverse=True))]
     files = [str(p) for folder in folders for p in sorted(folder.glob("libnvrtc.so.*"), reverse=True)]
     major = (torch.version.cuda or "").partition(".")[0]
     for name in [*files, *([f"libnvrtc.so.{major}"] if major else []), "libnvrtc.so"]:
         try:
-            # NVRTC opens its built-in functions by their bare name when it compiles: loaded, they are found.
+            # NVRTC opens the library of its built-in functions by its bare name, which works once it is loaded.
             for builtins in sorted(Path(name).parent.glob("libnvrtc-builtins.so.*")) if "/" in name else []:
                 ctypes.CDLL(str(builtins))
             library = ctypes.CDLL(name)
@@ -166,14 +171,14 @@ def _of_program(rtc: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:
 
 
 class Driver:
-    """An image's kernels. `library`: libcuda, or what stands in for it. Raises UnsupportedError where it fails."""
+    """The kernels of an image. library: libcuda, or a stand-in for tests. Raises UnsupportedError where it fails."""
 
     def __init__(self, library: ctypes.CDLL, image: bytes) -> None:
         self.library = library
         library.cuLaunchKernel.argtypes = (_pointer, *[ctypes.c_uint] * 7, _pointer, _pointer, _pointer)
         library.cuModuleGetFunction.argtypes = (_pointer, _pointer, ctypes.c_char_p)
         self.module = _pointer()
-        self._image = ctypes.create_string_buffer(image)  # PTX has to end in a zero byte
+        self._image = ctypes.create_string_buffer(image)  # a buffer that ends in a zero byte, as PTX must
         self._check(library.cuModuleLoadData(ctypes.byref(self.module), self._image), "the image cannot be loaded")
         self._functions: dict[str, ctypes.c_void_p] = {}
 
@@ -184,7 +189,7 @@ class Driver:
             raise UnsupportedError(f"CUDA kernels: {what}: {(text.value or b'unknown error').decode()} ({code})")
 
     def launch(self, kernel: str, elements: int, threads: int, stream: int, parameters: Sequence[Any]) -> None:
-        """One thread an element; parameters: ctypes objects."""
+        """Run a kernel with one thread per element; parameters: its arguments as ctypes objects."""
         if elements < 1:
             return
         if kernel not in self._functions:
@@ -201,7 +206,7 @@ class Driver:
 
 
 class _DeviceMemory:
-    """Tensors of one device, where `compiled.HostMemory` has numpy arrays."""
+    """What `compiled.HostMemory` does for numpy arrays, for tensors of one device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -234,9 +239,9 @@ _DTYPES = {
 
 
 class CudaKernels(Kernels):
-    """The interface of `Kernels` over tensors of a device. `stream`: gives the handle of the stream to launch on.
+    """The interface of `Kernels` over tensors of a device. stream: returns the handle of the stream to launch on.
 
-    Raises UnsupportedError where the image takes abi.h for something else than Python does.
+    Raises UnsupportedError where the image was compiled with other values of abi.h than Python's.
     """
 
     def __init__(self, driver: Driver, device: torch.device, stream: Callable[[], int]) -> None:
@@ -249,7 +254,7 @@ class CudaKernels(Kernels):
 
     @property
     def variant(self) -> str:
-        """In place of an instruction set."""
+        """The name that stands where other kernels name an instruction set."""
         return "CUDA"
 
     def _launch(self, kernel: str, elements: int, parameters: Sequence[Any], threads: int = _THREADS) -> None:
@@ -284,7 +289,7 @@ class CudaKernels(Kernels):
         self._launch("hpcm_wkv_out", items, [*shape, *inputs, *rest])
 
     def set_threads(self, n: int) -> None:
-        """Nothing: the device shares the work out."""
+        """Does nothing, since the device distributes the work itself."""
 
     def wkv_scratch(self, batch: int, tokens: int, channels: int, length: int) -> int:
         return batch * -(-tokens // length) * channels * 4
@@ -299,14 +304,14 @@ class CudaKernels(Kernels):
         return 0
 
     def _sequences(self, call: abi.Biwkv4, kept: int) -> None:
-        """One thread a sample and channel; each keeps so many numbers a token."""
+        """Run with one thread per sample and channel; each needs scratch memory for `kept` numbers per token."""
         items = call.batch * call.channels
         scratch = self.memory.empty((kept, call.tokens, items), np.float64)
         call.scratch = scratch.data_ptr()
         self._launch("hpcm_float_biwkv4", items, [call], _SEQUENCE_THREADS)
 
 
-# How many threads a kernel takes, from its arguments.
+# How many threads each kernel needs, computed from its arguments.
 _ELEMENTS: dict[str, Callable[..., int]] = {
     "depthwise": lambda batch, height, width, channels, *_: batch * height * width * channels,
     "norm": lambda rows, *_: rows,
@@ -327,7 +332,7 @@ _ELEMENTS: dict[str, Callable[..., int]] = {
 
 
 class Found(NamedTuple):
-    """kernels: None where there are none. made_by: what compiled them, or the cached file. reasons: what was wrong."""
+    """kernels: None where there are none. made_by: their compiler, or the cached file. reasons: why attempts failed."""
 
     kernels: CudaKernels | None
     made_by: str
@@ -336,9 +341,9 @@ class Found(NamedTuple):
 
 @cache
 def find(index: int, *, wait: bool) -> Found:
-    """The kernels for the GPU of this number, once a process; they have passed the self-test.
+    """The kernels for the GPU of this number, which have passed the self-test. They are looked for once per process.
 
-    wait: compile them now where they have not been (seconds), instead of in the background for the next process.
+    wait: where they are not in the cache, compile them at once (this takes seconds) instead of in the background.
     """
     if not torch.cuda.is_available():
         return Found(None, "", (no_device(),))
@@ -372,7 +377,7 @@ def check(kernels: CudaKernels) -> list[str]:
 
 
 def image_for(capability: int, reasons: list[str], *, wait: bool) -> tuple[bytes, str]:
-    """Machine code or PTX for devices of this capability, and where it is from. Raises BuildError."""
+    """The image for devices of this capability, and what compiled it or the cached file. Raises BuildError."""
     folder, store = build.source_folder(), build.cache_folder()
     stem = f"cuda-{capability}-{build.source_hash(folder, SOURCES, FLAGS)}"
     if store is None:
@@ -414,11 +419,11 @@ def _compile_in_background(capability: int) -> None:
             cwd="/",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
-        threading.Thread(target=process.wait, daemon=True).start()  # reaped if this process lives so long
+        threading.Thread(target=process.wait, daemon=True).start()  # so that no zombie stays
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compile for one capability; the exit code is 1 where that fails."""
+    """Compile for the capability that the argument names; returns the exit code, 1 where that fails."""
     reasons: list[str] = []
     try:
         print(image_for(int(arguments[0]), reasons, wait=True)[1], file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What `hpcm doctor` says: which exact operations are in use and why, and whether they give the reference's bits."""
+"""The report of `hpcm doctor`: which exact operations are used and why, and whether they give the reference's bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["build_now", "report"]
 
 
 def build_now() -> None:
-    """Build the kernels into the cache, also where an earlier build failed. Raises UnsupportedError."""
+    """Build the kernels in the cache, even where an earlier build failed. Raises UnsupportedError where it fails."""
     compiler, cache = build.find_compiler(), build.cache_folder()
     if compiler is None:
         raise UnsupportedError(f"{loader.NO_COMPILER}: install g++ (Debian: apt install g++), or name one in CXX")
@@ -30,9 +30,10 @@ def build_now() -> None:
 
 
 def report() -> Iterator[tuple[str, str]]:
-    """(name, fact), one a line; several facts may share a name.
+    """The lines of the report as (name, fact); several facts may share a name.
 
-    Raises UnsupportedError where HPCM_OPS cannot be met, IntegrityError where the bits are not the reference's.
+    Raises UnsupportedError where the operations that HPCM_OPS asks for are missing, IntegrityError where their bits
+    differ from the reference's.
     """
     compiler, cache = build.find_compiler(), build.cache_folder()
     yield "HPCM_OPS", os.environ.get("HPCM_OPS") or "not set: auto"

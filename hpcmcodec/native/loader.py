@@ -1,16 +1,16 @@
-"""Which exact operations coding uses: compiled kernels where they can be had at once, the numpy reference elsewhere.
+"""Chooses the exact operations for coding: compiled kernels where they are there already, else the numpy reference.
 
 `HPCM_OPS` chooses:
 
-    auto        (default) a prebuilt library beside the package, else one from the cache, else the reference; then,
-                where there is a compiler, the kernels are built in the background for the next time
+    auto        (default) a prebuilt library beside the package, else one from the cache, else the reference; in the
+                last case, where there is a compiler, kernels are built in the background for the next time
     reference   numpy alone
-    cpp         as auto, but built on the spot where they are not there; UnsupportedError where that fails
-    cuda        kernels.cu on the GPU, with `--device cuda` (native/cuda.py), compiled on the spot where that has not
-                been done; UnsupportedError where there is no GPU or no compiler, and on the processor
+    cpp         as auto, but missing kernels are built at once; UnsupportedError where that fails
+    cuda        kernels.cu on the GPU, with `--device cuda` (native/cuda.py), compiled at once where it is not in the
+                cache; UnsupportedError where there is no GPU or no compiler, and for coding on the processor
 
-Nothing waits for a compiler unless `cpp` asks for it. Loading costs 2 ms. A prebuilt library that was damaged is an
-error, since it came with the installation; one in the cache is passed over and made anew.
+A command waits for a compiler only with `cpp` or `cuda`. Loading takes 2 ms. A damaged prebuilt library is an error,
+since it came with the installation; a damaged one in the cache is ignored and built again.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ __all__ = ["CHOICES", "Status", "choice", "exact_ops", "find"]
 CHOICES = ("auto", "reference", "cpp", "cuda")
 NOT_HERE = "HPCM_OPS=cuda goes with --device cuda; on the processor it can be auto, reference or cpp"
 NO_COMPILER = "no C++ compiler"
-SLOWDOWN = "about 3 times as long"  # a Kodak image's entropy path, without kernels
+SLOWDOWN = "about 3 times as long"  # the entropy path of a Kodak image, without kernels against with them
 
 _loaded: dict[Path, Kernels] = {}
 _started_build = False
 
 
 class Status(NamedTuple):
-    """What was found.
+    """The result of looking for kernels.
 
-    kernels: None for the reference. origin: "prebuilt", "cache" or "built". path: of the library. reasons: why each
-    place that was looked at has none. building: this process has started a build for the next time.
+    kernels: None where the reference is used. origin: where they come from, "prebuilt", "cache" or "built". path: the
+    library's. reasons: why each place that was searched gave no kernels. building: whether this process has started a
+    build for the next time.
     """
 
     kernels: Kernels | None
@@ -59,7 +60,7 @@ class Status(NamedTuple):
     building: bool
 
     def note(self) -> str | None:
-        """One line for people where coding is slower than it need be."""
+        """A line that tells the user why coding is slower than it could be; None where it is not."""
         if self.kernels is not None or choice() == "reference":
             return None
         if self.building:
@@ -81,7 +82,7 @@ def choice() -> str:
 
 
 def exact_ops(tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> ExactOps:
-    """The operations over numpy arrays, by HPCM_OPS. Raises UnsupportedError where a forced choice is not there."""
+    """The operations over numpy arrays that HPCM_OPS asks for. Raises UnsupportedError where they are not available."""
     status = find()
     return KernelOps(status.kernels, tensors, grids) if status.kernels else ExactOps(NUMPY, tensors, grids)
 
@@ -89,10 +90,10 @@ def exact_ops(tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> Ex
 def find(*, background: bool = True, beside_cuda: bool = False) -> Status:
     """Look for kernels as HPCM_OPS says; `background` allows starting a build for the next time.
 
-    beside_cuda: for what runs on the processor in any case: HPCM_OPS=cuda is as good as auto.
+    beside_cuda: the work runs on the processor in any case, so HPCM_OPS=cuda means the same as auto.
 
-    Raises UnsupportedError where a forced choice is not there, or HPCM_OPS is not one; InstallationError where the
-    prebuilt library is damaged.
+    Raises UnsupportedError where the kernels that HPCM_OPS forces are missing, or its value is unknown;
+    InstallationError where the prebuilt library is damaged.
     """
     wanted = choice()
     if wanted == "cuda":
@@ -156,7 +157,7 @@ def _none(wanted: str, reasons: list[str], building: bool) -> Status:
 
 
 def _open(path: Path, source: str, reasons: list[str]) -> Kernels | None:
-    """The kernels of a library, loaded once a process; None, with a reason, where it does not fit."""
+    """The kernels of a library, loaded once per process; None where it does not fit, with a line in `reasons`."""
     with threads.loading:
         if path not in _loaded:
             try:
@@ -195,7 +196,7 @@ def _build_in_background() -> bool:
                 start_new_session=True,
                 cwd="/",
             )
-            # Reaped if this process lives so long; left to the system otherwise.
+            # A thread waits for the build's exit status, so that no zombie stays where this process outlives the build.
             threading.Thread(target=process.wait, daemon=True).start()
             _started_build = True
         return _started_build

@@ -1,7 +1,7 @@
-"""Every operation of the exact arithmetic on random codes: what tests, `hpcm doctor` and the benchmark compare.
+"""Runs every exact operation on random codes, for the tests, `hpcm doctor` and the benchmark to compare.
 
-`layers` makes the tensors of one layer of each kind, `cases` the calls over them, under the operations' names. Both
-sides of a comparison get the same calls; results are integers, so they are compared without a tolerance.
+`layers` makes the tensors of one layer of each kind. `cases` makes a call of each operation over them, by the
+operation's name. Both sides of a comparison run the same calls; results are integers, so no tolerance is needed.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ __all__ = ["GRIDS", "cases", "differences", "layers"]
 
 GRIDS = FIXED_GRIDS | {"x": 9, "y": 9, "out": 9, "fine": 13, "squared": 7, "z": 8}
 Case = Callable[[Any], Any]
-STEP = STEPS[-1]  # the groups of which "place" tells apart
+STEP = STEPS[-1]  # the coding step that "place" and the operations that move values run with
 QUALITIES = [Quality(0), Quality(3333), Quality(10000)]  # the ends of the table, and between two of its rows
 
 
 def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
-    """Tensors of a linear (`width` inputs), one of two inputs (`width`, `second`), a head, a depthwise and others."""
+    """The stored tensors of one layer of each kind, by name.
+
+    width: channels of the first input; second: those of the second, where there is one; taps: k of the depthwise layer.
+    """
     rng = np.random.RandomState(seed)
     made: list[Layer] = [
         Linear("linear", outputs).over(width),
@@ -63,7 +66,7 @@ def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) 
 
 
 def codes(shape: tuple[int, ...], seed: int, limit: int = CODE_MAX, *, extreme: bool = False) -> np.ndarray:
-    """Random codes, float32: most of them small, a few at the limits; `extreme`: at the limits alone."""
+    """Random codes, float32: most are small and a few at the limits; with `extreme`, all are at the limits."""
     rng = np.random.RandomState(seed)
     x = np.rint(rng.standard_normal(shape) * limit / 5).clip(-limit, limit).astype(np.float32)
     return np.where(rng.random_sample(shape) < (1 if extreme else 0.02), np.copysign(np.float32(limit), x), x)
@@ -81,7 +84,7 @@ def cases(
     extreme: bool = False,
     dtype: Any = np.float32,
 ) -> dict[str, Case]:
-    """Calls by name, each a function of the operations. Channels as for `layers`; dtype: of the codes handed in."""
+    """Calls by the operations' names, each a function of the operations. dtype: that of the codes passed in."""
 
     def act(n: int, grid: str, salt: int, positions: tuple[int, int] = (height, width)) -> Act:
         made = codes((batch, *positions, n), seed + salt, limit_of(grid), extreme=extreme)
@@ -103,7 +106,7 @@ def cases(
         return Act(ops.xp.array(a.x), a.grid)
 
     def moved(ops: Any) -> tuple[Any, ...]:
-        """Rows of every group, and all of them put back."""
+        """The rows of every group, and the array made by putting them back."""
         gathered = [(g, a) for g, (a,) in ops.gather([ops.xp.array(y_hat)], STEP)]
         return (*(a for _, a in gathered), ops.scatter(gathered, STEP, y_hat.shape))
 
@@ -164,10 +167,10 @@ def cases(
 
 
 def memory(channels: int, seed: int, extreme: bool) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """One query, four keys and four values (samples, 1, 1, channels), each sample for a branch of `recall`.
+    """One query, four keys and four values, each (6, 1, 1, channels); each sample tests another case of `recall`.
 
-    Similarities: any; of the first two, as far apart as can be; all alike, where the two oldest count; the second and
-    the last alike and best; none, by keys of zeros and by a query of zeros.
+    The similarities of the samples, in order: random; as far apart as possible; all equal, so that the two oldest
+    count; the second and the last equal and highest; zero, because all keys are zero; zero, because the query is.
     """
     query, *others = (codes((6, 1, 1, channels), seed + i, extreme=extreme) for i in range(9))
     keys, values = others[:4], others[4:]
@@ -179,7 +182,7 @@ def memory(channels: int, seed: int, extreme: bool) -> tuple[list[np.ndarray], l
 
 
 def integers(xp: Any, result: Any) -> list[np.ndarray]:
-    """What a case gave, as int64 arrays: the sign of zero is not part of the promise."""
+    """The results of a case as int64 arrays, in which the sign of a zero, which may differ, is lost."""
     parts = [result] if isinstance(result, Act) or not isinstance(result, tuple) else list(result)
     return [np.asarray(xp.numpy(p.x if isinstance(p, Act) else p)).astype(np.int64) for p in parts]
 

@@ -1,8 +1,9 @@
-"""Bi-WKV4 as an operator of torch, `hpcm::biwkv4`, with its gradients, over the compiled kernels.
+"""Bi-WKV4 as an operator of torch, `hpcm::biwkv4`, with its gradients, computed by the compiled kernels.
 
 Importing this module registers the operators with `torch.library`; `biwkv4` below is what models call. The kernels
 compute in float64 whatever the tensors hold, sum in a fixed order and use no atomics, so results do not depend on the
-number of threads. They take no torch headers: pointers go through ctypes, so one library serves every torch.
+number of threads. They are built without torch's headers: pointers go through ctypes, so one library serves every
+version of torch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def biwkv4(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
     """Bi-WKV4 (formula: exact/biwkv.py), differentiable, by kernels where there are any, else by `in_torch`.
 
     k, v (B, T, C), floating; decay, boost (C,). Returns (B, T, C), float64 for float64 inputs, else float32. decay and
-    boost have gradients within their clamps alone. Keys should stay within +-80, for torch's own operators.
+    boost have gradients only within their clamps, 0..16 and +-16. Keys should stay within +-80, for `in_torch`.
     """
     real = k.dtype if k.dtype == v.dtype and k.dtype in _REALS else torch.float32
     if kernels_for(k.device) is None:
@@ -71,8 +72,8 @@ def in_torch(k: Tensor, v: Tensor, decay: Tensor, boost: Tensor) -> Tensor:
 def kernels_for(device: torch.device) -> Kernels | None:
     """The kernels for tensors of this device, by HPCM_OPS; None where there are none.
 
-    Looked for once a process, so that a training run computes alike from its first step to its last. Raises
-    UnsupportedError where HPCM_OPS forces kernels that are not there.
+    They are looked for once per process, so that a training run computes alike from its first training step to its
+    last. Raises UnsupportedError where HPCM_OPS forces kernels that are not there.
     """
     if device.type not in ("cpu", "cuda"):
         return None

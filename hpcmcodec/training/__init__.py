@@ -1,1 +1,1 @@
-"""Training and export (torch). `python -m hpcmcodec.training --help`."""
+"""Training and export, which need torch. `python -m hpcmcodec.training --help` lists the commands."""

@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each field of a recipe; one that is not given leaves the recipe's value."""
+    """Give a command an option for each field of a recipe. An option that is not given leaves the recipe's value."""
     for _, f, kind in reversed(list(config.options())):
         name, text = f.name.replace("_", "-"), f.metadata["help"]
         if kind is bool:
@@ -39,7 +39,10 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen(recipe: str | None, overrides: dict[str, Any], folder: Path | None = None) -> config.Recipe:
-    """The recipe of a name or file, or that of the run in a folder, with what the command line says."""
+    """The named recipe, or without a name that of the run in `folder`, with the command line's overrides.
+
+    Raises UsageError where there is neither a name nor a run.
+    """
     if recipe is None:
         if folder is None or not (folder / "recipe.json").is_file():
             raise click.UsageError("name a recipe: a TOML file, or one of those that come along")

@@ -1,7 +1,7 @@
-"""The recipe of a training run: dataclasses with defaults and reasons, TOML files beside the code, single overrides.
+"""The recipe of a training run: dataclasses hold the defaults, TOML files and the command line override them.
 
-A TOML file has one table a section and names only what differs from the defaults. Field names are unique over all
-sections, so that the command line overrides any of them by its name alone. Unknown tables and keys are refused.
+A TOML file has one table for each section and names only what differs from the defaults. Field names are unique over
+all sections, so that the command line overrides any of them by its name alone. Unknown tables and keys are refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STAGES = {
 
 
 def option(default: Any, text: str) -> Any:
-    """A field with its help."""
+    """A dataclass field with a default and the help text of its option."""
     return field(default=default, metadata={"help": text})
 
 
@@ -64,7 +64,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates: warm-up, hold, 1 / sqrt(step), and a linear fall to nothing at the end."""
+    """Learning rates: they warm up, hold, fall as 1 / sqrt(training step), and at the end fall linearly to nothing."""
 
     muon: float = option(2e-3, "Muon's rate, for 1x1 matrices")
     adamw: float = option(1e-3, "AdamW's rate, for the rest")
@@ -100,7 +100,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run. Raises InputError for values that make no sense together."""
+    """All settings of one run. Raises InputError for values that make no sense, alone or together."""
 
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)
@@ -136,7 +136,7 @@ class Recipe:
             raise InputError(f"MS-SSIM needs crops of at least 176 pixels, found {smallest}")
 
     def model_config(self) -> Config:
-        """The preset with the fields of `model` replaced."""
+        """The preset's config, with the fields that `model` names replaced. Raises InputError where it is invalid."""
         try:
             changes = json.loads(self.run.model or "{}")
             return Config.from_json(json.dumps(asdict(PRESETS[self.run.preset]) | changes))
@@ -145,7 +145,7 @@ class Recipe:
 
     @property
     def crops(self) -> tuple[tuple[int, int], ...]:
-        """(size in pixels, batch) of each kind of crop."""
+        """(side in pixels, batch) of each kind of crop. Raises InputError where a text is not size:batch."""
         out = []
         for text in self.data.crops:
             size, _, batch = text.partition(":")
@@ -157,7 +157,7 @@ class Recipe:
         return tuple(out)
 
     def override(self, values: Mapping[str, Any]) -> Recipe:
-        """With single fields replaced, by their names. Raises InputError for an unknown name or a wrong type."""
+        """This recipe with the named fields replaced. Raises InputError for an unknown name or a wrong type."""
         known = {f.name: (section, kind) for section, f, kind in options()}
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -174,7 +174,7 @@ class Recipe:
 
 
 def options() -> Iterator[tuple[str, Any, Any]]:
-    """(section, field, type) of every option of a recipe."""
+    """(name of the section, dataclass field, type) of every option of a recipe."""
     for section in fields(Recipe):
         kind: Any = section.default_factory
         types_of = typing.get_type_hints(kind)

@@ -1,7 +1,8 @@
 """Photographs for training, decoded once into one memory-mapped file, and random crops from it.
 
-Crops depend on the generator that is handed in and on nothing else: a run gives each step a generator of its own, made
-from the seed and the number of the step, so there is no position to save and any step can be had again.
+Crops depend on the generator that is handed in and on nothing else. A run gives each training step a generator of its
+own, made from the seed and the number of the training step, so that no position has to be saved and the crops of any
+training step can be drawn again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,13 @@ SMALLEST_SIDE = 256
 
 
 def build_cache(out: Path, sources: Sequence[Path], say: Callable[[str], None] = print) -> int:
-    """Decode every image of the folders and tar files into out/pixels.bin (uint8, back to back) and out/index.npy;
-    returns their number. Images that cannot be read are named and left out.
+    """Decode every image of the folders and tar files into a cache; returns how many images it holds.
+
+    out/pixels.bin holds the pixels (H, W, 3) uint8 of all images back to back, out/index.npy a row (offset in bytes,
+    H, W) int64 for each. Images that cannot be read are named and left out; those with a side below SMALLEST_SIDE are
+    left out silently.
+
+    Raises InputError where no image is left, or a source is neither a folder nor a tar file.
     """
     out.mkdir(parents=True, exist_ok=True)
     index, offset = [], 0
@@ -69,8 +75,9 @@ def _images(source: Path) -> Iterator[tuple[str, bytes]]:
 class Crops:
     """Random square crops, flipped, transposed and, with `rescale`, scaled down at random.
 
-    Images are drawn with weight area^0.75: large ones have more to show, but their crops look alike. rescale: range of
-    the factor; a crop is then cut 1 / factor times as large, as far as its image goes, and resized.
+    Images are drawn with weight area^0.75: large ones have more to show, but their crops look alike. rescale: lowest
+    and highest factor; a crop is then cut with sides 1 / factor times as long, as far as its image reaches, and
+    resized.
 
     Raises InputError where there is no cache, or no image is as large as a crop.
     """
@@ -84,7 +91,7 @@ class Crops:
         self.of_size = lru_cache(maxsize=None)(self._of_size)
 
     def _of_size(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Index rows of the images that are at least as large, and the probability of each."""
+        """Rows of the index whose images have sides of at least `size` pixels, and the probability of each."""
         index = self.index[(self.index[:, 1] >= size) & (self.index[:, 2] >= size)]
         if not len(index):
             raise InputError(f"no photograph is {size} pixels a side")
@@ -92,8 +99,10 @@ class Crops:
         return index, weight / weight.sum()
 
     def batch(self, rng: np.random.Generator, n: int, size: int, share: float = 0.0) -> Tensor:
-        """(n, 3, size, size) uint8, channels last in memory; each crop is made, not a photograph, with probability
-        `share`. All others are the same for every share.
+        """n crops (n, 3, size, size) uint8, channels last in memory.
+
+        With probability `share` a crop is synthetic and takes the place of a photograph. The photographs that remain
+        do not depend on `share`.
         """
         index, weight = self.of_size(size)
         out = np.empty((n, size, size, 3), np.uint8)
@@ -117,12 +126,12 @@ class Crops:
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]."""
+    """Pixels uint8 of any shape -> float32 in [0, 1]."""
     return pixels.float().div_(255)
 
 
 def validation_images(folder: Path, side: int = 512) -> list[Tensor]:
-    """Every PNG of the folder, cut to at most side x side: (1, 3, H, W) in [0, 1], multiples of 16."""
+    """Every PNG of the folder as (1, 3, H, W) float32 in [0, 1], cut to at most side x side and to multiples of 16."""
     images = []
     for path in sorted(folder.glob("*.png")):
         pixels = np.asarray(Image.open(path).convert("RGB"))[:side, :side]

@@ -1,12 +1,13 @@
 """From a training run to the weights that ship: integers on fitted grids, fitted tables, float16 transforms,
 onnxruntime graphs.
 
-The grids follow the activations, which move while the grids of a run stay (`fit_grids`).
-The tables are fitted to what coding really produces: the exact path runs over photographs at many qualities, and the
-magnitudes of the residuals are counted for each scale level, the symbols of z for each channel and band of qualities;
-both are blended with what training assumed where counts are few. Each graph's weights are Cast nodes over float16
-tensors inside the safetensors file, by offset. Files take their names only after they were read back and held to the
-trained model.
+The grids are fitted anew (`fit_grids`), because activations go on moving while the grids of a run stay as they are.
+The tables are fitted to what coding really produces. The exact path runs over photographs at many qualities; the
+magnitudes of y's symbols are counted for each level, the symbols of z for each channel and band of qualities. Both
+counts are blended with what training assumed, which decides where counts are few.
+
+A graph holds no weights: Cast nodes read them as float16 from the safetensors file, at their offsets. The files get
+their final names only after they have been read back and compared with the trained model.
 """
 
 from __future__ import annotations
@@ -56,15 +57,15 @@ from hpcmcodec.training import report, stages
 from hpcmcodec.training.data import Crops, to_unit, validation_images
 
 OPSET = 18
-Z_PRIOR_COUNTS = 100.0  # symbols of z that the trained prior weighs against the counted ones, in each channel of a band
-PRIOR_COUNTS = 2000.0  # residuals that the logistic weighs against the counted ones, in each level
-TAIL = 2.0**-15  # a table ends where less probability than this is left: the escape takes it
-# What float16 and integers may cost against the trained model: relative rms of y, relative bits, levels a pixel,
-# relative rms of the gradient.
+Z_PRIOR_COUNTS = 100.0  # in each channel of a band, the trained prior weighs as many counted symbols of z
+PRIOR_COUNTS = 2000.0  # in each level, the logistic weighs as many counted symbols of y
+TAIL = 2.0**-15  # a table ends where less probability than this is left, which goes to the escape
+# How far rounding to float16 and integers may move results from the trained model's: relative rms error of y, relative
+# difference in bits, mean difference of pixel values (in 1/255), relative rms error of the gradient.
 LATENT_ERROR, RATE_ERROR, PIXEL_ERROR, GRADIENT_ERROR = 0.02, 0.1, 0.5, 0.01
 EXACT_ERROR = 0.003  # relative bits that exact arithmetic may cost, mean over the qualities,
 EXACT_LOSS = 0.01  # and dB
-CHECKED = 4  # photographs that the files are checked on
+CHECKED = 4  # number of photographs that the files are checked on
 TRANSFORMS = ("g_a.", "h_a.")
 SPARE = 0.5  # of a code's range, that the synthesis' activations of the photographs stay within
 FINEST = 8  # a channel's codes are finer than one exponent for all channels would make them, by this factor at most
@@ -103,12 +104,13 @@ def export(
     held_out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> bytes:
-    """Write `out/name.safetensors`, its two graphs, and their digests into the list there; returns the model id.
+    """Write `out/name.safetensors`, its two graphs and their digests; returns the model id.
 
-    photographs: (pixels (16 h, 16 w, 3) uint8, quality) to fit grids and tables to, and to check the files on.
-    held_out: a folder of PNGs; `say` is told what exact arithmetic costs on them.
+    `model` is changed: it gets the fitted grids and the rounded transforms.
+    photographs: pairs of pixels (16 h, 16 w, 3) uint8 and a quality, to which grids and tables are fitted and on which
+    the files are checked. held_out: a folder of PNGs; `say` is told what exact arithmetic costs on them.
 
-    Raises IntegrityError where it costs more than EXACT_ERROR or EXACT_LOSS, or what was written computes something
+    Raises IntegrityError where it costs more than EXACT_ERROR or EXACT_LOSS, or the written files compute something
     else than the model; nothing is replaced then.
     """
     trained, photographs = copy.deepcopy(model).eval(), list(photographs)
@@ -167,23 +169,23 @@ def export(
         written = sorted(Path(folder).iterdir())
         for file in written:
             file.replace(out / file.name)
-        # Last: until then a list that is there refuses what a killed run leaves half replaced.
+        # The list is written last: until then an older list refuses files that a killed run has replaced in part.
         checksums.write(out, [file.name for file in written])
     return model_id
 
 
 @torch.no_grad()
 def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndarray, Quality]]) -> None:
-    """Hold weights and their graphs to the trained model.
+    """Compare weights and their graphs with the trained model, on photographs as in `export`.
 
-    Raises IntegrityError where latents, bits, pixels or gradients of all photographs together are further from it than
-    rounding explains.
+    Raises IntegrityError where latents, bits, pixels or gradients of all photographs together differ from the trained
+    model's by more than rounding explains.
     """
     engine, shipped = LightEngine(w), from_weights(w).eval()
     derived, integers = shipped.derived(), w.under("entropy")
-    sums = np.zeros(4)  # squares of y, and of its errors; bits of y in the trained model, and with the integers
+    sums = np.zeros(4)  # squares of y and of its errors; bits of y in the trained model and with the integers
     differences: list[float] = []
-    gradients = np.zeros(2)  # squares, and those of the errors
+    gradients = np.zeros(2)  # squares of the gradients and of their errors
     for pixels, quality in photographs:
         x, q = _model_inputs(pixels, quality)
         y, z = trained.analyse(x, q)
@@ -227,7 +229,7 @@ def _error_gradient(model: HPCM, y_hat: Tensor, x: Tensor, q: Tensor) -> np.ndar
 
 
 def _model_inputs(pixels: np.ndarray, quality: Quality) -> tuple[Tensor, Tensor]:
-    """x (1, 3, H, W) in [0, 1] and q (1,) of pixels (H, W, 3) uint8 and a quality."""
+    """Pixels (H, W, 3) uint8 and a quality -> x (1, 3, H, W) in [0, 1] and q (1,) in [0, 1]."""
     return to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]), torch.tensor([quality.unit])
 
 
@@ -247,8 +249,10 @@ def pictures_at_all_qualities(folder: Path) -> Iterator[tuple[np.ndarray, Qualit
 
 
 def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, Quality]]) -> dict[str, int]:
-    """Exponents of the grids for coding: as fine as leaves 99.9% of a grid's values in every photograph within 0.7 of
-    the clamp, but never coarser than those of training, since the network may lean on their clamps.
+    """Exponents of the grids for coding, by name. photographs: as in `export`.
+
+    Each grid is as fine as possible while, in every photograph, 99.9% of its values stay within 0.7 of the clamp. No
+    grid is coarser than in training, since the network may depend on its clamp.
     """
     least: dict[str, float] = {}
     for pixels, quality in photographs:
@@ -353,7 +357,7 @@ class _Thumbnails:
 def fit_tables(
     model: HPCM, integers: Mapping[str, np.ndarray], photographs: Iterable[tuple[np.ndarray, Quality]]
 ) -> dict[str, np.ndarray]:
-    """Tables of z and y (`z.cdf`, `y.cdf`, ...), counted over the photographs with the exact path."""
+    """Tables of z and y by name (`z.cdf`, `y.cdf`, ...), counted by coding the photographs on the exact path."""
     first, cdf = model.tables(), model.z_cdf()
     below, symbols = np.zeros((Z_BANDS * len(cdf), len(Z_EDGES))), np.zeros((Z_BANDS * len(cdf), 1))
     coder = _Counting(model.config, ExactOps(NUMPY, integers, model.grids), first)
@@ -383,7 +387,7 @@ def fit_tables(
 
 
 class _Counting(LatentCoder):
-    """A latent coder that counts residual magnitudes by level, and codes every symbol, skipped levels included."""
+    """A latent coder that counts the magnitudes of symbols by level. It skips no level, so that every symbol counts."""
 
     def __init__(self, config: Config, ops: ExactOps, tables: Mapping[str, np.ndarray]) -> None:
         super().__init__(config, ops, tables)
@@ -443,8 +447,11 @@ def _graphs(model: HPCM) -> list[tuple[str, nn.Module, tuple[Tensor, ...], dict[
 def write_graph(
     module: nn.Module, example: tuple[Tensor, ...], axes: Mapping[str, Any], store: Path, out: Path, title: str
 ) -> None:
-    """Export a module whose parameters are read from the safetensors file `store` beside the graph: float16, or, those
-    of the synthesis, integers.
+    """Export a module to the graph `out`, which reads its parameters from the file `store` beside it.
+
+    They are float16 there, or, those of the synthesis, integers.
+    axes: the names of inputs and outputs, and the axes of variable length. name: of the graph.
+    Raises ValueError where a tensor of the store has another type or shape than the module's.
     """
     import onnx
 
@@ -525,7 +532,7 @@ def write_graph(
 
 
 def tensor_places(path: Path) -> dict[str, tuple[str, list[int], int, int]]:
-    """name -> (dtype, shape, offset in the file, length) of every tensor of a safetensors file."""
+    """name -> (dtype, shape, offset and length in bytes) of every tensor of a safetensors file."""
     with path.open("rb") as f:
         (size,) = struct.unpack("<Q", f.read(8))
         header = json.loads(f.read(size))

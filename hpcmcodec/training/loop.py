@@ -1,8 +1,9 @@
-"""The loop: any stage, on any device, stopped at any moment and resumed to the very step.
+"""The training loop of every stage and device. A run can be stopped at any moment and resumed.
 
-All that is random in a step (crops, qualities, noise) derives from the seed and the step's number, so a run that was
-killed and resumed goes through the same steps as one that was not: its state is the checkpoint alone. A checkpoint has
-the model, the EMA, the optimisers, and what the next line of the log needs.
+All that is random in a training step (crops, qualities, noise) derives from the seed and the number of the training
+step. The checkpoint is therefore the whole state of a run: one that was killed and resumed goes through the same
+training steps as one that was not. A checkpoint holds the model, the EMA, the optimisers, and what the next line of the
+log needs.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from hpcmcodec.training.optim import Polite, faster_in_bf16, optimisers, rate_fa
 from hpcmcodec.training.records import Log
 from hpcmcodec.training.stand_in import StandIn, start_from_principal_axes
 
-CROPS, QUALITIES, NOISE, GRIDS, AXES = range(5)  # what a generator is for: no two uses see the same numbers
+CROPS, QUALITIES, NOISE, GRIDS, AXES = range(5)  # the uses of random numbers: each has a generator of its own
 
 
 def train(recipe: Recipe, folder: Path) -> None:
-    """Train until the recipe's end, or SIGTERM or SIGINT (which end the step, save and leave); resumes a run that is
-    there.
+    """Train in `folder` until the recipe's end; a run that is there is resumed.
+
+    After SIGTERM or SIGINT the present training step is finished, a checkpoint saved, and the function returns.
 
     Raises InputError for a cache, a state or a device that cannot be used, IntegrityError where all checkpoints are
     damaged.
@@ -55,7 +57,10 @@ def train(recipe: Recipe, folder: Path) -> None:
 
 
 class Trainer:
-    """A run in its folder: `advance` makes a step, with all that is due after it."""
+    """A run in its folder. `advance` does one training step and all that is due after it.
+
+    Raises InputError and IntegrityError as `train`.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
@@ -72,7 +77,7 @@ class Trainer:
         if recipe.objective.distortion == "ms-ssim":
             stages.ms_ssim(
                 torch.zeros(1, 3, 176, 176), torch.zeros(1, 3, 176, 176)
-            )  # a package that is missing is missed now
+            )  # a missing package is reported before training
         self.crops = Crops(Path(recipe.data.cache), recipe.data.rescale)
         held = validation_images(Path(recipe.data.validation)) if recipe.data.validation else []
         self.held = [x.to(self.device) for x in held[: recipe.data.images]]
@@ -84,7 +89,7 @@ class Trainer:
         self.step, self.first, self.spent, self.skipped = 0, 0, 0.0, 0
         self.fresh: list[str] = []  # parameters that init_from had no values for
         self.pending: list[float | Tensor] = []  # losses since the last line of the log
-        self.crops_done = 0  # since then, in this process
+        self.crops_done = 0  # crops since the last line of the log, in this process
         known: set[str] = set()  # grids that come with init_from
         if resumed is not None:
             self._resume(model, resumed.facts)
@@ -103,7 +108,7 @@ class Trainer:
             self.ema.load_state_dict(resumed.under("ema"))
             self._load_optimisers(resumed.under("optimiser"))
         elif not known >= set(self.model.grids):
-            for _ in range(4):  # each look widens a saturated grid by one bit
+            for _ in range(4):  # each call widens a saturated grid by one bit at most
                 self._calibrate(known)
         folder.mkdir(parents=True, exist_ok=True)
         states.write(folder / "recipe.json", recipe.to_json().encode())
@@ -120,8 +125,9 @@ class Trainer:
     # --- where a run starts -------------------------------------------------------------------------------------------
 
     def _start(self, model: Estimator) -> tuple[list[str], set[str]]:
-        """First values: another state's, or stage A's principal axes; returns what to tell, and the grids that came
-        along.
+        """Give the model the values of `init_from`, or in stage A without one the principal axes of photographs.
+
+        Returns lines for people, and the names of the grids that `init_from` had.
         """
         run = self.recipe.run
         if not run.init_from:
@@ -158,25 +164,25 @@ class Trainer:
         for key, value in tensors.items():
             name, _, slot = key.rpartition("@")
             p = names[name]
-            # AdamW counts its steps on the CPU.
+            # AdamW keeps its count of updates on the CPU.
             owner[p].state[p][slot] = value if slot == "step" else torch.empty_like(p).copy_(value)
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
     @property
     def hours(self) -> float:
-        """Of training so far, in all processes."""
+        """Hours of training so far, in all processes of this run."""
         return (self.spent + time.time() - self.began) / 3600
 
     @property
     def progress(self) -> float:
-        """Done share of the run, by steps or by time, whichever is further."""
+        """The share of the run that is done, 0 to 1: by training steps or by time, whichever is larger."""
         run = self.recipe.run
         by_steps = (self.step - self.first) / max(1, run.steps - self.first)
         return max(by_steps, self.hours / run.end_hours if run.end_hours else 0.0)
 
     def advance(self) -> None:
-        """One step, then what is due: grids, a line, a validation, a checkpoint."""
+        """Do one training step, then what is due: calibrate grids, write to the log, validate, save a checkpoint."""
         recipe, records = self.recipe, self.recipe.records
         factor = rate_factor(recipe.rates, self.step, self.step - self.first, self.progress)
         for group in (g for o in self.optimisers for g in o.param_groups):
@@ -213,7 +219,7 @@ class Trainer:
             torch._foreach_lerp_(
                 list(self.ema.parameters()),
                 list(self.model.parameters()),
-                1 - min(0.9999, (self.step + 1) / (self.step + 10)),  # an average over the last ninth of the steps
+                1 - min(0.9999, (self.step + 1) / (self.step + 10)),  # averages over the last ninth of the training
             )
         self.step += 1
         self.crops_done += len(x)
@@ -238,7 +244,7 @@ class Trainer:
         return self.crops.batch(rng, n, size, self.recipe.data.synthetic)
 
     def _batch(self, step: int) -> Tensor:
-        """The crops of a step on the device; beside a GPU, those of the next one are cut while it computes."""
+        """The crops of a training step, on the device; while a GPU computes, the crops of the next one are cut."""
         if self.ahead is None:
             return to_unit(self._draw(step))
         pixels = self.next.result() if self.next is not None else self._draw(step)
@@ -246,7 +252,7 @@ class Trainer:
         return to_unit(pixels.to(self.device))
 
     def _calibrate(self, keep: Collection[str] = ()) -> None:
-        """Let the grids follow the activations' spread, all but those to keep."""
+        """Let all grids but those in `keep` follow the spread of their activations."""
         size, _ = max(self.recipe.crops)
         x = to_unit(self.crops.batch(self._generator(GRIDS), 16, size).to(self.device))
         seen = stages.calibrate(self.model, x, torch.linspace(0, 1, 16, device=self.device), self.fast)
@@ -284,7 +290,7 @@ class Trainer:
         self.since += time.time() - start
 
     def save(self) -> None:
-        """Write a checkpoint of this step."""
+        """Write a checkpoint of the present training step."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
         names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
@@ -307,7 +313,7 @@ class Trainer:
         states.save_checkpoint(self.folder, states.State(facts, tensors), self.recipe.records.keep)
 
     def finish(self, *, stopped: bool) -> None:
-        """Save the last step; a run that came to its end is validated once more."""
+        """Save a last checkpoint. A run that came to its end is validated first, where the log lacks it."""
         if not stopped and self.log.validated_at != self.step:
             self._validate()
         self.save()

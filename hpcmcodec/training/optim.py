@@ -1,4 +1,4 @@
-"""Optimisers, their rates over a run, and the manners of a background process."""
+"""Optimisers, their learning rates over a run, and how many threads to use beside other work."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from hpcmcodec.training.config import Rates
 
 
 def faster_in_bf16(device: str = "cpu") -> bool:
-    """Whether matrices multiply faster in bfloat16 than in float32 here (CPUs without its units: 20 to 40 times
-    slower).
+    """Whether matrix products are faster in bfloat16 than in float32 on this device.
+
+    On CPUs without units for bfloat16 they are 20 to 40 times slower.
     """
     seconds = {}
     for dtype in (torch.bfloat16, torch.float32):
@@ -31,8 +32,9 @@ def faster_in_bf16(device: str = "cpu") -> bool:
 
 @torch.no_grad()
 def orthogonalise(x: Tensor, dtype: torch.dtype, steps: int = 4) -> Tensor:
-    """Newton-Schulz iteration towards the nearest semi-orthogonal matrices (Muon, Jordan 2024); x (N, rows <=
-    columns).
+    """N matrices (N, rows, columns), rows <= columns -> nearly the nearest semi-orthogonal ones, float32.
+
+    `steps` Newton-Schulz iterations in `dtype`, as in Muon (K. Jordan, 2024).
     """
     x = x.to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -43,7 +45,7 @@ def orthogonalise(x: Tensor, dtype: torch.dtype, steps: int = 4) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised; matrices of one shape go through the iteration as one batch."""
+    """The Muon optimiser: its update is the orthogonalised momentum. Matrices of one shape are treated as one batch."""
 
     def __init__(
         self, params: Iterable[Any], lr: float, momentum: float = 0.95, dtype: torch.dtype = torch.float32
@@ -73,14 +75,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to, as `Rates` names them."""
+    """The part of the model that a parameter belongs to: transforms, hyperprior or context, as in `Rates`."""
     if name.startswith(("g_a.", "g_s.", "gain.", "ungain.")):
         return "transforms"
     return "hyperprior" if name.startswith(("h_a.", "z_prior.", "raw.h_s/")) else "context"
 
 
 def is_matrix(name: str, p: Tensor) -> bool:
-    """Whether Muon takes it: weights of 1x1 and linear layers, not those of depthwise ones."""
+    """Whether Muon trains a parameter: the weights of 1x1 and linear layers, not those of depthwise ones."""
     return (
         name.endswith(("/weight", ".weight"))
         and (p.ndim == 2 or (p.ndim == 4 and p.shape[2] == 1))
@@ -91,9 +93,9 @@ def is_matrix(name: str, p: Tensor) -> bool:
 def optimisers(
     model: nn.Module, rates: Rates, fresh: Collection[str], dtype: torch.dtype
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Muon and AdamW over what is to be trained, in groups by part; a group's `base` is its full rate.
+    """Muon and AdamW over the parameters that need a gradient, in groups by learning rate; `base` is the full rate.
 
-    fresh: names of the parameters that start from nothing.
+    fresh: names of the parameters for which `init_from` had no values. dtype: of Muon's orthogonalisation.
     """
     groups: dict[tuple[bool, float], list[Tensor]] = {}
     for name, p in model.named_parameters():
@@ -111,14 +113,18 @@ def optimisers(
 
 
 def rate_factor(rates: Rates, step: int, since_start: int, progress: float) -> float:
-    """What all full rates are multiplied by at a step; progress: done share of the run, 0 to 1."""
+    """The factor of all full rates at a training step.
+
+    since_start: training steps since the run's first. progress: the share of the run that is done, 0 to 1.
+    """
     factor = min(1.0, math.sqrt(rates.hold / (step + 1))) * min(1.0, (since_start + 1) / rates.warm)
     return factor * (min(1.0, max(0.0, 1 - progress) / rates.decay) if rates.decay else 1.0)
 
 
 class Polite:
-    """Threads to use beside other work: two threads that share a core with somebody are slower than one that
-    does not.
+    """Sets the number of torch's threads to the cores that other processes leave free.
+
+    Two threads on cores that are shared with other work are slower than one thread on a core of its own.
     """
 
     def __init__(self) -> None:
@@ -126,7 +132,7 @@ class Polite:
 
     @staticmethod
     def _read() -> tuple[int, int, int] | None:
-        """Ticks of all processors, those of them at work, and this process's; None where there is no /proc."""
+        """Clock ticks of all processors, those in which they worked, and this process's; None without /proc."""
         try:
             with Path("/proc/stat").open() as f:
                 cpu = [int(v) for v in f.readline().split()[1:9]]  # user nice system idle iowait irq softirq steal

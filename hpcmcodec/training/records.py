@@ -1,4 +1,4 @@
-"""What a run tells: log.jsonl in its folder, a progress display on a terminal, the same lines as JSON elsewhere."""
+"""What a run reports: log.jsonl in its folder, and on the way a progress bar on a terminal, JSON lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcmcodec.training import states
 
 
 def read_log(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
-    """The whole lines of a log, those of later steps than `up_to` left out."""
+    """The records of a log; incomplete lines, and training steps later than `up_to`, are left out."""
     if not path.is_file():
         return []
     out = []
@@ -29,7 +29,11 @@ def read_log(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Appends records to a run's log; `resumed_at`: what was logged after that step is forgotten, it comes again."""
+    """Appends records to a run's log.
+
+    resumed_at: training step at which the run goes on, -1 for a fresh run. Records of later training steps are removed,
+    since the run logs these again.
+    """
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
         self.path = folder / "log.jsonl"
@@ -61,7 +65,7 @@ class Log:
             self._progress.console.print(sentence, markup=False, highlight=False)
 
     def show(self, step: int, progress: float, record: dict[str, Any] | None = None) -> None:
-        """Move the bar of a terminal; `record`: the latest line with a loss."""
+        """Move the progress bar of a terminal. progress: 0 to 1. record: the latest one with a loss, to be shown."""
         if self._progress is not None:
             text = f"step {step}"
             if record:
@@ -69,18 +73,18 @@ class Log:
             self._progress.update(self._task, completed=progress, description=text)
 
     def sync(self) -> None:
-        """Have the disk hold all lines: before a checkpoint, which must not know more than the log."""
+        """Force all lines to the disk. Called before a checkpoint is saved, which must not be ahead of the log."""
         with self.path.open("a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Stop the progress bar."""
         if self._progress is not None:
             self._progress.stop()
 
 
 def _sentence(record: dict[str, Any]) -> str:
-    """A record in words; nothing for what the bar shows."""
+    """A record in words, empty for one whose content the progress bar shows."""
     if "loss" in record:
         return ""
     if "validation" in record:

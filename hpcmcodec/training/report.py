@@ -1,4 +1,4 @@
-"""What a state is worth in bits, and a run's curves as a picture."""
+"""The estimated bits per pixel of a model, and a run's curves as a picture."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ RD_CURVES = 6  # validations whose RD points are shown, evenly spread over the r
 def mean_bpp(model: Estimator, folder: Path, qualities: Sequence[float], *, fake: bool) -> list[float]:
     """Mean estimated bpp over the PNGs of a folder (cut to multiples of 16) at each quality 0..100.
 
-    Rounded symbols, float32, the logistic that training assumes. `fake`: under fake quantisation, which computes what
-    coding computes.
+    Latents are rounded, and bits are those of the logistic distributions that training assumes, in float32; with
+    `fake` under fake quantisation, which computes what coding computes.
     """
     images = validation_images(folder, side=1 << 16)
     out = []
@@ -80,9 +80,10 @@ def compare(qualities: Sequence[float], ours: Sequence[float], theirs: Sequence[
 
 
 def plot(folder: Path, *, theme: str, image_format: str) -> bytes:
-    """Training loss and mean validation loss against hours, and the RD points of some validations; needs matplotlib.
+    """Training loss and mean validation loss against hours, and the RD points of some validations, as a file's bytes.
 
-    Stage B's validations have no distortion: their rates are drawn against the quality instead.
+    Stage B's validations have no distortion: their rates are drawn against the quality instead. Needs matplotlib.
+    theme: a key of `THEMES`. image_format: "png" or "svg".
 
     Raises InputError where matplotlib is missing, the run has no log, or the format is neither png nor svg.
     """
@@ -127,7 +128,7 @@ def _draw_loss(axes: Any, losses: Sequence[Mapping[str, Any]], validations: Sequ
     rows = [(r["hours"], r["mean"]) for r in validations]
     if rows:
         axes.plot(*zip(*rows, strict=True), color="#D55E00", marker="o", markersize=4, label="validation, EMA")
-    # The first steps from nothing are far above all that is of interest later.
+    # The axis leaves out the first training steps, whose losses are far above all later ones.
     settled = sorted(r["loss"] for r in losses[len(losses) // 20 :])
     shown = settled[: 1 + int(0.98 * (len(settled) - 1))] + [mean for _, mean in rows[1:] or rows]
     if shown:

@@ -1,4 +1,4 @@
-"""How fast training is here: crops a second of each stage and type, and where a step's time goes."""
+"""How fast training is on this machine: crops a second in each stage and type, and the parts of a training step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ PARTS = ("g_a", "h_a, h_s", "context", "g_s", "backward", "optimiser")
 
 
 def table(recipe: Recipe, rounds: int, of: Collection[str] = tuple(STAGES)) -> Iterator[str]:
-    """Lines of a Markdown table for each kind of crop of a recipe in the stages `of`, over noise: what pixels hold
-    costs no time. Parts are of the forward pass where nothing else is said.
+    """Lines of a Markdown table, with a row for each stage in `of`, kind of crop of the recipe, and type.
+
+    Crops are noise, since times do not depend on what pixels show. All parts but "backward" and "optimiser" belong to
+    the forward pass.
     """
     device = torch.device("cuda" if recipe.run.device == "auto" and torch.cuda.is_available() else "cpu")
     if recipe.run.device != "auto":
@@ -40,7 +42,7 @@ def table(recipe: Recipe, rounds: int, of: Collection[str] = tuple(STAGES)) -> I
 
 
 def _measure(recipe: Recipe, device: torch.device, fast: bool, rounds: int) -> dict[str, float]:
-    """Seconds of a step by part, the least of the rounds for each."""
+    """Seconds of each part of a training step: the smallest over the rounds."""
     size, batch = recipe.crops[0]
     torch.manual_seed(0)
     model = stages.place(stages.build(recipe), device)
@@ -77,7 +79,7 @@ def _step(
         before = seconds["h_a, h_s"]
         with torch.no_grad():
             timed("h_a, h_s", lambda: hyper_synthesis(ops, model.config, ste_round(z), q))
-        seconds["context"] -= seconds["h_a, h_s"] - before  # which has run h_s too
+        seconds["context"] -= seconds["h_a, h_s"] - before  # `estimate` has run h_s too
         loss = bits(likelihoods).mean() / x[0, 0].numel()
         if joint:
             x_hat = timed("g_s", lambda: model.synthesise(y_hat, q))

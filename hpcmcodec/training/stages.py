@@ -4,9 +4,13 @@
     b   HPCM: hyperprior and context on frozen transforms; rate alone, since distortion does not depend on them
     c   HPCM: everything; rate + distortion
 
-Loss: bpp + lmbda(q) * 255^2 * MSE, or bpp + lmbda(q) * MS_SSIM_WEIGHT * (1 - MS-SSIM). q is stratified over each batch,
-each sample weighted (lmbda / lmbda(0.5))^-0.45, so that every quality learns. A limit bounds what single crops say: the
-gradient of a dithered crop can be thousands of times that of a photograph.
+The loss is bpp + lmbda(q) * 255^2 * MSE, or bpp + lmbda(q) * MS_SSIM_WEIGHT * (1 - MS-SSIM). The qualities q of a batch
+are spread evenly over 0 to 1, and the loss of each crop is weighted by (lmbda(q) / lmbda(0.5))^-0.45, so that every
+quality learns. A limit bounds the influence of single crops: the gradient of a dithered crop can be thousands of times
+that of a photograph.
+
+Throughout, x is (B, 3, H, W) in [0, 1] and q (B,) in [0, 1]. `fast` lets convolutions and matrix products run in
+bfloat16, `joint` includes the distortion, `fake` turns fake quantisation on.
 """
 
 from __future__ import annotations
@@ -45,13 +49,13 @@ def build(recipe: Recipe) -> Estimator:
 
 
 def place(model: Estimator, device: torch.device) -> Estimator:
-    """The model on a device, its convolutions channels last: what CPUs and tensor cores are quick with."""
+    """Move the model to a device, with convolutions in the channels-last layout, the quickest on CPUs and GPUs."""
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def recompute_blocks(model: Estimator) -> None:
-    """Let the transforms' blocks and the context's priors and cells keep their inputs alone and run again in the
-    backward pass.
+    """Save memory: the transforms' blocks and the context's priors and cells keep only their inputs for the backward
+    pass, which runs them again.
     """
     model.recompute = True
     for block in model.modules():
@@ -60,12 +64,12 @@ def recompute_blocks(model: Estimator) -> None:
 
 
 def autocast(device: str, fast: bool) -> Any:
-    """bfloat16 for convolutions and matrix products, where that is the faster type."""
+    """A context in which convolutions and matrix products run in bfloat16 where `fast` is set."""
     return torch.autocast(device, dtype=torch.bfloat16, enabled=fast)
 
 
 def rate(model: Estimator, x: Tensor, q: Tensor, fast: bool, *, fake: bool) -> tuple[Tensor, Tensor]:
-    """Bits per pixel (B,) of x and y_hat. g_a runs without gradient where it is frozen."""
+    """Bits per pixel (B,) of x, and y_hat (B, H/16, W/16, M). g_a runs without gradient where it is frozen."""
     kind = x.device.type
     with autocast(kind, fast), torch.set_grad_enabled(torch.is_grad_enabled() and model.g_a.stem.weight.requires_grad):
         y = model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q)
@@ -78,14 +82,14 @@ def rate(model: Estimator, x: Tensor, q: Tensor, fast: bool, *, fake: bool) -> t
 
 
 def distortion_of(x_hat: Tensor, x: Tensor, q: Tensor, kind: str) -> Tensor:
-    """(B,) distortion in units of bits per pixel, lmbda included."""
+    """Distortion (B,) of x_hat, times lmbda(q) and hence in bits per pixel. kind: "mse" or "ms-ssim"."""
     if kind == "mse":
         return lmbda(q) * 255**2 * (x_hat - x).square().flatten(1).mean(1)
     return lmbda(q) * MS_SSIM_WEIGHT * (1 - ms_ssim(x_hat, x))
 
 
 def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """(B,) MS-SSIM of (B, 3, H, W) in [0, 1], by pytorch-msssim. Raises InputError where that is not installed."""
+    """MS-SSIM (B,) of x_hat and x, by pytorch-msssim. Raises InputError where that package is not installed."""
     try:
         from pytorch_msssim import ms_ssim as compute
     except ImportError as error:
@@ -105,7 +109,7 @@ def loss_of(
     distortion: str = "mse",
     limit: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted training loss and the plain bpp of each sample. limit: see `limited`; 0 for none."""
+    """The weighted training loss, a scalar, and the unweighted bpp (B,). limit: see `limited`; 0 for none."""
     bpp, y_hat = rate(model, x, q, fast, fake=fake)
     weight = (lmbda(q) / lmbda(torch.tensor(0.5))) ** -0.45
     cost = bpp
@@ -118,7 +122,7 @@ def loss_of(
 
 
 def limited(cost: Tensor, limit: float) -> Tensor:
-    """Losses above the limit L counted as L (1 + ln(loss / L)): their gradient is that of L / loss times the loss."""
+    """Losses (B,), those above the limit L as L (1 + ln(loss / L)), which scales their gradients by L / loss."""
     return torch.where(cost <= limit, cost, limit * (1 + (cost.clamp(min=limit) / limit).log()))
 
 
@@ -126,7 +130,7 @@ def limited(cost: Tensor, limit: float) -> Tensor:
 def validate(
     model: Estimator, images: list[Tensor], fast: bool, *, joint: bool, distortion: str = "mse"
 ) -> list[list[float]]:
-    """For each validation quality: q, mean bpp, and (joint) mean PSNR in dB and mean loss."""
+    """A row for each validation quality: q, mean bpp, and with `joint` mean PSNR in dB and mean loss, unweighted."""
     model.eval()
     rows = []
     for quality in VALIDATION_QUALITIES:
@@ -147,9 +151,9 @@ def validate(
 
 @torch.no_grad()
 def peaks(model: Estimator, x: Tensor, q: Tensor, fast: bool, share: float) -> dict[str, float]:
-    """Magnitude by grid that `share` of its values stay within, at x (B, 3, H, W) in [0, 1] and q (B,).
+    """For each grid, the magnitude within which `share` of its values stay, on the images x.
 
-    The clamps stay in place while it looks, since the network may lean on them.
+    The clamps stay in place meanwhile, since the network may depend on them.
     """
     seen: dict[str, float] = {}
 
@@ -166,14 +170,15 @@ def peaks(model: Estimator, x: Tensor, q: Tensor, fast: bool, share: float) -> d
 
 
 def room(peak: float, within: float) -> float:
-    """Bits below the point, not whole, of the grid on which a magnitude is at `within` of the clamp; 13 at most."""
+    """The exponent, with its fraction, at which a magnitude is `within` (0 to 1) of the clamp; 13 at most."""
     return min(13.0, math.log2(within * CODE_MAX / max(peak, 1e-3)))
 
 
 def calibrate(model: Estimator, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
-    """Exponents from the activations' own spread: the largest e with 99.99% of the values within half the clamp.
+    """Exponents by grid, from the spread of the activations on x: the largest e with 99.99% of the values within half
+    the clamp.
 
-    A grid that saturates is widened by one bit a call at most. Grids whose meaning is fixed (sigmoid, exp, y) stay.
+    A call widens a grid that saturates by one bit at most. Grids whose meaning is fixed (sigmoid, exp, y) stay.
     """
     out = dict(model.grids)
     for grid, peak in peaks(model, x, q, fast, 0.9999).items():

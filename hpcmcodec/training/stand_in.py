@@ -2,13 +2,14 @@
 
 It sees the rounded latents above and to the left of each position (D. Minnen, J. Balle, G. Toderici, "Joint
 autoregressive and hierarchical priors for learned image compression", 2018) beside the features of h_s. It trains in
-one pass instead of eleven steps, and gives the transforms gradients that are close to what the real context will ask.
-A decoder could follow it: symbols are y rounded around means that h_s alone gives, the context sees these, and its own
-means and scales say how likely each bin is. Were the context to see y rounded in any other way, transforms would learn
-to hide numbers in the difference that no bits pay for.
+one pass instead of eleven coding steps, and gives the transforms gradients that are close to the real context's.
 
-The transforms start as the best linear ones: g_a keeps the principal axes of 16x16 patches, g_s is its inverse, every
-block is the identity. The codec thus begins as a transform coder and learns from there.
+A decoder could follow it. y is rounded around first means that h_s alone gives; the stand-in sees these rounded values,
+and its own means and levels say how likely each of them is. If it saw y rounded in any other way, the transforms would
+learn to hide information in the difference, which no bits pay for.
+
+The transforms start as the best linear ones: g_a keeps the principal axes of 16x16 patches, g_s is its inverse, and
+every block is the identity. The codec thus begins as a transform coder and learns from there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hpcmcodec.model.transforms import SLOPE, Block
 
 
 class _Causal(nn.Conv2d):
-    """A 5x5 convolution over the positions that come before in raster order."""
+    """A 5x5 convolution (B, C, H, W) that sees only the positions before its own in raster order."""
 
     mask: Tensor
 
@@ -44,7 +45,7 @@ class _Causal(nn.Conv2d):
 
 
 class StandIn(Estimator):
-    """The model with the stand-in context; of the entropy path it has h_s alone."""
+    """The model with the stand-in context. Of the entropy path it has only h_s."""
 
     def __init__(self, config: Config, grids: Mapping[str, int] | None = None) -> None:
         super().__init__(config, grids)
@@ -71,7 +72,7 @@ class StandIn(Estimator):
         """As Estimator.estimate."""
         x = hyper_synthesis(ops or self.ops(), self.config, ste_round(z), q).x[:, : y.shape[1], : y.shape[2]]
         features, y = x.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
-        with torch.autocast(y.device.type, enabled=False):  # means reach hundreds
+        with torch.autocast(y.device.type, enabled=False):  # means reach hundreds, too coarse in bfloat16
             first = self.stand_in["first"](features.float())
         values = ste_round(y - first) + first
         seen = self.stand_in["causal"](self.stand_in["inp"](values))
@@ -87,10 +88,10 @@ class StandIn(Estimator):
 
 
 def centre_of_mass(v: Tensor, levels: Tensor) -> Tensor:
-    """Where a zero-mean logistic of the levels' scales has its mean within the unit bins around v (float32).
+    """The centre of mass, within the unit bin around each v, of a zero-mean logistic of the level's spread (float32).
 
-    As `entropy.centroids`, for bins that lie anywhere. Far out, where the bin's mass is no longer a number, its nearer
-    end.
+    v and levels have one shape, which the result has too. It does the same as `entropy.centroids`, for bins that lie
+    anywhere. Far out, where a bin's mass is too small for float32, the result is the end of the bin nearer to 0.
     """
     scale = scale_of(levels)
     a, b = (v.abs() - 0.5) / scale, (v.abs() + 0.5) / scale
@@ -102,11 +103,14 @@ def centre_of_mass(v: Tensor, levels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start_from_principal_axes(model: Estimator, patches: Tensor) -> None:
-    """Let the transforms start as the best linear ones for patches (N, 3, 16, 16) in [0, 1]."""
+    """Give the transforms the best linear ones for patches (N, 3, 16, 16) in [0, 1] as first values.
+
+    Raises ValueError where the widths of g_a and g_s differ.
+    """
     g_a, g_s = model.g_a, model.g_s
 
     def axes(v: Tensor, keep: int) -> Tensor:
-        """(N, C) -> (keep, C), rows by falling variance."""
+        """The first principal axes (keep, C) of samples (N, C), by falling variance."""
         _, vectors = torch.linalg.eigh((v.T @ v / len(v)).double())
         return vectors.flip(1).T[:keep].float()
 

@@ -1,8 +1,9 @@
-"""States of training on disk: whole checkpoints, packed ones, pieces, and starting from another state.
+"""States of training on disk: checkpoints, packed states and their pieces; and starting from another state.
 
 A state is facts (JSON: preset, stage, step, grids, ...) and tensors by name: `ema/...`, and in a checkpoint `model/...`
-and `optimiser/...` too. A checkpoint is a safetensors file with the facts and a SHA-256 over both in its metadata,
-written to a temporary name, synchronised and renamed. A packed state is the same file made small without loss:
+and `optimiser/...` too. A checkpoint is a safetensors file whose metadata hold the facts and a SHA-256 over facts and
+tensors. It is written under a temporary name, synchronised and renamed. A packed state is the same file made smaller
+without loss:
 
     8 bytes     "HPCMPACK"
     1 byte      plane count n: bytes of the widest tensors' items
@@ -10,9 +11,10 @@ written to a temporary name, synchronised and renamed. A packed state is the sam
     head        zlib; safetensors' own: length, JSON header
     body        n planes, each its 8-byte length and zlib: byte 0, n, 2 n, ... of the data, then byte 1, n + 1, ...
 
-The high bytes of half-precision numbers, sign and exponent, are far from evenly spread; the low ones are noise. There
-is nothing to match, so zlib's Huffman codes alone do as well as lzma (29% off the high bytes), forty times as fast.
-Pieces are a file cut at multiples of PIECE, named FILE.00, FILE.01, ...; joined, they are held to the digest inside.
+The high bytes of half-precision numbers hold sign and exponent and are far from evenly distributed; the low bytes are
+noise. Byte strings hardly repeat, so that zlib's Huffman codes alone do as well as lzma (they make the high bytes 29%
+smaller) and are forty times as fast. A file larger than PIECE bytes can be cut at multiples of PIECE into FILE.00,
+FILE.01, ...; when the pieces are joined and read, the SHA-256 inside is checked.
 """
 
 from __future__ import annotations
@@ -47,13 +49,13 @@ CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
 
 @dataclass(frozen=True)
 class State:
-    """facts: whatever JSON holds; tensors on the CPU, by name."""
+    """A state of training. facts: values that JSON can hold. tensors: on the CPU, by name."""
 
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors of a prefix, which is taken off: `under("ema")`."""
+        """The tensors whose names begin with `prefix` and a slash, by what follows: `under("ema")`."""
         return {k.removeprefix(f"{prefix}/"): v for k, v in self.tensors.items() if k.startswith(f"{prefix}/")}
 
 
@@ -61,15 +63,15 @@ class State:
 
 
 def to_bytes(state: State) -> bytes:
-    """A safetensors file."""
+    """The state as the bytes of a safetensors file."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}
     about = {"facts": state.facts, "sha256": _digest(state.facts, tensors)}
-    # One entry: safetensors writes several in an order that changes from run to run.
+    # All metadata go into one entry: safetensors writes several in an order that changes from run to run.
     return save_tensors(tensors, {"state": json.dumps(about, sort_keys=True)})
 
 
 def from_bytes(data: bytes) -> State:
-    """The inverse. Raises IntegrityError where anything of it is damaged."""
+    """The inverse of `to_bytes`. Raises IntegrityError where the data are damaged."""
     try:
         (size,) = struct.unpack_from("<Q", data)
         about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["state"])
@@ -91,7 +93,7 @@ def _digest(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack(state: State) -> bytes:
-    """The packed form of a state."""
+    """The packed form of a state, as described above."""
     data = to_bytes(state)
     (size,) = struct.unpack_from("<Q", data)
     planes = max((t.element_size() for t in state.tensors.values()), default=1)
@@ -105,7 +107,7 @@ def pack(state: State) -> bytes:
 
 
 def unpack(data: bytes) -> State:
-    """The inverse. Raises IntegrityError where anything of it is damaged."""
+    """The inverse of `pack`. Raises IntegrityError where the data are damaged."""
     try:
         planes, size = struct.unpack_from("<BQ", data, len(MAGIC))
         at = len(MAGIC) + 9
@@ -125,7 +127,7 @@ def unpack(data: bytes) -> State:
 
 
 def slim(state: State, *, full: bool = False) -> State:
-    """What to keep of a checkpoint: the EMA in half precision where every value fits; `full`: all of it as it is."""
+    """The part of a state to keep: its EMA, in half precision where all values fit, or with `full` all of it."""
     if full:
         return state
     tensors = {}
@@ -141,7 +143,7 @@ def slim(state: State, *, full: bool = False) -> State:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A file that is there whole or not at all, whatever ends the process or the machine."""
+    """Write a file that appears whole or not at all, whatever ends the process or the machine."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as f:
         f.write(data)
@@ -156,10 +158,12 @@ def write(path: Path, data: bytes) -> None:
 
 
 def read(path: Path, say: Callable[[str], None] = print) -> State:
-    """The state of a file (a checkpoint, a packed one, pieces of one under its own name, or a file of torch.save from
-    earlier versions), or the newest whole checkpoint of a run's folder.
+    """The state in a file, or the newest undamaged checkpoint in a run's folder.
 
-    Raises InputError where there is none, IntegrityError where it is damaged.
+    The file is a checkpoint, a packed state, or one that torch.save wrote with `preset` and `ema`. Where there is no
+    file of the name, its pieces are joined.
+
+    Raises InputError where there is no state, IntegrityError where it is damaged.
     """
     if path.is_dir():
         found = newest(path, say)
@@ -186,9 +190,7 @@ def _from_torch(path: Path) -> State:
 
 
 def cut(data: bytes, path: Path) -> list[Path]:
-    """Write data in pieces of at most PIECE bytes beside `path`, or whole where one is enough; returns what was
-    written.
-    """
+    """Write data to `path`, or where they exceed PIECE bytes in pieces beside it; returns the paths written."""
     if len(data) <= PIECE:
         write(path, data)
         return [path]
@@ -223,10 +225,10 @@ def save_checkpoint(folder: Path, state: State, keep: int) -> None:
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> State | None:
-    """The newest checkpoint of a run that is whole, None where the run has none.
+    """The newest undamaged checkpoint of a run, None where the run has no checkpoints.
 
-    Says which damaged ones were passed over. Raises IntegrityError where all are damaged: to start anew is then a
-    decision of the user's.
+    `say` is told which damaged ones are passed over. Raises IntegrityError where all are damaged: whether to start anew
+    is then for the user to decide.
     """
     paths = checkpoints(folder)
     for path in paths:
@@ -257,7 +259,7 @@ def grids_of(facts: Mapping[str, Any]) -> dict[str, int]:
 def load_model(path: Path) -> Estimator:
     """The EMA of a state in eval mode: an HPCM, the yardstick's `WithoutContext`, or stage A's `StandIn`.
 
-    Raises UnsupportedError where the model has changed since.
+    Raises UnsupportedError where the tensors do not fit the model, and as `read`.
     """
     state = read(path)
     ema = state.under("ema")
@@ -278,14 +280,16 @@ def load_model(path: Path) -> Estimator:
 
 @dataclass(frozen=True)
 class Match:
-    """How a state fits a model, by names of tensors: taken over, left at their first values, not used."""
+    """How a state fits a model: the names of tensors that were taken over, of those of the model that keep their first
+    values, and of those of the state that are not used.
+    """
 
     matched: list[str]
     first_values: list[str]
     unused: list[str]
 
     def lines(self) -> list[str]:
-        """For people, a line each: counts, and the names by their beginnings."""
+        """A line for people on each of the three: how many tensors, and how their names begin."""
         return [
             f"{text}: {len(names)} tensors{_beginnings(names)}"
             for text, names in (
@@ -297,7 +301,7 @@ class Match:
 
 
 def start_from(model: Estimator, state: State) -> Match:
-    """Give a model the EMA's tensors whose names and shapes are its own, and the grids of the same names."""
+    """Give a model those tensors of a state's EMA that have a name and shape of its own, and its grids by name."""
     own, theirs = model.state_dict(), state.under("ema")
     fits = {k: v.float() for k, v in theirs.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(own | fits)

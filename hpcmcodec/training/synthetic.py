@@ -1,8 +1,8 @@
-"""Crops that are no photographs, made while training: what people hand to a codec beside their photographs.
+"""Crops that are no photographs, made while training: such pictures are handed to a codec beside photographs.
 
-Pages of text and panels of controls as screens show them, one-pixel patterns, dithers, halftones, flat areas,
-gradients, and photographs that share a crop with any of these. A crop depends on the generator and on the photograph
-that it replaces, and on the release of Pillow, whose built-in fonts write the text.
+The kinds are pages of text and panels of controls as screens show them, one-pixel patterns, dithers, halftones, flat
+areas, gradients, and photographs that share a crop with any of these. A crop depends on the generator, on the
+photograph that it replaces, and on the release of Pillow, whose built-in fonts write the text.
 
 The filter of subpixel text is FreeType's default one (FT_LCD_FILTER_DEFAULT: 8, 77, 86, 77, 8 of 256).
 """
@@ -33,7 +33,7 @@ MIXED = ("page", "panel", "pattern", "dither", "halftone", "blocks")  # kinds th
 
 
 def make(rng: Rng, photograph: Pixels) -> Pixels:
-    """(S, S, 3) uint8 of a random kind, where a photograph (S, S, 3) stood."""
+    """A crop (S, S, 3) uint8 of a random kind, in place of a photograph (S, S, 3) uint8."""
     names = list(KINDS)
     return KINDS[names[rng.choice(len(names), p=[KINDS[n][1] for n in names])]][0](rng, photograph)
 
@@ -42,7 +42,7 @@ def make(rng: Rng, photograph: Pixels) -> Pixels:
 
 
 class Label(NamedTuple):
-    """A run of text: its left top corner and height in pixels, and its weight in thirds of a pixel added to strokes."""
+    """A run of text: its left top corner and height in pixels, and by how many thirds of a pixel its strokes grow."""
 
     x: float
     y: float
@@ -52,7 +52,7 @@ class Label(NamedTuple):
 
 
 def _text(rng: Rng, canvas: Floats, layers: Mapping[tuple[int, ...], Sequence[Label]]) -> Pixels:
-    """The canvas (H, W, 3) with labels written over it, by colour, all rendered alike, as a screen does."""
+    """The canvas (H, W, 3) with labels written over it. layers: colour -> labels. All are rendered in one way."""
     rendering, contrast = rng.choice(RENDERINGS, p=RENDERED), rng.uniform(0.7, 1.4)
     taps, blue_first = LCD_TAPS[int(rng.integers(2))], rng.random() < 0.1
     for colour, labels in layers.items():
@@ -89,7 +89,7 @@ def _font(height: int) -> Any:
 
 
 def _words(rng: Rng, count: int) -> list[str]:
-    """Letters as frequent as in English; numbers, capitals and marks now and then."""
+    """Made-up words with letters about as frequent as in English, and now and then numbers, capitals and marks."""
     lengths = rng.integers(1, 11, count)
     letters = rng.choice(LETTERS, lengths.sum(), p=FREQUENCIES)
     words = []
@@ -106,7 +106,7 @@ def _words(rng: Rng, count: int) -> list[str]:
 
 
 def _theme(rng: Rng) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Paper, and inks: the main one, a weak one and two accents. Dark on light, light on dark, or in colours."""
+    """Colours of the paper and of four inks (main, weak, two accents): dark on light, light on dark, or any."""
     kind, tint = rng.random(), rng.integers(-6, 7, 3)
     if kind < 0.55:
         paper, ink = 255 - rng.integers(0, 25) + tint, rng.integers(0, 80) + tint
@@ -148,7 +148,7 @@ def _page(rng: Rng, photograph: Pixels) -> Pixels:
         for run in runs:
             ink = inks[int(rng.choice(4, p=(0.5, 0.2, 0.15, 0.15)))] if code or kind > 0.95 else inks[0]
             length = _font(height).getlength(run)
-            if kind > 0.97:  # a link, or what is marked
+            if kind > 0.97:  # a link is underlined, a selection is marked
                 row, end = max(0, y + round(1.1 * height)), max(0, round(x + length))
                 top = max(0, y) if kind > 0.985 else row
                 canvas[top : row + 1, max(0, round(x)) : end] = ink if top == row else inks[3]
@@ -181,7 +181,7 @@ def _captioned(rng: Rng, photograph: Pixels) -> Pixels:
 
 
 def _panel(rng: Rng, photograph: Pixels) -> Pixels:
-    """Rows of controls, drawn at three times their size: edges lie on pixels, corners and strokes are smooth."""
+    """Rows of controls, drawn three times as large and reduced: edges lie on pixels, corners and strokes are smooth."""
     size = _larger(rng, len(photograph))
     paper, inks = _theme(rng)
     image = Image.new("RGB", (3 * size, 3 * size), paper)
@@ -216,7 +216,7 @@ def _control(
     paper: tuple[int, ...],
     inks: Sequence[tuple[int, ...]],
 ) -> None:
-    """Draw a control into a box (x, y, width, height in pixels); measures: of text, and of corners' radius."""
+    """Draw a control into a box (x, y, width, height). measures: height of text, radius of corners. All in pixels."""
     (x, y, w, h), (text, radius) = box, measures
     middle, accent = y + h // 2, inks[int(rng.integers(2, 4))]
     words = " ".join(_words(rng, max(1, w // (5 * text))))
@@ -276,7 +276,7 @@ def _control(
 
 
 def _pattern_mask(rng: Rng, size: int) -> npt.NDArray[np.bool_]:
-    """(S, S): checkerboard, stripes, dots, or squares and bars at random; most of them one pixel fine."""
+    """A mask (S, S): a checkerboard, stripes, dots, or random squares or bars, most of them one pixel fine."""
     cell = int(rng.choice((1, 2, 3, 4), p=(0.65, 0.2, 0.1, 0.05)))
     rows, columns = np.mgrid[:size, :size] // cell + rng.integers(8, size=2)[:, None, None]
     period = int(rng.integers(2, 5))
@@ -330,7 +330,7 @@ def _shaded(rng: Rng, photograph: Pixels) -> Pixels:
 
 
 def _blocks(rng: Rng, photograph: Pixels) -> Pixels:
-    """A flat area or a gradient, on most of them rectangles and discs of saturated colours."""
+    """A flat area or a gradient, in most cases with rectangles and ellipses of saturated colours on it."""
     size = len(photograph)
     if rng.random() < 0.5:
         image = Image.fromarray(_gradient(rng, size))
@@ -345,7 +345,7 @@ def _blocks(rng: Rng, photograph: Pixels) -> Pixels:
 
 
 def _gradient(rng: Rng, size: int) -> Pixels:
-    """Between two colours, along a line or from a point, in steps of 8 bits."""
+    """A gradient (S, S, 3) uint8 between two colours, along a line or from a point."""
     rows, columns = np.mgrid[:size, :size] / size - rng.uniform(0, 1, 2)[:, None, None]
     angle = rng.uniform(0, 2 * np.pi)
     way = np.hypot(rows, columns) if rng.random() < 0.3 else rows * np.cos(angle) + columns * np.sin(angle)
@@ -358,7 +358,7 @@ def _gradient(rng: Rng, size: int) -> Pixels:
 
 
 def _dither(rng: Rng, photograph: Pixels) -> Pixels:
-    """A photograph or a gradient in few colours: by error diffusion, with or without a palette, or in an order."""
+    """A photograph or gradient in few colours: by error diffusion, with or without a palette, or ordered dither."""
     source = photograph if rng.random() < 0.8 else _gradient(rng, len(photograph))
     image, kind = Image.fromarray(source), rng.random()
     if kind < 0.3:  # error diffusion, two colours or eight
@@ -422,7 +422,7 @@ def _rectangle(rng: Rng, size: int, smallest: int = 32) -> tuple[int, int, int, 
 
 
 def _larger(rng: Rng, size: int) -> int:
-    """Side to draw at: of screens that are seen scaled down, one in five."""
+    """The side at which to draw a crop: larger in one case of five, like a screen that is seen scaled down."""
     return size if rng.random() < 0.8 else round(size * rng.uniform(1.1, 2))
 
 
@@ -433,7 +433,7 @@ def _shrunk(pixels: Pixels, size: int) -> Pixels:
 
 
 def _saturated(rng: Rng) -> tuple[int, ...]:
-    """A colour with a channel near 0, one near 255, and one in between."""
+    """A colour with one channel near 0, one near 255, and one anywhere."""
     return _colour(rng.permutation([rng.integers(0, 40), rng.integers(0, 256), rng.integers(190, 256)]))
 
 
