@@ -122,7 +122,7 @@ def float_inputs(tokens: int, kind: str, dtype: torch.dtype) -> list[Tensor]:
         decay[:] = 15.99
     if kind == "no decay":
         decay[:] = 0.01
-    return [torch.from_numpy(a.astype(np.float64)).to(dtype) for a in (k, v / 256, decay, np.clip(boost, -15, 15))]
+    return [torch.from_numpy(a.astype(np.float64)).to(dtype) for a in (k, v / 1024, decay, np.clip(boost, -15, 15))]
 
 
 @pytest.mark.parametrize("kind", EXTREMES)
