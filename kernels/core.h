@@ -7,8 +7,8 @@
 // Activations are codes: integers within +-8191 (what indexes a table: +-2047), held in int16. Sums of products of
 // codes and weights stay below 2^31, each partial sum included. `limit` is what codes are limited to. `V` is what one
 // thread works on: a double on a GPU; on a CPU, a vector of doubles, one per channel. Nothing here calls a library or
-// has state. Everything is static, because the unit of every instruction set includes this file, and the linker must not
-// share a function between them (functions.h).
+// has state. Everything is static, because the unit of every instruction set includes this file, and the linker must
+// not share a function between them (functions.h).
 
 #include "abi.h"
 
