@@ -116,7 +116,27 @@ class _Weighted(Layer):
         return {"weight": weight} | ({"bias": _uniform(rng, self.out, -2, 2)} if self.biased else {})
 
 
-class Linear(_Weighted):
+class _Joining(_Weighted):
+    """A 1x1 convolution of several inputs side by side, whose widths are stored with the weights."""
+
+    @property
+    @abstractmethod
+    def out(self) -> int:
+        """Number of channels of the output, which the widths of the inputs do not tell."""
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return self.widths
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        return (*super().stored, "widths")
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+        return super().quantise(derived, grids) | {"widths": np.array(self.widths, np.int32)}
+
+
+class Linear(_Joining):
     """A 1x1 convolution to `channels`.
 
     biased: it has a bias. branch: it ends a residual branch, which training scales by a gain. start: what its
@@ -140,19 +160,8 @@ class Linear(_Weighted):
     def out(self) -> int:
         return self.channels
 
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        return self.widths
 
-    @property
-    def stored(self) -> tuple[str, ...]:
-        return (*super().stored, "widths")
-
-    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
-        return super().quantise(derived, grids) | {"widths": np.array(self.widths, np.int32)}
-
-
-class Head(_Weighted):
+class Head(_Joining):
     """A 1x1 convolution to 2 * `channels` outputs: the means of `channels` latents, then their levels."""
 
     def __init__(self, name: str, channels: int) -> None:
@@ -162,17 +171,6 @@ class Head(_Weighted):
     @property
     def out(self) -> int:
         return 2 * self.channels
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        return self.widths
-
-    @property
-    def stored(self) -> tuple[str, ...]:
-        return (*super().stored, "widths")
-
-    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
-        return super().quantise(derived, grids) | {"widths": np.array(self.widths, np.int32)}
 
     def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
         made = super().example(rng)
