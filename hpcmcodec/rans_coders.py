@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from hpcmcodec import threads
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.native import loader
-from hpcmcodec.native.compiled import HostMemory, Kernels
+from hpcmcodec.native.library import HostMemory, Kernels
 from hpcmcodec.rans_tables import Tables
 
 __all__ = ["CHOICES", "Choice", "Coder", "CompressAI", "Native", "Reader", "Writer", "choice", "choose"]

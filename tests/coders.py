@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 from hpcmcodec import rans_coders
-from hpcmcodec.native.compiled import Kernels
+from hpcmcodec.native.library import Kernels
 from hpcmcodec.rans_coders import Choice, Coder
 
 NAMES = ("compressai", "native C++", "native Python")

@@ -24,7 +24,8 @@ from hpcmcodec.exact.ops import OPERATIONS, Act
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.native import abi, build, selftest
-from hpcmcodec.native.compiled import KernelOps, Kernels
+from hpcmcodec.native.compiled import KernelOps
+from hpcmcodec.native.library import Kernels
 from hpcmcodec.quality import Quality
 from tests import tiny
 

@@ -514,7 +514,7 @@ def test_exported_weights_estimate_the_bits_of_z_as_the_trained_model_does(tmp_p
 
 
 def test_fitted_tables_code_what_they_were_fitted_to_in_fewer_bits() -> None:
-    from hpcmcodec.training.export import fit_tables
+    from hpcmcodec.training.fitting import fit_tables
 
     torch.manual_seed(6)
     model = HPCM(TINY).eval()

@@ -237,7 +237,7 @@ def test_threads_that_do_not_start_are_done_without(
 KERNELS = """
 import ctypes, sys
 import numpy as np
-from hpcmcodec.native.compiled import Kernels
+from hpcmcodec.native.library import Kernels
 kernels = Kernels(ctypes.CDLL(sys.argv[1]), 4)
 x = np.arange(1 << 20, dtype=np.int16)
 out = np.empty_like(x)

@@ -37,7 +37,7 @@ from hpcmcodec.model.entropy import grids_at
 from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
-from hpcmcodec.training import config, export, loop, records, report, stages, states, synthetic
+from hpcmcodec.training import config, export, fitting, loop, records, report, stages, states, synthetic
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import Rates, Recipe, Run
 from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
@@ -813,7 +813,7 @@ def test_grids_that_ship_are_as_fine_as_the_activations_allow_and_never_coarser(
     model.grids = {g: e if g in FIXED_GRIDS else max(0, e - 2) for g, e in model.grids.items()}
     model.grids["s3.cell.in"] = 13  # saturated: the network may have learned with its clamp
     photographs = [(tiny.picture(128, 128, s), Quality(q)) for s, q in ((0, 500), (1, 4000), (2, 6000), (3, 10000))]
-    fitted = export.fit_grids(model, photographs)
+    fitted = fitting.fit_grids(model, photographs)
     assert {g: fitted[g] for g in (*FIXED_GRIDS, "s3.cell.in")} == {
         g: model.grids[g] for g in (*FIXED_GRIDS, "s3.cell.in")
     }

@@ -35,7 +35,8 @@ from torch import Tensor
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.namespaces import TorchNamespace
 from hpcmcodec.native import abi, build, selftest
-from hpcmcodec.native.compiled import SIGNATURES, KernelOps, Kernels
+from hpcmcodec.native.compiled import KernelOps
+from hpcmcodec.native.library import SIGNATURES, Kernels
 
 __all__ = ["CudaKernels", "Found", "find"]
 

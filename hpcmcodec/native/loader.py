@@ -32,7 +32,8 @@ from hpcmcodec.errors import InstallationError, UnsupportedError
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import build
-from hpcmcodec.native.compiled import KernelOps, Kernels
+from hpcmcodec.native.compiled import KernelOps
+from hpcmcodec.native.library import Kernels
 
 __all__ = ["CHOICES", "Status", "choice", "exact_ops", "find"]
 

@@ -102,23 +102,10 @@ def cases(
     groups = len(STEP.groups)
     unfolded = act(groups * channels, "y", 12)
 
-    def on(ops: Any, a: Act) -> Act:
-        return Act(ops.xp.array(a.x), a.grid)
-
     def moved(ops: Any) -> tuple[Any, ...]:
         """The rows of every group, and the array made by putting them back."""
         gathered = [(g, a) for g, (a,) in ops.gather([ops.xp.array(y_hat)], STEP)]
         return (*(a for _, a in gathered), ops.scatter(gathered, STEP, y_hat.shape))
-
-    wide = rng.randint(-(2**20), 2**20, (batch, height, width, channels), np.int32)
-    most = np.array([2**31 - 1, -(2**31), 2**25, -(2**25), 2**21 + 1, 0, -1], np.int32)
-    ends = most[np.arange(wide.size) % len(most)].reshape(wide.shape)
-    branch = codes((batch, height, width, channels), seed + 13, extreme=True)
-    base = rng.randint(-(2**22), 2**22, (batch, height, width, outputs), np.int32)
-    gain = Gain("gain", 3, outputs if outputs % 2 else outputs // 2)
-
-    def onto(ops: Any, grid: str) -> Act:
-        return Act(ops.xp.array(base.copy()), grid)
 
     linear, joint, head = Linear("linear", outputs), Linear("joint", outputs), Head("head", outputs)
     bias = QualityBias("bias", "z", 3)
@@ -132,18 +119,6 @@ def cases(
         "channel_scale": lambda o: o.channel_scale(on(o, x), Scale("scale")),
         "place": lambda o: o.place(on(o, x), STEP, Place("place", groups)),
         "wkv": lambda o: o.wkv(on(o, k), on(o, y), Wkv("wkv"), "fine"),
-        "dequantise": lambda o: o.dequantise(o.xp.array(y_hat), Dequantise("latent", 3), qualities),
-        "dequantise, of extremes": lambda o: o.dequantise(o.xp.array(ends), Dequantise("latent", 3), qualities),
-        "read": lambda o: o.read(Act(o.xp.array(wide), WIDE_GRID), Read("read")),
-        "read, of extremes": lambda o: o.read(Act(o.xp.array(ends), WIDE_GRID), Read("read")),
-        "wide": lambda o: o.wide(on(o, x), linear, WIDE_GRID),
-        "wide, onto another": lambda o: o.wide(on(o, x), linear, WIDE_GRID, onto(o, WIDE_GRID)),
-        "wide, of extremes": lambda o: o.wide(
-            Act(o.xp.array(branch.astype(dtype)), CHANNEL_GRID), linear, PIXEL_GRID, onto(o, PIXEL_GRID)
-        ),
-        "amplify": lambda o: o.amplify(on(o, x), linear, gain, qualities),
-        "pixels": lambda o: o.pixels(Act(o.xp.array(wide), PIXEL_GRID), 8),
-        "pixels, of 16 bits": lambda o: o.pixels(Act(o.xp.array(ends), PIXEL_GRID), 16),
         "hyper_latent": lambda o: o.hyper_latent(o.xp.array(z), bias, QUALITIES),
         "lrelu": lambda o: o.lrelu(on(o, x)),
         "relu_squared": lambda o: o.relu_squared(on(o, x), "squared"),
@@ -163,7 +138,40 @@ def cases(
         "gather": moved,
         "scatter": moved,
         "segment": lambda o: o.segment(o.add, on(o, x), on(o, y)),
+        **_synthesis_cases(x, y_hat, qualities, outputs, seed),
     }
+
+
+def _synthesis_cases(x: Act, y_hat: np.ndarray, qualities: list[Quality], outputs: int, seed: int) -> dict[str, Case]:
+    """Those of the synthesis. x: codes; y_hat: int32 of the same shape."""
+    rng = np.random.RandomState(seed + 21)
+    linear, gain = Linear("linear", outputs), Gain("gain", 3, outputs if outputs % 2 else outputs // 2)
+    wide = rng.randint(-(2**20), 2**20, y_hat.shape, np.int32)
+    most = np.array([2**31 - 1, -(2**31), 2**25, -(2**25), 2**21 + 1, 0, -1], np.int32)
+    ends = most[np.arange(wide.size) % len(most)].reshape(wide.shape)
+    branch = Act(codes(y_hat.shape, seed + 13, extreme=True).astype(x.x.dtype), CHANNEL_GRID)
+    base = rng.randint(-(2**22), 2**22, (*y_hat.shape[:3], outputs), np.int32)
+
+    def onto(ops: Any, grid: str) -> Act:
+        return Act(ops.xp.array(base.copy()), grid)
+
+    return {
+        "dequantise": lambda o: o.dequantise(o.xp.array(y_hat), Dequantise("latent", 3), qualities),
+        "dequantise, of extremes": lambda o: o.dequantise(o.xp.array(ends), Dequantise("latent", 3), qualities),
+        "read": lambda o: o.read(Act(o.xp.array(wide), WIDE_GRID), Read("read")),
+        "read, of extremes": lambda o: o.read(Act(o.xp.array(ends), WIDE_GRID), Read("read")),
+        "wide": lambda o: o.wide(on(o, x), linear, WIDE_GRID),
+        "wide, onto another": lambda o: o.wide(on(o, x), linear, WIDE_GRID, onto(o, WIDE_GRID)),
+        "wide, of extremes": lambda o: o.wide(on(o, branch), linear, PIXEL_GRID, onto(o, PIXEL_GRID)),
+        "amplify": lambda o: o.amplify(on(o, x), linear, gain, qualities),
+        "pixels": lambda o: o.pixels(Act(o.xp.array(wide), PIXEL_GRID), 8),
+        "pixels, of 16 bits": lambda o: o.pixels(Act(o.xp.array(ends), PIXEL_GRID), 16),
+    }
+
+
+def on(ops: Any, a: Act) -> Act:
+    """The same codes as the operations' own arrays."""
+    return Act(ops.xp.array(a.x), a.grid)
 
 
 def memory(channels: int, seed: int, extreme: bool) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.constants import EXPONENT_MAX
 from hpcmcodec.native import abi, cuda, loader
-from hpcmcodec.native.compiled import Kernels
+from hpcmcodec.native.library import Kernels
 
 __all__ = ["biwkv4", "in_torch", "kernels_for"]
 

@@ -172,7 +172,8 @@ def worth(state: Path, folder: Path, qualities: str, against: Path | None, grids
     And what the synthesis loses in integers, its exponents being those that fit the PNGs themselves.
     """
     from hpcmcodec import weights
-    from hpcmcodec.training.export import pictures_at_all_qualities, synthesis_integers
+    from hpcmcodec.training.export import pictures_at_all_qualities
+    from hpcmcodec.training.fitting import synthesis_integers
     from hpcmcodec.training.report import compare, mean_bpp, synthesis_loss
     from hpcmcodec.training.states import load_model
 
