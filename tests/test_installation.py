@@ -26,7 +26,7 @@ from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 MODEL = weights.DEFAULT_MODEL
-PARTS = [f"{MODEL}.safetensors", *(f"{MODEL}.{g}.onnx" for g in ("analysis", "synthesis", "gradient")), checksums.LIST]
+PARTS = [f"{MODEL}.safetensors", *(f"{MODEL}.{g}.onnx" for g in ("analysis", "gradient")), checksums.LIST]
 LIBRARY = "library"
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_a_file_that_was_cut_zeroed_replaced_or_lost_is_refused(installation: In
 
 
 def test_graphs_in_each_others_place_are_refused(installation: Installation) -> None:
-    first, second = (installation.path(f"{MODEL}.{g}.onnx") for g in ("synthesis", "gradient"))
+    first, second = (installation.path(f"{MODEL}.{g}.onnx") for g in ("analysis", "gradient"))
     with holding(first, second.read_bytes()), holding(second, first.with_name(f"{first.name}.kept").read_bytes()):
         installation.refused(second.name)
 
@@ -207,11 +207,11 @@ def test_decode_and_info_of_a_model_whose_header_is_damaged_say_so(copied, photo
 
 def test_a_file_that_changes_under_a_running_process_is_refused(installation: Installation) -> None:
     loaded = weights.load(MODEL, transforms=False)
-    assert loaded.graph("synthesis").name == f"{MODEL}.synthesis.onnx"
-    for part in (PARTS[0], f"{MODEL}.synthesis.onnx"):
+    assert loaded.graph("gradient").name == f"{MODEL}.gradient.onnx"
+    for part in (PARTS[0], f"{MODEL}.gradient.onnx"):
         path = installation.path(part)
         with holding(path, path.read_bytes() + b"\0"), pytest.raises(InstallationError, match=re.escape(part)):
-            loaded.graph("synthesis")
+            loaded.graph("gradient")
 
 
 def test_each_file_is_hashed_once_in_a_process(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_each_file_is_hashed_once_in_a_process(installation: Installation, monke
     checksums._digest_of.cache_clear()
     for transforms in (False, True):
         engine = light.LightEngine(weights.load(MODEL, transforms=transforms))
-        engine._session("synthesis")
+        engine._session("gradient")
         engine._session("analysis")
     assert sorted(call.args[0].name for call in hashed.call_args_list) == sorted(PARTS[:-1])
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from hpcmcodec.container import LATENT
 from hpcmcodec.exact.constants import FIXED_GRIDS, LEVELS
 from hpcmcodec.exact.layers import Dequantise, Read, quantise
-from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import decimate
 from hpcmcodec.model import fold
@@ -40,6 +39,7 @@ from hpcmcodec.model.entropy import (
 )
 from hpcmcodec.model.hpcm import HPCM, Z_EDGES, Z_REACH, Estimator
 from hpcmcodec.model.synthesis import THUMBNAIL, THUMBNAIL_STRIDE
+from hpcmcodec.native import loader
 from hpcmcodec.quality import Quality
 from hpcmcodec.training import stages
 from hpcmcodec.training.data import to_unit
@@ -170,7 +170,7 @@ def fit_tables(
     """Tables of z and y by name (`z.cdf`, `y.cdf`, ...), counted by coding the photographs on the exact path."""
     first, cdf = model.tables(), model.z_cdf()
     below, symbols = np.zeros((Z_BANDS * len(cdf), len(Z_EDGES))), np.zeros((Z_BANDS * len(cdf), 1))
-    coder = _Counting(model.config, ExactOps(NUMPY, integers, model.grids), first)
+    coder = _Counting(model.config, loader.exact_ops(integers, model.grids), first)
     for pixels, quality in photographs:
         with torch.no_grad():
             y, z = model.analyse(*model_inputs(pixels, quality))
