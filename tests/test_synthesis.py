@@ -129,6 +129,30 @@ def test_latents_that_no_encoder_makes_give_the_same_pixels_everywhere(seed: int
             np.testing.assert_array_equal(found, expected, variant)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quality", [10, 50, 90])
+def test_kodak_shows_the_same_pixels_with_numpy_alone_with_all_kernels_and_with_torch(
+    kodak: list[Path], kernels: Any, quality: int
+) -> None:
+    pytest.importorskip("torch")
+    from hpcmcodec.engines.torch import TorchEngine
+
+    w = weights.load(weights.DEFAULT_MODEL)
+    compiled, plain, torch = LightEngine(w), LightEngine(w), TorchEngine(w, "cpu")
+    compiled.synthesis = KernelOps(kernels, w.synthesis(), w.grids)
+    plain.synthesis = ExactOps(NUMPY, w.synthesis(), w.grids)
+    for path in kodak:
+        y, q = codec.decode_latents(codec.encode(path, quality)), Quality.of(quality)
+        wanted = tiny.sha256(plain.synthesise(y, q))
+        assert tiny.sha256(torch.synthesise(y, q, None)) == wanted, path
+        for variant in kernels.variants:
+            for threads in (1, 2):
+                kernels.choose(variant)
+                kernels.set_threads(threads)
+                assert tiny.sha256(compiled.synthesise(y, q)) == wanted, (path, variant, threads)
+        kernels.choose(kernels.variants[0])
+
+
 def test_decoding_imports_neither_onnxruntime_nor_torch() -> None:
     name = next(iter(GOLDEN))
     program = (
