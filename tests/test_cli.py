@@ -327,7 +327,8 @@ def test_a_command_loads_no_other_commands_module(file: Path) -> None:
 def test_coding_on_a_cpu_loads_no_torch(photo: Path) -> None:
     for args in (("encode", photo), ("decode", photo.with_suffix(".hpcm"))):
         loaded = modules_after(*args)
-        assert {"numpy", "onnxruntime"} <= loaded
+        assert "numpy" in loaded
+        assert ("onnxruntime" in loaded) == (args[0] == "encode"), "only the encoder's transforms are graphs"
         assert not loaded & {"torch", "torchvision", "compressai", "rich"}
 
 

@@ -168,7 +168,7 @@ def test_a_file_that_was_cut_zeroed_replaced_or_lost_is_refused(installation: In
 def test_graphs_in_each_others_place_are_refused(installation: Installation) -> None:
     first, second = (installation.path(f"{MODEL}.{g}.onnx") for g in ("analysis", "gradient"))
     with holding(first, second.read_bytes()), holding(second, first.with_name(f"{first.name}.kept").read_bytes()):
-        installation.refused(second.name)
+        installation.refused(first.name)
 
 
 @pytest.mark.parametrize(

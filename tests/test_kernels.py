@@ -157,7 +157,8 @@ def one_code_off(result: Any) -> Any:
     if isinstance(result, (tuple, list)):
         return type(result)([*result[:-1], one_code_off(result[-1])])
     changed = result.copy()
-    changed[(-1,) * changed.ndim] += 1
+    last = (-1,) * changed.ndim
+    changed[last] = changed[last] - 1 if changed[last] > 0 else changed[last] + 1
     return changed
 
 

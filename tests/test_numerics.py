@@ -27,7 +27,17 @@ from hpcmcodec import weights
 from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.engines.torch import TorchEngine
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.exact.constants import CODE_MAX, EXP_GRID, GATE_GRID, LEVELS, MEAN_MAX, SUM_BOUND, TABLE_MAX, WEIGHT_ONE
+from hpcmcodec.exact.constants import (
+    CODE_MAX,
+    EXP_GRID,
+    FIXED_GRIDS,
+    GATE_GRID,
+    LEVELS,
+    MEAN_MAX,
+    SUM_BOUND,
+    TABLE_MAX,
+    WEIGHT_ONE,
+)
 from hpcmcodec.exact.elementary import exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
 from hpcmcodec.exact.layers import Depthwise, Head, Linear, Norm, Place, QualityBias, Scale, Wkv
 from hpcmcodec.exact.namespaces import NUMPY, NumpyNamespace, TorchNamespace, probe
@@ -38,6 +48,7 @@ from hpcmcodec.exact.schedule import STEPS, positions
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.declaration import declare
 from hpcmcodec.model.memory import MemoryBank
+from hpcmcodec.native import selftest
 from hpcmcodec.quality import Quality
 
 TORCH = TorchNamespace()
@@ -329,7 +340,7 @@ def all_models() -> dict[str, weights.Weights]:
 def test_no_partial_sum_of_any_stored_layer_reaches_2_31(name: str) -> None:
     w = all_models()[name]
     layers, grids = declare(w.config)
-    assert sorted(w.grids) == grids
+    assert sorted(w.grids) == sorted({*grids, *FIXED_GRIDS})
     entropy = w.under("entropy")
     with_weights = [n for n, layer in layers.items() if isinstance(layer, (Linear, Head, Depthwise))]
     assert {n.removesuffix(".weight") for n in entropy if n.endswith(".weight")} == set(with_weights)
@@ -582,7 +593,12 @@ IMAGES = st.tuples(st.integers(1, 4), st.integers(1, 5)).flatmap(
 
 def test_every_operation_is_compared() -> None:
     named = {name.replace(" ", "_").removesuffix("_of_two") for name in CALLS}
-    assert named == set(COMPUTING)  # the others move values: the whole walk has them
+    of_the_synthesis = {"dequantise", "read", "wide", "amplify", "pixels"}  # by the self-test's cases, below
+    assert named | of_the_synthesis == set(COMPUTING)  # the others move values: the whole walk has them
+
+
+def test_the_self_tests_cases_give_the_same_bits_in_torch() -> None:
+    assert selftest.differences(lambda tensors: ExactOps(TORCH, tensors, selftest.GRIDS)) == []
 
 
 @pytest.mark.parametrize("name", CALLS)

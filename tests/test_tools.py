@@ -170,7 +170,7 @@ def test_a_result_file_gives_the_bd_rates_of_the_measurements_it_was_made_from(
     content = json.loads(path.read_text())
     assert (content["commit"], content["note"]) == ("abc", "N.")
     assert "--qualities hpcm=10,50,90" in content["command"]
-    assert "59cdd9260f906bf6" in content["model"]
+    assert weights.load(weights.DEFAULT_MODEL).model_id.hex() in content["model"]
     series = collect.series_of(facts.read(path))
     for key in ("hpcm", "jpeg"):
         mine = [record for record in latest if record.codec == key]
