@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from hpcmcodec import container, refine, timing, weights
-from hpcmcodec.container import DEFAULT_MAX_PIXELS, LATENT
+from hpcmcodec.container import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE, LATENT, TILE_SIDE
 from hpcmcodec.engines import base
 from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
@@ -67,10 +68,13 @@ def encode(
     quality: float = 50.0,
     *,
     effort: int = 0,
+    tile: int = TILE_SIDE,
+    verify: bool = False,
     device: str = "cpu",
     engine: str = "auto",
     model: str = weights.DEFAULT_MODEL,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    max_side: int | None = DEFAULT_MAX_SIDE,
     progress: Progress | None = None,
 ) -> bytes:
     """Encode an image to the bytes of an `.hpcm` file.
@@ -80,14 +84,17 @@ def encode(
         quality: 0 (smallest file) to 100 (best picture), in steps of 0.01.
         effort: 0 to 9; latents are refined in `refine.ROUNDS[effort]` rounds, 16 at most. Each round takes about as
             long as encoding and decoding together.
+        tile: 256, 128 or 64: the plane of latents is coded in squares of this side, one by one.
+        verify: decode the result, and have it carry a checksum of its pixels, which each decoder then compares.
         device: "cpu" or "cuda".
         engine: "light", "torch", or "auto" (light on a CPU).
         model: the name of a packaged model.
-        max_pixels: larger images are refused; None lifts the limit.
+        max_pixels: images of more pixels, padded to multiples of 16, are refused; None lifts the limit.
+        max_side: images with a longer side, in pixels, are refused; None lifts the limit.
         progress: is called with the fraction of the work that is done, from 0 to 1.
 
     Raises:
-        ValueError: quality, effort, device or engine out of range.
+        ValueError: quality, effort, tile, device or engine out of range.
         InputError: the image cannot be read.
         UnsupportedError: the kind of image, its size, the model or the device is not supported here, or there is not
             enough memory.
@@ -95,19 +102,24 @@ def encode(
     q = Quality.of(quality)
     if effort not in range(len(refine.ROUNDS)):
         raise ValueError(f"effort is 0 to {len(refine.ROUNDS) - 1}, not {effort}")
+    if tile not in container.TILE_SIDES:
+        raise ValueError(f"tile is one of {', '.join(map(str, container.TILE_SIDES))}, not {tile}")
     picture = load(image, max_pixels=max_pixels)
-    runner = base.find(model, device, engine)
     height, width, _ = picture.pixels.shape
+    container.check_size(width, height, max_pixels, max_side)
+    runner = base.find(model, device, engine)
     pixels = pad(picture.pixels)
     rounds, rate_weight = refine.ROUNDS[effort], refine.RATE_WEIGHT if effort else RATE_WEIGHT
-    # Each round counts for as much as the first coding, round 0: half for the transforms and half for coding.
-    ticks = [_halves(_part(progress, n / (rounds + 1), 1 / (rounds + 1))) for n in range(rounds + 1)]
+    # Each round counts for as much as the first coding, round 0, and as decoding: half for the transforms and half for
+    # coding.
+    parts = rounds + 1 + verify
+    ticks = [_halves(_part(progress, n / parts, 1 / parts)) for n in range(parts)]
 
     with timing.phase("transform"):
         y, z = runner.analyse(pixels, q, ticks[0][0])
 
     def code(y: np.ndarray, n: int) -> tuple[dict[str, list[container.Stream]], np.ndarray]:
-        return _code(runner, y, z, q, rate_weight, ticks[n][1])
+        return _code(runner, y, z, q, rate_weight, tile, ticks[n][1])
 
     streams, y_hat = code(y, 0)
     if rounds:
@@ -118,25 +130,43 @@ def encode(
                 return runner.gradient(y_hat, pixels, weight, q, ticks[n][0])
 
         streams = refine.refined(y, (streams, y_hat), rounds, gradient, code)
-    return container.pack(
-        model_id=runner.model_id,
-        width=width,
-        height=height,
-        quality=q,
-        streams=streams,
-        metadata=picture.metadata,
-    )
+
+    def packed(picture_crc: int | None) -> bytes:
+        return container.pack(
+            model_id=runner.model_id,
+            width=width,
+            height=height,
+            quality=q,
+            streams=streams,
+            metadata=picture.metadata,
+            tile_side=tile,
+            picture_crc=picture_crc,
+        )
+
+    data = packed(None)
+    if not verify:
+        return data
+    reader = container.Reader(data, max_pixels=None, max_side=None)
+    y_hat = _decode_latents(reader, runner, progress=ticks[-1][1])
+    with timing.phase("transform"):
+        return packed(_pixels_crc(runner.synthesise(y_hat, q, ticks[-1][0])[:height, :width]))
 
 
 def _code(
-    runner: Engine, y: np.ndarray, z: np.ndarray, quality: Quality, rate_weight: float, progress: Progress | None
+    runner: Engine,
+    y: np.ndarray,
+    z: np.ndarray,
+    quality: Quality,
+    rate_weight: float,
+    tile: int,
+    progress: Progress | None,
 ) -> tuple[dict[str, list[container.Stream]], np.ndarray]:
     """Code y (h, w, M) and z (ceil(h/4), ceil(w/4), N), both float32, in tiles.
 
     Returns:
         For each scale the streams of all tiles, and y_hat (h, w, M) int32 in sixteenths.
     """
-    tiles = container.tiles(y.shape[0], y.shape[1])
+    tiles = container.tiles(y.shape[0], y.shape[1], tile)
     streams: dict[str, list[container.Stream]] = {s: [] for s in container.STREAM_ORDER}
     y_hat = np.empty(y.shape, np.int32)
     for i, (row, column, rows, columns) in enumerate(tiles):
@@ -161,6 +191,7 @@ def decode(
     scale: str | None = None,
     thumbnail: bool = False,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    max_side: int | None = DEFAULT_MAX_SIDE,
     progress: Progress | None = None,
 ) -> DecodedImage:
     """Decode an `.hpcm` file to a PIL image (RGB, with the metadata that the file carries in `info`).
@@ -173,99 +204,115 @@ def decode(
         scale: "s1", "s2" or "s3": decode a preview from the streams up to that scale alone. The file may be cut behind
             these streams.
         thumbnail: an eighth of the size, in both directions. With scale "s1" or "s2" it takes a fraction of the time.
-        max_pixels, progress: as for `encode`.
+        max_pixels, max_side, progress: as for `encode`.
 
     Raises:
         InputError: the data cannot be read, are no `.hpcm` file, or are truncated or malformed.
         UnsupportedError: the version, model or device is not supported here, the image has too many pixels, or there is
             not enough memory.
-        IntegrityError: the file is damaged, or the decoded latents are not those that were encoded.
+        IntegrityError: the file is damaged, or the decoded latents or pixels are not those of the encoder.
         ValueError: scale, device or engine out of range.
     """
     if scale is not None and scale not in SCALES:
         raise ValueError(f"scale is one of {', '.join(SCALES)}, not {scale!r}")
+    reader = _reader(data, max_pixels, max_side)
+    header = reader.header
+    _check_complete(reader, scale)
+    runner = base.find(weights.find(header.model_id), device, engine)
+    metadata = reader.metadata(partial=scale is not None)
     if thumbnail:
         finest = "s2" if scale in ("s1", "s2") else "s3"
-        y_hat, header, metadata, runner = _decode_latents(
-            _read(data, max_pixels), device, engine, scale, max_pixels, progress, finest=finest
-        )
+        y_hat = _decode_latents(reader, runner, scale, progress, finest=finest)
         with timing.phase("transform"):
             pixels = runner.thumbnail(y_hat, header.quality, finest)
         height, width = (-(-n * THUMBNAIL // LATENT) for n in (header.height, header.width))
         return to_image(np.ascontiguousarray(pixels[:height, :width]), metadata)
     coding, transforming = _halves(progress)
-    y_hat, header, metadata, runner = _decode_latents(
-        _read(data, max_pixels), device, engine, scale, max_pixels, coding
-    )
+    y_hat = _decode_latents(reader, runner, scale, coding)
     with timing.phase("transform"):
         pixels = runner.synthesise(y_hat, header.quality, transforming)
-    return to_image(np.ascontiguousarray(pixels[: header.height, : header.width]), metadata)
+    pixels = np.ascontiguousarray(pixels[: header.height, : header.width])
+    if header.picture_crc is not None and scale in (None, SCALES[-1]) and _pixels_crc(pixels) != header.picture_crc:
+        raise IntegrityError(
+            f"the decoded pixels differ from those of the encoder (CRC mismatch); decoded by {_what_decodes(runner)}"
+        )
+    return to_image(pixels, metadata)
 
 
 @_within_memory()
 def decode_latents(
-    data: bytes, *, device: str = "cpu", engine: str = "auto", max_pixels: int | None = DEFAULT_MAX_PIXELS
+    data: bytes,
+    *,
+    device: str = "cpu",
+    engine: str = "auto",
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    max_side: int | None = DEFAULT_MAX_SIDE,
 ) -> np.ndarray:
     """y_hat (h, w, M) int32, in sixteenths of a quantisation step. These integers are the same on every machine.
 
     Raises what `decode` raises.
     """
-    return _decode_latents(data, device, engine, None, max_pixels, None)[0]
+    reader = container.Reader(data, max_pixels=max_pixels, max_side=max_side)
+    reader.verify_complete()
+    return _decode_latents(reader, base.find(weights.find(reader.header.model_id), device, engine))
 
 
 @_within_memory()
 def bits_map(
-    data: bytes, *, device: str = "cpu", engine: str = "auto", max_pixels: int | None = DEFAULT_MAX_PIXELS
+    data: bytes,
+    *,
+    device: str = "cpu",
+    engine: str = "auto",
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    max_side: int | None = DEFAULT_MAX_SIDE,
 ) -> dict[str, np.ndarray]:
     """Where a file's bits went: for each scale (z, s1, s2, s3) the bits spent at each position of y, (h, w) float64.
 
     Raises what `decode` raises.
     """
-    header = container.parse_header(data, max_pixels=max_pixels)
+    reader = container.Reader(data, max_pixels=max_pixels, max_side=max_side)
+    reader.verify_complete()
+    header = reader.header
+    runner = base.find(weights.find(header.model_id), device, engine)
     spent = {s: np.zeros((header.latent_height, header.latent_width)) for s in container.STREAM_ORDER}
-    _decode_latents(data, device, engine, None, max_pixels, None, spent)
+    _decode_latents(reader, runner, spent=spent)
     return spent
 
 
+def _check_complete(reader: container.Reader, scale: str | None) -> None:
+    """Raises InputError or IntegrityError where not all is there that decoding up to `scale` (None: the file) takes."""
+    if scale is None:
+        reader.verify_complete()
+    elif len(there := reader.scales()) <= container.STREAM_ORDER.index(scale):
+        raise InputError(f"truncated: the file ends before the end of scale {container.STREAM_ORDER[len(there)]}")
+
+
 def _decode_latents(
-    data: bytes,
-    device: str,
-    engine: str,
-    scale: str | None,
-    max_pixels: int | None,
-    progress: Progress | None,
+    reader: container.Reader,
+    runner: Engine,
+    scale: str | None = None,
+    progress: Progress | None = None,
+    *,
     spent: dict[str, np.ndarray] | None = None,
     finest: str = SCALES[-1],
-) -> tuple[np.ndarray, container.Header, dict[str, bytes], Engine]:
-    """y_hat (h, w, M) int32 in sixteenths, the header, the metadata, and the engine that decoded.
+) -> np.ndarray:
+    """y_hat (h, w, M) int32 in sixteenths, from the streams up to `scale`, on the grid of the scale `finest`.
 
     `spent` holds a plane (h, w) for each scale, to which the bits of the scale's symbols are added.
     """
-    reader = container.Reader(data, max_pixels=max_pixels)
-    wanted = (
-        container.STREAM_ORDER if scale is None else container.STREAM_ORDER[: container.STREAM_ORDER.index(scale) + 1]
-    )
-    if scale is None:
-        reader.verify_complete()
-    else:
-        there = reader.scales()
-        if len(there) < len(wanted):
-            raise InputError(f"truncated: the file ends before the end of scale {wanted[len(there)]}")
     header = reader.header
-    runner = base.find(weights.find(header.model_id), device, engine)
+    wanted = container.STREAM_ORDER[: container.STREAM_ORDER.index(scale or SCALES[-1]) + 1]
     stride = STRIDE[finest]
     y_hat = np.empty((*grid(finest, header.latent_height, header.latent_width), runner.config.latent), np.int32)
     tiles = header.tiles
     for i, (row, column, rows, columns) in enumerate(tiles):
-        streams = {s: reader.stream(s, i) for s in wanted}
-        crcs = {s: header.stream_info(s, i).latents_crc for s in wanted}
         place = slice(row, row + rows), slice(column, column + columns)
         r, c = row // stride, column // stride
         high, wide = grid(finest, rows, columns)
         with runner.lock, timing.phase("entropy path"), _naming(i, runner):
             y_hat[r : r + high, c : c + wide] = runner.coder.decode(
-                streams,
-                crcs,
+                {s: reader.stream(s, i) for s in wanted},
+                reader.verifier(i),
                 header.quality,
                 rows,
                 columns,
@@ -273,7 +320,11 @@ def _decode_latents(
                 None if spent is None else _adder({s: plane[place] for s, plane in spent.items()}),
                 finest,
             )
-    return y_hat, header, reader.metadata(partial=scale is not None), runner
+    return y_hat
+
+
+def _pixels_crc(pixels: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(pixels).data)
 
 
 @contextmanager
@@ -282,16 +333,22 @@ def _naming(tile: int, runner: Engine) -> Iterator[None]:
     try:
         yield
     except LatentMismatchError as error:
-        ops = runner.coder.ops
         where = f"tile {tile}" + (f", coding step {error.step.index + 1} of {len(STEPS)}" if error.step else "")
-        kernels = f"{ops.kernels.variant} kernels" if isinstance(ops, compiled.KernelOps) else "no kernels"
-        what = "try HPCM_OPS=reference, and report" if isinstance(ops, compiled.KernelOps) else "please report"
         raise IntegrityError(
-            f"decoded latents of {error.scale} ({where}) differ from the encoder's (CRC mismatch); decoded by the "
-            f"{runner.name} engine with {kernels}: {what} what hpcm doctor says"
+            f"decoded latents of {error.scale} ({where}) differ from the encoder's (CRC mismatch); decoded by "
+            f"{_what_decodes(runner)}"
         ) from error
     except IntegrityError as error:
         raise IntegrityError(f"tile {tile}, {error}") from error
+
+
+def _what_decodes(runner: Engine) -> str:
+    ops = runner.coder.ops
+    if isinstance(ops, compiled.KernelOps):
+        kernels, what = f"{ops.kernels.variant} kernels", "try HPCM_OPS=reference, and report"
+    else:
+        kernels, what = "no kernels", "please report"
+    return f"the {runner.name} engine with {kernels}: {what} what hpcm doctor says"
 
 
 def _adder(planes: dict[str, np.ndarray]) -> Callable[[str, np.ndarray], None]:
@@ -309,17 +366,22 @@ def _part(progress: Progress | None, start: float, share: float) -> Progress | N
     return None if progress is None else lambda done: progress(start + share * done)
 
 
-def _read(data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO, max_pixels: int | None) -> bytes:
+def _reader(
+    data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
+    max_pixels: int | None,
+    max_side: int | None,
+) -> container.Reader:
+    limits = container.Limits(max_pixels=max_pixels, max_side=max_side)
     if isinstance(data, (bytes, bytearray, memoryview)):
-        return bytes(data)
+        return container.Reader(bytes(data), **limits)
     if isinstance(data, (str, os.PathLike)):
         try:
             with Path(data).open("rb") as file:
-                return container.read(file, max_pixels=max_pixels)
+                return container.Reader(container.read(file, **limits), **limits)
         except OSError as error:
             if error.errno == errno.ENOMEM:
                 raise
             raise InputError(f"{os.fspath(data)}: {error.strerror or error}") from error
     if hasattr(data, "read"):
-        return container.read(data, max_pixels=max_pixels)
+        return container.Reader(container.read(data, **limits), **limits)
     raise TypeError(f"a file must be a path, bytes or a binary file, not {type(data).__name__}")

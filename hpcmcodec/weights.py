@@ -137,14 +137,16 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def model_name(model_id: bytes) -> str | None:
-    """The name of the packaged model with this id, None where no model has it.
+    """The name of the packaged model whose id begins with these bytes, None where there is none.
+
+    Files hold the first 4 bytes of an id.
 
     Only headers are read while one has the id. Where none has, damage could be the reason, so all files are checked;
     raises InstallationError where one is damaged.
     """
     for name, path in packaged().items():
         with contextlib.suppress(IntegrityError, OSError):
-            if read_metadata(path)["model_id"] == model_id.hex():
+            if read_metadata(path)["model_id"].startswith(model_id.hex()):
                 return name
     for path in packaged().values():
         verify(path)
@@ -152,7 +154,7 @@ def model_name(model_id: bytes) -> str | None:
 
 
 def find(model_id: bytes) -> str:
-    """The name of the packaged model with this id. Raises UnsupportedError where no model has it."""
+    """The name of the packaged model whose id begins with these bytes. Raises UnsupportedError where there is none."""
     name = model_name(model_id)
     if name is None:
         here = ", ".join(f"{n} ({read_metadata(p)['model_id']})" for n, p in packaged().items()) or "none"

@@ -11,7 +11,6 @@ from hpcmcodec.cli.files import Output, check_input
 from hpcmcodec.cli.messages import Progress, say
 from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.cli.options import OUTPUT_PATH, Settings, force_option, names, shared_options
-from hpcmcodec.container import DEFAULT_MAX_PIXELS
 
 
 @click.command("compare")
@@ -56,7 +55,7 @@ def command(
             image,
             files,
             codecs,
-            max_pixels=settings.max_pixels or DEFAULT_MAX_PIXELS,
+            **settings.limits,
             say=lambda line: None if settings.quiet else say(line),
             progress=progress,
         ).encode()

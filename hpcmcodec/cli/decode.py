@@ -13,7 +13,6 @@ from hpcmcodec.cli.files import Output, about, check_input, opened
 from hpcmcodec.cli.messages import Progress, mention_kernels, summarise
 from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.cli.options import Settings, device_option, force_option, input_argument, output_option, shared_options
-from hpcmcodec.container import DEFAULT_MAX_PIXELS
 
 
 @click.command("decode")
@@ -38,11 +37,10 @@ def command(settings: Settings, source: str, target: str | None, scale: str | No
     require_memory()
     from hpcmcodec import codec, image
 
-    max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
     with about(source), Progress("decoding", settings) as progress:
         with opened(source) as stream:
-            data = container.read(stream, max_pixels=max_pixels)
-        picture = codec.decode(data, device=device, scale=scale, max_pixels=max_pixels, progress=progress)
+            data = container.read(stream, **settings.limits)
+        picture = codec.decode(data, device=device, scale=scale, progress=progress, **settings.limits)
     png = io.BytesIO()
     image.write_png(picture, png)
     output.write(png.getbuffer())

@@ -18,7 +18,7 @@ from hpcmcodec.cli.options import (
     output_option,
     shared_options,
 )
-from hpcmcodec.container import DEFAULT_MAX_PIXELS
+from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
 
 
 @click.command("encode")
@@ -42,12 +42,28 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS
     help="Refine what is coded: a better picture in a file of about the same size. 1 to 4 take that many rounds, each "
     "about as long as encoding and decoding; 9 takes 16.",
 )
+@click.option(
+    "--tile",
+    type=click.Choice([str(side) for side in sorted(TILE_SIDES)]),
+    default=str(TILE_SIDE),
+    show_default=True,
+    help=f"Side of the squares that are coded one by one, in units of {LATENT} pixels.",
+)
+@click.option("--verify", is_flag=True, help="Decode the result, and have it carry a checksum of its pixels.")
 @force_option
 @device_option
 @shared_options
 @click.pass_obj
 def command(
-    settings: Settings, source: str, target: str | None, quality: float, effort: int, force: bool, device: str
+    settings: Settings,
+    source: str,
+    target: str | None,
+    quality: float,
+    effort: int,
+    tile: str,
+    verify: bool,
+    force: bool,
+    device: str,
 ) -> None:
     """Code the image INPUT as a .hpcm file.
 
@@ -61,7 +77,7 @@ def command(
     require_memory()
     from hpcmcodec import codec, image
 
-    max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
+    max_pixels = settings.limits["max_pixels"]
     with about(source):
         with mute_libraries(settings):
             if source == "-":
@@ -74,7 +90,14 @@ def command(
                 say(f"note: {label(source)}: {note}")
         with Progress("encoding", settings) as progress:
             data = codec.encode(
-                picture, quality, effort=effort, device=device, max_pixels=max_pixels, progress=progress
+                picture,
+                quality,
+                effort=effort,
+                tile=int(tile),
+                verify=verify,
+                device=device,
+                progress=progress,
+                **settings.limits,
             )
     output.write(data)
     height, width, _ = picture.pixels.shape

@@ -13,7 +13,6 @@ from hpcmcodec.cli.files import Output, about, check_input, opened, size_of, wri
 from hpcmcodec.cli.messages import label, printable
 from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.cli.options import Settings, force_option, input_argument, shared_options
-from hpcmcodec.container import DEFAULT_MAX_PIXELS
 
 
 @click.command("info")
@@ -43,10 +42,17 @@ def command(
       width, height   in pixels
       quality         0 to 100
       bytes, bpp      size of the file, and in bits per pixel
-      color           "sRGB", or "ICC (n bytes)" with a profile of its own
+      color           "sRGB", "ICC (n bytes)" with a profile of its own, or
+                      "CICP p/t": primaries and transfer function by H.273
+      depth           bits of each sample of the picture that was coded
+      grey            whether that picture was grey
       tiles           number of separately coded tiles
+      tile_side       of a whole tile, in units of 16 pixels
       streams         bytes of each scale: z, s1, s2, s3
-      metadata        bytes of each chunk: ICC, EXIF, XMP
+      metadata        bytes of each chunk as stored: ICC, ALPH (the alpha
+                      channel), EXIF, TEXT, XMP
+      picture_crc     CRC-32 of the decoded 8-bit pixels in hexadecimal, null
+                      where the file has none
       complete        false where the file has been cut
       coder           with --coder: "compressai", "native C++" or
                       "native Python", which read and write the same
@@ -57,14 +63,13 @@ def command(
     map_output = Output(source, map_target, ".png", force) if map_target else None
     from hpcmcodec import weights
 
-    max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
     data = b""
     with about(source), opened(source) as stream:
         if map_output:
-            data = container.read(stream, max_pixels=max_pixels)
-            header, n_bytes = container.parse_header(data, max_pixels=max_pixels), len(data)
+            data = container.read(stream, **settings.limits)
+            header, n_bytes = container.parse_header(data, **settings.limits), len(data)
         else:
-            header, start = container.read_header(stream, max_pixels=settings.max_pixels)
+            header, start = container.read_header(stream, max_pixels=settings.max_pixels, max_side=settings.max_side)
             n_bytes = size_of(stream, len(start), header.file_bytes)
         model = weights.model_name(header.model_id)
     metadata = {chunk.name: chunk.length for chunk in header.chunks}
@@ -77,10 +82,14 @@ def command(
         "quality": header.quality.percent,
         "bytes": n_bytes,
         "bpp": round(8 * n_bytes / (header.width * header.height), 6),
-        "color": f"ICC ({metadata['ICC']} bytes)" if "ICC" in metadata else "sRGB",
-        "tiles": header.tile_rows * header.tile_cols,
+        "color": _color(header, metadata),
+        "depth": header.depth,
+        "grey": header.grey,
+        "tiles": header.n_tiles,
+        "tile_side": header.tile_side,
         "streams": {scale: header.bytes_of(scale) for scale in container.STREAM_ORDER},
         "metadata": metadata,
+        "picture_crc": None if header.picture_crc is None else f"{header.picture_crc:08x}",
         "complete": n_bytes == header.file_bytes,
     }
     if with_coder:
@@ -94,11 +103,18 @@ def command(
         from hpcmcodec.evaluation import heat
 
         with about(source):
-            spent = codec.bits_map(data, max_pixels=max_pixels)
+            spent = codec.bits_map(data, **settings.limits)
         title = f"{Path(label(source)).name}: {facts['bpp']:.3f} bits per pixel"
         map_output.write(heat.bits_png(spent, header.width, header.height, printable(title)))
     text = json.dumps(facts, indent=2) if as_json else _describe(label(source), facts, header.file_bytes)
     write_stdout(text.encode() + b"\n")
+
+
+def _color(header: container.Header, metadata: dict[str, int]) -> str:
+    """What the decoded pixels mean."""
+    if header.cicp is not None:
+        return "CICP {}/{}".format(*header.cicp)
+    return f"ICC ({metadata['ICC']} bytes)" if "ICC" in metadata else "sRGB"
 
 
 def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
@@ -113,10 +129,13 @@ def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
         "Quality": f"{facts['quality']:g}",
         "Size": size,
         "Color": facts["color"],
-        "Tiles": str(facts["tiles"]),
+        "Samples": f"{facts['depth']} bits{', grey' if facts['grey'] else ''}",
+        "Tiles": f"{facts['tiles']}, of {facts['tile_side']}x{facts['tile_side']} latents",
         "Streams": ", ".join(f"{scale} {n_bytes}" for scale, n_bytes in facts["streams"].items()) + " bytes",
         "Metadata": ", ".join(f"{name} {n_bytes} bytes" for name, n_bytes in facts["metadata"].items()) or "none",
     }
+    if facts["picture_crc"]:
+        rows["Picture"] = f"CRC-32 {facts['picture_crc']}"
     if "coder" in facts:
         rows["Coder"] = facts["coder"]
     return "\n".join([printable(label), *(f" * {name:<10} : {value}" for name, value in rows.items())])

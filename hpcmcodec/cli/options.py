@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hpcmcodec import __version__
-from hpcmcodec.container import DEFAULT_MAX_PIXELS
+from hpcmcodec.container import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,6 +23,12 @@ class Settings:
         self.debug = False
         self.quiet = False
         self.max_pixels: int | None = None
+        self.max_side: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """The arguments `max_pixels` and `max_side` of the library."""
+        return Limits(max_pixels=self.max_pixels or DEFAULT_MAX_PIXELS, max_side=self.max_side or DEFAULT_MAX_SIDE)
 
 
 def _store(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -42,7 +48,16 @@ def shared_options(function: Function) -> Function:
             metavar="N",
             expose_value=False,
             callback=_store,
-            help=f"Refuse images of more pixels.  [default: {DEFAULT_MAX_PIXELS}; for info: no limit]",
+            help=f"Refuse images of more pixels, padded to multiples of 16.  [default: {DEFAULT_MAX_PIXELS}; for info: "
+            "no limit]",
+        ),
+        click.option(
+            "--max-side",
+            type=click.IntRange(min=1),
+            metavar="N",
+            expose_value=False,
+            callback=_store,
+            help=f"Refuse images with a longer side, in pixels.  [default: {DEFAULT_MAX_SIDE}; for info: no limit]",
         ),
     ):
         function = decorate(function)

@@ -94,7 +94,7 @@ def near(codec: Codec, pixels: Pixels, n_bytes: int, threads: int = 1) -> tuple[
 
 def _hpcm(name: str, effort: int, qualities: tuple[float, ...]) -> Codec:
     def encode(pixels: Pixels, quality: float, threads: int) -> bytes:
-        return codec.encode(pixels, quality, effort=effort, max_pixels=None)
+        return codec.encode(pixels, quality, effort=effort, max_pixels=None, max_side=None)
 
     return Codec(
         name,
@@ -108,7 +108,7 @@ def _hpcm(name: str, effort: int, qualities: tuple[float, ...]) -> Codec:
 
 
 def _hpcm_decode(data: bytes, threads: int) -> Pixels:
-    return np.asarray(codec.decode(data, max_pixels=None))
+    return np.asarray(codec.decode(data, max_pixels=None, max_side=None))
 
 
 @functools.cache

@@ -148,10 +148,10 @@ def _coder(name: str) -> tuple[Callable[..., bytes], Callable[..., Any], Callabl
         from hpcmcodec import codec
 
         def encode(pixels: Any, quality: float, threads: int) -> bytes:
-            return codec.encode(pixels, quality, max_pixels=None)
+            return codec.encode(pixels, quality, max_pixels=None, max_side=None)
 
         def decode(data: bytes, threads: int) -> Any:
-            return np.asarray(codec.decode(data, max_pixels=None))
+            return np.asarray(codec.decode(data, max_pixels=None, max_side=None))
 
         return encode, decode, lambda: None
     from hpcmcodec.evaluation.codecs import CODECS

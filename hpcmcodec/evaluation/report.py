@@ -54,6 +54,7 @@ def report(
     against: Sequence[str] = (),
     *,
     max_pixels: int | None = None,
+    max_side: int | None = None,
     say: Callable[[str], None] = print,
     progress: Callable[[float], None] | None = None,
 ) -> str:
@@ -62,7 +63,7 @@ def report(
     Args:
         against: keys of `CODECS`. Each codes the photograph in about the size of each file. One that is not installed
             is left out, and `say` is told so.
-        max_pixels: as for `codec.decode`.
+        max_pixels, max_side: as for `codec.decode`.
         say: called with lines for people.
         progress: called with the fraction of the work that is done, in [0, 1].
 
@@ -79,7 +80,8 @@ def report(
     candidates: list[Candidate] = []
     steps = len(files) * (1 + len(usable))
     for file in files:
-        own = _decoded(file, original, max_pixels, labelled=len({each.stem for each in files}) < len(files))
+        labelled = len({each.stem for each in files}) < len(files)
+        own = _decoded(file, original, max_pixels, max_side, labelled=labelled)
         candidates.append(own)
         for key in usable:
             quality, coded = near(CODECS[key], original, own.n_bytes)
@@ -158,13 +160,16 @@ def places(original: Pixels, decoded: Sequence[Pixels]) -> list[tuple[int, int, 
     return found
 
 
-def _decoded(file: Path, original: Pixels, max_pixels: int | None, *, labelled: bool) -> Candidate:
+def _decoded(
+    file: Path, original: Pixels, max_pixels: int | None, max_side: int | None, *, labelled: bool
+) -> Candidate:
+    limits = container.Limits(max_pixels=max_pixels, max_side=max_side)
     try:
         with file.open("rb") as stream:
-            data = container.read(stream, max_pixels=max_pixels)
-        pixels = np.asarray(codec.decode(data, max_pixels=max_pixels))
-        quality = container.parse_header(data, max_pixels=max_pixels).quality.percent
-        bits = bits_per_pixel(codec.bits_map(data, max_pixels=max_pixels))
+            data = container.read(stream, **limits)
+        pixels = np.asarray(codec.decode(data, **limits))
+        quality = container.parse_header(data, **limits).quality.percent
+        bits = bits_per_pixel(codec.bits_map(data, **limits))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}") from error
     except HpcmError as error:

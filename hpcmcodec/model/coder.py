@@ -38,6 +38,8 @@ RATE_WEIGHT = 0.06
 
 Ints = Any  # numpy.ndarray of int32
 Tick = Callable[[float], None]
+Verify = Callable[[str, int], bool]
+"""verify(scale, crc): whether the CRC-32 of the decoded integers of z, s1, s2 or s3 is right; called in this order."""
 Spent = Callable[[str, np.ndarray], None]
 """spent(scale, bits): the bits that z, or one coding step of `scale`, cost at each position of y: float64 (h, w)."""
 
@@ -137,7 +139,7 @@ class LatentCoder:
     def decode(
         self,
         streams: Mapping[str, bytes],
-        crcs: Mapping[str, int] | None,
+        verify: Verify | None,
         quality: Quality,
         h: int,
         w: int,
@@ -147,16 +149,16 @@ class LatentCoder:
     ) -> Ints:
         """y_hat (h, w, M) int32 in sixteenths, from the streams of z and of those scales that are given.
 
-        Scales without a stream get zero residuals. finest: the scale to end with, on whose grid y_hat is then. crcs:
-        the encoder's CRCs of the integers by scale, None where there are none. `spent` is called with the bits that z
-        and each coding step cost. Raises IntegrityError where a stream is damaged, and LatentMismatchError where the
-        decoded integers do not have their CRC.
+        Scales without a stream get zero residuals. finest: the scale to end with, on whose grid y_hat is then.
+        verify: None where there is nothing to verify the integers by. `spent` is called with the bits that z and each
+        coding step cost. Raises IntegrityError where a stream is damaged, and LatentMismatchError where `verify`
+        returns False.
         """
         rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
         indexes = np.repeat(z_tables_of(quality, n), rows * columns)
         with _reading("z"):
             symbols = Decoder(streams["z"], self.z_tables, indexes.size).get(indexes)
-        if crcs is not None and _crc(symbols) != crcs["z"]:
+        if verify and not verify("z", _crc(symbols)):
             raise LatentMismatchError("z", None)
         z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
         if spent:
@@ -181,9 +183,9 @@ class LatentCoder:
             return symbols
 
         def check(step: Step) -> None:
-            if crcs is None or not step.last_of_scale or step.scale not in decoders:
+            if not step.last_of_scale or step.scale not in decoders:
                 return
-            if found[step.scale] != crcs[step.scale]:
+            if verify and not verify(step.scale, found[step.scale]):
                 raise LatentMismatchError(step.scale, step)
 
         return self._walk(z_hat, quality, h, w, residuals, found, tick, check, finest)
