@@ -6,8 +6,9 @@
     compressai   CompressAI's coder; UnsupportedError where it cannot be loaded
     native       this project's coder: in C++ where HPCM_OPS finds compiled kernels (`native.loader`), else in Python
 
-All coders write the same bytes and read the same symbols from any bytes, damaged ones included. `rans` decides which
-streams are valid and which are refused, and describes their format.
+All coders write the same bytes, read the same symbols, and refuse the same bytes: those that end before their symbols
+do, or hold an escape that no encoder writes. CompressAI's coder checks nothing and does not say where it stands, so
+this project's reads each part of a stream before it does. `rans` describes the format, and checks the stream's end.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcmcodec import threads
-from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.errors import IntegrityError, UnsupportedError
 from hpcmcodec.native import loader
 from hpcmcodec.native.library import HostMemory, Kernels
 from hpcmcodec.rans_tables import Tables
@@ -38,11 +39,15 @@ CHOICES = ("auto", "compressai", "native")
 
 _LEAST_STATE = 1 << 31
 _TOTAL_BITS = 16
-_GROUP_BITS, _LAST_GROUP = 4, 15
+_GROUP_BITS, _LAST_GROUP, _MAX_GROUPS = 4, 15, 6
 _WORD_BYTES, _STATE_BYTES = 4, 8
 # The most words that a symbol can take: one for its entry, one for the number of its escape's groups, and one for each
-# of at most 7 groups, more than which CompressAI's encoder does not write.
-_MOST_WORDS = 9
+# group.
+_MOST_WORDS = 2 + _MAX_GROUPS
+# Symbols per call of CompressAI's coder, which takes lists.
+_PIECE = 65536
+_ENDED = "the stream is damaged: it ends before its symbols do"
+_WRONG_ESCAPE = "the stream is damaged: a value outside its table is written in a form that no encoder writes"
 
 _INSTALL = "pip install --no-deps compressai==1.2.8"
 _extension: ModuleType | None = None
@@ -59,10 +64,24 @@ class Writer(Protocol):
 
 
 class Reader(Protocol):
-    """Reads one stream."""
+    """Reads one stream, and says where it stands.
+
+    Attributes:
+        position: the number of words taken so far.
+        state: the 64-bit state of the coder. Once a whole stream has been read, it is 2^31.
+    """
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def state(self) -> int: ...
 
     def get(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
-        """The next symbols (N,), whose tables `indexes` (N,) name. The caller has checked them."""
+        """The next symbols (N,), whose tables `indexes` (N,) name. The caller has checked them.
+
+        Raises IntegrityError where no encoder writes such a stream; the reader is of no use then.
+        """
 
 
 class Coder(Protocol):
@@ -73,10 +92,8 @@ class Coder(Protocol):
     def writer(self, tables: Tables) -> Writer:
         """A writer of one stream over these tables."""
 
-    def reader(self, data: bytes, tables: Tables, n_padding: int) -> Reader:
-        """A reader of `data`, a stream of at least two whole words. `n_padding` bounds the bytes that decoding can read
-        behind it; these count as zeros.
-        """
+    def reader(self, data: bytes, tables: Tables) -> Reader:
+        """A reader of `data`, a stream of at least two whole words whose first two are a state of the coder."""
 
 
 class Choice(NamedTuple):
@@ -104,16 +121,16 @@ def choose() -> Choice:
 
 @lru_cache(maxsize=16)
 def _choose(wanted: str, ops: str) -> Choice:
+    # Kernels for a GPU do not code streams, so the compiled ones for a CPU are looked for beside them.
+    kernels = loader.find(beside_cuda=True).kernels
     why_not = "HPCM_CODER=native"
     if wanted != "native":
         try:
-            return Choice(CompressAI(), f"HPCM_CODER={wanted}: CompressAI's is installed")
+            return Choice(CompressAI(kernels), f"HPCM_CODER={wanted}: CompressAI's is installed")
         except UnsupportedError as error:
             if wanted == "compressai":
                 raise
             why_not = str(error)
-    # Kernels for a GPU do not code streams, so the compiled ones for a CPU are looked for beside them.
-    kernels = loader.find(beside_cuda=True).kernels
     return Choice(Native(kernels), why_not if kernels else f"{why_not}; no compiled kernels (HPCM_OPS={ops})")
 
 
@@ -122,23 +139,25 @@ def _choose(wanted: str, ops: str) -> Choice:
 
 class CompressAI:
     """CompressAI's extension. It checks nothing: wrong arguments and streams of fewer than 4 symbols make it corrupt
-    memory, damaged streams make it read beyond their end. The checks of `rans` before each call keep it within bounds.
+    memory, damaged streams make it read beyond their end. The checks of `rans` before each call keep it within bounds,
+    and in reading so does this project's coder, in C++ where `kernels` are given: what it refuses is not read again.
 
     Raises UnsupportedError where the extension cannot be loaded.
     """
 
     name = "compressai"
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: Kernels | None = None) -> None:
         self._extension: Any = load_extension()
+        self._native = Native(kernels)
 
     def writer(self, tables: Tables) -> Writer:
         return _CompressAIWriter(self._extension.BufferedRansEncoder(), tables)
 
-    def reader(self, data: bytes, tables: Tables, n_padding: int) -> Reader:
+    def reader(self, data: bytes, tables: Tables) -> Reader:
         coder = self._extension.RansDecoder()
-        coder.set_stream(data.ljust(len(data) + n_padding, b"\0"))
-        return _CompressAIReader(coder, tables)
+        coder.set_stream(data)
+        return _CompressAIReader(coder, tables, self._native.reader(data, tables))
 
 
 class _CompressAIWriter:
@@ -146,18 +165,36 @@ class _CompressAIWriter:
         self._coder, self._tables = coder, tables
 
     def put(self, symbols: NDArray[np.int32], indexes: NDArray[np.intp]) -> None:
-        self._coder.encode_with_indexes(symbols.tolist(), *_as_lists(self._tables, indexes))
+        for start in range(0, len(symbols), _PIECE):
+            piece = slice(start, start + _PIECE)
+            self._coder.encode_with_indexes(symbols[piece].tolist(), *_as_lists(self._tables, indexes[piece]))
 
     def finish(self) -> bytes:
         return bytes(self._coder.flush())
 
 
 class _CompressAIReader:
-    def __init__(self, coder: Any, tables: Tables) -> None:
-        self._coder, self._tables = coder, tables
+    def __init__(self, coder: Any, tables: Tables, ahead: Reader) -> None:
+        self._coder, self._tables, self._ahead = coder, tables, ahead
+
+    @property
+    def state(self) -> int:
+        return self._ahead.state
+
+    @property
+    def position(self) -> int:
+        return self._ahead.position
 
     def get(self, indexes: NDArray[np.intp]) -> NDArray[np.int32]:
-        return np.array(self._coder.decode_stream(*_as_lists(self._tables, indexes)), np.int32)
+        # The two read the same words, so this ensures that those that the extension takes are there.
+        expected = self._ahead.get(indexes)
+        symbols = np.empty(len(indexes), np.int32)
+        for start in range(0, len(indexes), _PIECE):
+            piece = slice(start, start + _PIECE)
+            symbols[piece] = self._coder.decode_stream(*_as_lists(self._tables, indexes[piece]))
+        if not np.array_equal(symbols, expected):
+            raise IntegrityError("CompressAI's entropy coder reads other symbols than hpcmcodec's: see hpcm doctor")
+        return symbols
 
 
 def _as_lists(tables: Tables, indexes: NDArray[np.intp]) -> tuple[list[int], list[list[int]], list[int], list[int]]:
@@ -222,9 +259,9 @@ def _load_from_file(name: str) -> ModuleType:
 class Native:
     """This project's coder: in C++ (kernels/rans.h) where `kernels` are given, else in plain Python.
 
-    Its readers need no padding, and say where they stand. `position` is the number of words taken so far, zeros behind
-    the stream included; `state` is the 64-bit state of the coder. Once a whole stream has been read, `position` is its
-    number of words and `state` is 2^31.
+    Decoding undoes encoding step by step and loses nothing of the state. So a stream that has been read to its last
+    word, into the state that the encoder began with, is the one that encoding its symbols gives: escapes of another
+    form than the encoder's are refused when they are read.
     """
 
     def __init__(self, kernels: Kernels | None) -> None:
@@ -234,7 +271,7 @@ class Native:
     def writer(self, tables: Tables) -> Writer:
         return _KernelWriter(tables, self._kernels) if self._kernels else _PlainWriter(tables)
 
-    def reader(self, data: bytes, tables: Tables, n_padding: int = 0) -> _KernelReader | _PlainReader:
+    def reader(self, data: bytes, tables: Tables) -> Reader:
         return _KernelReader(data, tables, self._kernels) if self._kernels else _PlainReader(data, tables)
 
 
@@ -302,7 +339,7 @@ class _KernelReader:
             *(ctypes.byref(self._state), ctypes.byref(self._position), HostMemory.at(symbols)),
         )
         if decoded != len(numbers):
-            raise ValueError(f"table {numbers[decoded]} has no entry for the state {self.state}")
+            raise IntegrityError(_ENDED if 4 * self.position > len(self._stream) else _WRONG_ESCAPE)
         return symbols
 
 
@@ -315,12 +352,14 @@ def _addresses(tables: Tables) -> tuple[int, int, int, int, int]:
 class _PlainWriter(_NativeWriter):
     def _code(self, symbols: NDArray[np.int32], indexes: NDArray[np.int32], state: int) -> tuple[bytes, int]:
         tables = self._tables
-        escape, values = tables.sizes[indexes] - 2, symbols - tables.offsets[indexes]
+        escape, values = tables.sizes[indexes] - 2, symbols.astype(np.int64) - tables.offsets[indexes]
         inside = (values >= 0) & (values < escape)
         entries = np.where(inside, values, escape)
         starts = tables.cdf[indexes, entries]
         frequencies = tables.cdf[indexes, entries + 1] - starts
         rests = np.where(inside, -1, np.where(values < 0, -2 * values - 1, 2 * (values - escape)))
+        if len(rests) and int(rests.max()) >= 1 << _GROUP_BITS * _MAX_GROUPS:
+            raise ValueError(f"symbol {symbols[rests.argmax()]} cannot be coded under table {indexes[rests.argmax()]}")
         words = []
         for start, frequency, rest in zip(
             starts[::-1].tolist(), frequencies[::-1].tolist(), rests[::-1].tolist(), strict=True
@@ -342,7 +381,8 @@ class _PlainWriter(_NativeWriter):
 
 class _PlainReader:
     def __init__(self, data: bytes, tables: Tables) -> None:
-        self._tables, self._words = tables, np.frombuffer(data, "<u4").tolist()
+        self._tables = tables
+        self._words: list[int] = np.frombuffer(data, "<u4").tolist()
         self.state = int.from_bytes(data[:_STATE_BYTES], "little")
         self.position = _STATE_BYTES // _WORD_BYTES
 
@@ -366,16 +406,14 @@ class _PlainReader:
 
     def _escaped(self, escape: int) -> int:
         """The value that an escape's groups stand for, less the table's first value. `escape` is the escape's entry."""
-        n_groups = group = self._group()
-        while group == _LAST_GROUP:  # the run ends: behind the stream zeros enter the state
-            group = self._group()
-            n_groups += group
-        rest = 0
+        n_groups, rest, group = self._group(), 0, 1
+        if n_groups > _MAX_GROUPS:
+            raise IntegrityError(_WRONG_ESCAPE)
         for number in range(n_groups):
-            # No encoder writes more than eight groups. For more, CompressAI's decoder shifts an int by more than its
-            # bits, and processors take such a shift modulo 32.
-            rest |= self._group() << _GROUP_BITS * number % 32
-        rest = (rest & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)  # as a signed int
+            group = self._group()
+            rest |= group << _GROUP_BITS * number
+        if not group:
+            raise IntegrityError(_WRONG_ESCAPE)
         return -(rest >> 1) - 1 if rest & 1 else (rest >> 1) + escape
 
     def _group(self) -> int:
@@ -386,6 +424,7 @@ class _PlainReader:
         return group
 
     def _word(self) -> int:
-        position = self.position
+        if self.position == len(self._words):
+            raise IntegrityError(_ENDED)
         self.position += 1
-        return self._words[position] if position < len(self._words) else 0
+        return self._words[self.position - 1]

@@ -6,14 +6,15 @@
 // knows how much of it is left.
 //
 // Unlike the kernels, these functions check their arguments: whatever indexes, tables and streams hold, no access
-// leaves the arrays, and all loops end. Beyond the end of a stream, decoding reads zeros.
+// leaves the arrays, and all loops end. Decoding ends where the stream does, and at an escape that no encoder writes. A
+// stream whose last symbol leaves LEAST_STATE and no word is the one that encoding its symbols gives.
 
 #include <stdint.h>
 
 namespace rans {
 
 const uint64_t LEAST_STATE = 1ull << 31;
-enum { TOTAL_BITS = 16, GROUP_BITS = 4, LAST_GROUP = 15, MAX_REST_BITS = 28 };
+enum { TOTAL_BITS = 16, GROUP_BITS = 4, LAST_GROUP = 15, MAX_GROUPS = 6 };
 
 // Row i of cdf (n, width) has sizes[i] cumulative frequencies, from 0 to 2^16; its last entry is the escape.
 struct Tables {
@@ -72,7 +73,7 @@ inline bool put_symbol(Writer* writer, const Row& row, int32_t symbol) {
         entry = (int32_t)value;
     } else {
         const uint64_t rest = (uint64_t)(value < 0 ? -2 * value - 1 : 2 * (value - row.escape));
-        if (rest >> MAX_REST_BITS) return false;  // CompressAI's encoder would not end for such a value
+        if (rest >> GROUP_BITS * MAX_GROUPS) return false;
         int groups = 0;
         while (rest >> GROUP_BITS * groups) ++groups;
         for (int i = groups - 1; i >= 0; --i)
@@ -103,6 +104,7 @@ struct Reader {
     int64_t n_words, position;
     uint64_t state;
 
+    // Beyond the end zeros enter the state, and `position` says so.
     void advance(uint64_t to) {
         state = to;
         if (state < LEAST_STATE) {
@@ -117,16 +119,14 @@ struct Reader {
         return value;
     }
 
-    // A run of LAST_GROUP ends with the stream at the latest, since zeros come into the state after it.
-    uint32_t rest() {
-        int64_t groups = 0;
-        uint32_t value, all = 0;
-        do groups += value = group();
-        while (value == LAST_GROUP);
-        // No encoder writes more than eight groups. Where a stream has more, CompressAI's decoder shifts an int by more
-        // than its width, which processors take modulo 32.
-        for (int64_t i = 0; i < groups; ++i) all |= group() << (GROUP_BITS * i & 31);
-        return all;
+    // Sets `all` to the number that an escape's groups stand for; false where these are not the fewest, or too many.
+    bool rest(uint32_t* all) {
+        const uint32_t groups = group();
+        if (groups > MAX_GROUPS) return false;
+        uint32_t last = 1;
+        *all = 0;
+        for (uint32_t i = 0; i < groups; ++i) *all |= (last = group()) << GROUP_BITS * i;
+        return last != 0;
     }
 };
 
@@ -155,8 +155,9 @@ inline int32_t entry_of(const Row& row, int32_t place) {
     return low;
 }
 
-// Returns how many symbols were decoded: n, or fewer where an index names no table or a table has no entry for the
-// state. `position` counts the words that were read, including those beyond the end of the stream.
+// Returns how many symbols were decoded: n, or fewer where an index names no table, a table has no entry for the state,
+// an escape is not as an encoder writes it, or the stream has ended. `position` counts the words that were read; it is
+// beyond n_words where the stream has ended.
 inline int64_t decode(int64_t n, const int32_t* indexes, const Tables& tables, const uint8_t* stream, int64_t n_words,
                       uint64_t* state, int64_t* position, int32_t* symbols) {
     Reader reader = {stream, n_words, *position, *state};
@@ -171,10 +172,11 @@ inline int64_t decode(int64_t n, const int32_t* indexes, const Tables& tables, c
         reader.advance(frequency * (reader.state >> TOTAL_BITS) + (place - start));
         int64_t value = entry;
         if (entry == row.escape) {
-            const uint32_t rest = reader.rest();
-            const int32_t half = (int32_t)rest >> 1;
-            value = rest & 1 ? -(int64_t)half - 1 : (int64_t)half + row.escape;
+            uint32_t rest;
+            if (!reader.rest(&rest)) break;
+            value = rest & 1 ? -(int64_t)(rest >> 1) - 1 : (int64_t)(rest >> 1) + row.escape;
         }
+        if (reader.position > n_words) break;
         symbols[i] = (int32_t)(value + row.offset);
     }
     *state = reader.state;

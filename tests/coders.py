@@ -17,7 +17,7 @@ NAMES = ("compressai", "native C++", "native Python")
 def named(name: str, library: str) -> Coder:
     """The coder of this name; `library`: of the kernels, for the one in C++. UnsupportedError without CompressAI's."""
     if name == "compressai":
-        return rans_coders.CompressAI()
+        return rans_coders.CompressAI(Kernels(ctypes.CDLL(library)) if library else None)
     return rans_coders.Native(Kernels(ctypes.CDLL(library)) if name == "native C++" else None)
 
 

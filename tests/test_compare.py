@@ -99,7 +99,7 @@ def test_a_bits_map_covers_every_tile() -> None:
         data = tiny.encode(4096 + 40, 24)
         spent = codec.bits_map(data)
     header = container.parse_header(data)
-    assert header.tile_cols == 2
+    assert header.n_tiles == 2
     for scale, bits in spent.items():
         for i, (row, column, rows, columns) in enumerate(header.tiles):
             length = header.stream_info(scale, i).length

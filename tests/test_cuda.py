@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmcodec import codec
 from hpcmcodec.engines.torch import TorchEngine
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.biwkv import biwkv4_exact
@@ -419,8 +418,5 @@ def test_on_a_gpu_files_decode_to_their_checksums_with_kernels_and_without(monke
         engine = TorchEngine(tiny.load(), "cuda")
         assert type(engine.coder.ops) is (KernelOps if choice == "cuda" else ExactOps)
         for name in tiny.PICTURES:
-            reader = codec.container.Reader((tiny.DATA / f"{name}.hpcm").read_bytes())
-            header = reader.header
-            streams = {s: reader.stream(s, 0) for s in codec.container.STREAM_ORDER}
-            crcs = {s: header.stream_info(s, 0).latents_crc for s in streams}
-            engine.coder.decode(streams, crcs, header.quality, header.latent_height, header.latent_width)
+            header, streams, verify = tiny.parts_of((tiny.DATA / f"{name}.hpcm").read_bytes())
+            engine.coder.decode(streams, verify, header.quality, header.latent_height, header.latent_width)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hpcmcodec import cli, codec
+from hpcmcodec import cli
 from hpcmcodec.engines import light
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.reference import ExactOps
@@ -127,12 +127,9 @@ def finds_reference(**options: bool) -> loader.Status:
 
 def codes_a_picture() -> None:
     """A file of the tiny model is decoded and its integers are checked, whatever operations are there."""
-    header = codec.container.parse_header((tiny.DATA / "tiny-7x5.hpcm").read_bytes())
-    reader = codec.container.Reader((tiny.DATA / "tiny-7x5.hpcm").read_bytes())
-    streams = {s: reader.stream(s, 0) for s in codec.container.STREAM_ORDER}
-    crcs = {s: header.stream_info(s, 0).latents_crc for s in streams}
+    header, streams, verify = tiny.parts_of((tiny.DATA / "tiny-7x5.hpcm").read_bytes())
     size = header.latent_height, header.latent_width
-    light.LightEngine(tiny.load()).coder.decode(streams, crcs, header.quality, *size)
+    light.LightEngine(tiny.load()).coder.decode(streams, verify, header.quality, *size)
 
 
 # --- the order of looking --------------------------------------------------------------------------------------------

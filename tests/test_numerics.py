@@ -779,15 +779,10 @@ EXTREME = (tiny.DATA / f"{tiny.EXTREME}.hpcm").read_bytes()
 
 
 def decode_streams(coder: LatentCoder) -> np.ndarray:
-    """y_hat of the golden file that needs all that the coder can do, checked against its CRCs."""
-    from hpcmcodec.container import STREAM_ORDER, Reader
-
-    reader = Reader(EXTREME)
-    header = reader.header
-    streams = {s: reader.stream(s, 0) for s in STREAM_ORDER}
-    crcs = {s: header.stream_info(s, 0).latents_crc for s in STREAM_ORDER}
+    """y_hat of the golden file that needs all that the coder can do, verified."""
+    header, streams, verify = tiny.parts_of(EXTREME)
     return np.asarray(
-        coder.decode(streams, crcs, header.quality, header.latent_height, header.latent_width), dtype=np.int32
+        coder.decode(streams, verify, header.quality, header.latent_height, header.latent_width), dtype=np.int32
     )
 
 

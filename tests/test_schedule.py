@@ -18,7 +18,6 @@ from hpcmcodec.exact.schedule import (
     fold,
     grid,
     refine,
-    symbols_of,
     unfold,
     valid,
 )
@@ -109,14 +108,6 @@ def test_every_latent_is_coded_once(h: int, w: int) -> None:
     np.testing.assert_array_equal(sum(coded_in_y(h, w, step).astype(int) for step in STEPS), 1)
 
 
-@given(SIDES, SIDES)
-def test_symbols_of_the_scales_add_up_to_all_latents(h: int, w: int) -> None:
-    for scale in SCALES:
-        coded = sum(int(coded_in_y(h, w, step).sum()) for step in STEPS if step.scale == scale)
-        assert symbols_of(scale, h, w, M) == coded
-    assert sum(symbols_of(scale, h, w, M) for scale in SCALES) == h * w * M
-
-
 @pytest.mark.parametrize("step", STEPS, ids=part_name)
 def test_shares_are_a_32nd_a_16th_and_an_8th(step: Step) -> None:
     share = {"s1": 1 / 32, "s2": 1 / 16, "s3": 1 / 8}[step.scale]
@@ -138,8 +129,6 @@ def test_validity_is_what_exists_in_y_and_none_where_all_does(h: int, w: int, st
 
 def test_one_latent_position_has_two_groups_at_s2_and_one_at_s1_and_empty_steps() -> None:
     assert [int(coded_in_y(1, 1, step).sum()) for step in STEPS] == [2, 0, 0, 2, 0, 2, 2, 2, 2, 2, 2]
-    assert symbols_of("s1", 1, 1, M) == 2
-    assert symbols_of("s2", 1, 1, M) == 2
 
 
 @given(SIDES, SIDES, st.sampled_from(SCALES))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -84,13 +85,45 @@ def latents(h: int, w: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (np.clip(np.rint(y * 16), -(2**16), 2**16) / 16).astype(np.float32), z.astype(np.float32)
 
 
+def parts_of(data: bytes) -> tuple[container.Header, dict[str, bytes], Any]:
+    """The header of a file of one tile, its streams, and what verifies their integers."""
+    reader = container.Reader(data)
+    return reader.header, {s: reader.stream(s, 0) for s in container.STREAM_ORDER}, reader.verifier(0)
+
+
+def streams_of(data: bytes) -> dict[str, list[container.Stream]]:
+    """The streams of a file of this model, with the CRC-32 of what they decode to."""
+    reader, coder = container.Reader(data), light.LightEngine(load()).coder
+    found: dict[str, list[container.Stream]] = {s: [] for s in container.STREAM_ORDER}
+    for tile, (_, _, h, w) in enumerate(reader.header.tiles):
+        streams = {s: reader.stream(s, tile) for s in container.STREAM_ORDER}
+        crcs: dict[str, int] = {}
+        coder.decode(streams, lambda scale, crc, into=crcs: not into.update({scale: crc}), reader.header.quality, h, w)  # type: ignore[misc]
+        for s, stream in streams.items():
+            found[s].append(container.Stream(stream, crcs[s]))
+    return found
+
+
+def resealed(header: bytes, rest: bytes) -> bytes:
+    """A file of a header, whose check is made anew, and of what follows it up to the CRC of the file, likewise."""
+    whole = header + zlib.crc32(header).to_bytes(4, "little")[:2] + rest
+    return whole + zlib.crc32(whole).to_bytes(4, "little")
+
+
+def with_model_id(data: bytes, model_id: bytes) -> bytes:
+    """The file with another model id; its checks of integers do not hold any more."""
+    header = container.parse_header(data)
+    end = header.header_bytes - 2
+    return resealed(data[:end].replace(header.model_id, model_id, 1), data[end + 2 : -4])
+
+
 def z_of(data: bytes, coder: Any) -> np.ndarray:
     """The hyper-latent (rows, columns, N) that a file of one tile carries."""
     header = container.parse_header(data)
     rows, columns, n = -(-header.latent_height // 4), -(-header.latent_width // 4), coder.config.hyper
     indexes = np.repeat(z_tables_of(header.quality, n), rows * columns)
     stream = container.Reader(data).stream("z", 0)
-    return Decoder(stream, coder.z_tables, indexes.size).get(indexes).reshape(n, rows, columns).transpose(1, 2, 0)
+    return Decoder(stream, coder.z_tables).get(indexes).reshape(n, rows, columns).transpose(1, 2, 0)
 
 
 def sha256(integers: np.ndarray) -> str:

@@ -153,14 +153,3 @@ def valid(step: Step, h: int, w: int, latent: int) -> np.ndarray | None:
     exists = decimate(np.ones((1, h, w, 8), bool), step.scale, np.zeros((1, rows, columns, 8), bool))
     folded = fold(exists, step, np.zeros((1, rows, columns, 8 // GROUPS[step.scale]), bool))
     return None if folded.all() else folded.repeat(latent // 8, -1)
-
-
-def symbols_of(scale: str, h: int, w: int, latent: int) -> int:
-    """How many latents a scale codes in y of h x w positions with `latent` channels."""
-    total = 0
-    for step in STEPS:
-        if step.scale == scale:
-            mask = valid(step, h, w, latent)
-            rows, columns = grid(scale, h, w)
-            total += rows * columns * latent // GROUPS[scale] if mask is None else int(mask.sum())
-    return total

@@ -24,13 +24,13 @@ from hpcmcodec import rans_coders, timing
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.reference import ExactOps
-from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid, symbols_of
+from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
 from hpcmcodec.model.cost import step_cost, z_cost
 from hpcmcodec.model.entropy import grids_at, skipped_levels, z_tables_of
 from hpcmcodec.quality import Quality
-from hpcmcodec.rans import Decoder, Encoder, Tables, bits
+from hpcmcodec.rans import MAX_SYMBOL, Decoder, Encoder, Tables, bits
 
 # What a bit weighs against a squared error, in squared quantisation steps. On three held-out photographs, 0.05 and 0.07
 # make files 0.6% smaller than 0 does at the same PSNR; 0.02 and 0.1 do not.
@@ -88,15 +88,15 @@ class LatentCoder:
         h, w, _ = y.shape
         out: dict[str, Coded] = {}
         rows, columns, n = z.shape
-        encoder = Encoder(self.z_tables, z.size)
+        encoder = Encoder(self.z_tables)
         indexes = np.repeat(z_tables_of(quality, n), rows * columns)
         with timing.phase("rANS"):
-            symbols = encoder.clamp(_round(z.transpose(2, 0, 1).ravel()), indexes)
+            symbols = _round(z.transpose(2, 0, 1).ravel())
             encoder.put(symbols, indexes)
             out["z"] = Coded(encoder.finish(), _crc(symbols))
         z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
 
-        encoders = {s: Encoder(self.y_tables, symbols_of(s, h, w, self.config.latent)) for s in SCALES}
+        encoders = {s: Encoder(self.y_tables) for s in SCALES}
         crcs, planes = dict.fromkeys(SCALES, 0), dict[str, np.ndarray]()
 
         def residuals(step: Step, means: Ints, levels: Ints, exists: Any) -> Ints:
@@ -113,7 +113,6 @@ class LatentCoder:
             coded = ~self.skipped[levels]
             symbols[~coded] = 0
             with timing.phase("rANS"):
-                symbols[coded] = encoders[step.scale].clamp(symbols[coded], levels[coded])
                 encoders[step.scale].put(symbols[coded], levels[coded])
             return symbols
 
@@ -157,7 +156,9 @@ class LatentCoder:
         rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
         indexes = np.repeat(z_tables_of(quality, n), rows * columns)
         with _reading("z"):
-            symbols = Decoder(streams["z"], self.z_tables, indexes.size).get(indexes)
+            decoder = Decoder(streams["z"], self.z_tables)
+            symbols = decoder.get(indexes)
+            decoder.finish()
         if verify and not verify("z", _crc(symbols)):
             raise LatentMismatchError("z", None)
         z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
@@ -166,7 +167,7 @@ class LatentCoder:
         decoders = {}
         for s in filter(streams.__contains__, SCALES):
             with _reading(s):
-                decoders[s] = Decoder(streams[s], self.y_tables, symbols_of(s, h, w, self.config.latent))
+                decoders[s] = Decoder(streams[s], self.y_tables)
         found = dict.fromkeys(SCALES, 0)
 
         def residuals(step: Step, means: Ints, levels: Ints, exists: Any) -> Ints:
@@ -185,6 +186,8 @@ class LatentCoder:
         def check(step: Step) -> None:
             if not step.last_of_scale or step.scale not in decoders:
                 return
+            with _reading(step.scale):
+                decoders[step.scale].finish()
             if verify and not verify(step.scale, found[step.scale]):
                 raise LatentMismatchError(step.scale, step)
 
@@ -260,8 +263,8 @@ def _flat(folded: np.ndarray) -> np.ndarray:
 
 
 def _round(x: np.ndarray) -> Ints:
-    """x rounded to the nearest integer, int32; x is limited first, so that the conversion is defined."""
-    return np.rint(np.clip(x, -(2.0**21), 2.0**21)).astype(np.int32)
+    """x rounded to the nearest integer, int32; x is limited first, to what a stream can hold."""
+    return np.rint(np.clip(x, -MAX_SYMBOL, MAX_SYMBOL)).astype(np.int32)
 
 
 def _crc(values: Ints, start: int = 0) -> int:
