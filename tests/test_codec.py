@@ -401,7 +401,7 @@ def test_more_pixels_than_the_limit_are_refused_on_both_sides() -> None:
     padded = 144 * 80
     for n in (padded, None):
         assert size_of(tiny.encode(131, 77, max_pixels=n), max_pixels=n) == (131, 77)
-    with pytest.raises(UnsupportedError, match="11520 pixels, padded .*--max-pixels"):
+    with pytest.raises(UnsupportedError, match=r"11520 pixels, padded .*--max-pixels"):
         tiny.encode(131, 77, max_pixels=padded - 1)
     with pytest.raises(UnsupportedError, match="--max-pixels"):
         codec.decode(SMALL, max_pixels=padded - 1)
