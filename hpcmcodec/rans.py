@@ -148,7 +148,9 @@ class Decoder:
         """
         if not self._n_words and not self._n_got:
             return
-        if 0 < self._n_got < _MIN_SYMBOLS and self.get(np.zeros(_MIN_SYMBOLS - self._n_got, np.intp)).any():
+        if not self._n_got:
+            self._refuse("it has bytes, but no symbols")
+        if self._n_got < _MIN_SYMBOLS and self.get(np.zeros(_MIN_SYMBOLS - self._n_got, np.intp)).any():
             self._refuse("it is not filled up with zeros")
         if self._refusal or (self._reader.position, self._reader.state) != (self._n_words, _MIN_STATE):
             self._refuse("it does not end with its last symbol")

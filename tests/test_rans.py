@@ -93,11 +93,11 @@ def drawn(n_symbols: int, seed: int) -> tuple[Ints, Ints]:
     return symbols, indexes
 
 
-def entries(value: int, table: int, n_zero_groups: int = 0) -> list[tuple[int, int, int]]:
+def entries(value: int, table: int, n_zero_groups: int = 0, tables: Tables = TABLES) -> list[tuple[int, int, int]]:
     """Start, frequency and bits of all that a symbol puts into a stream, with leading zero groups in its escape."""
-    low, high = int(TABLES.low[table]), int(TABLES.high[table])
+    low, high = int(tables.low[table]), int(tables.high[table])
     entry = value - low if low <= value <= high else high + 1 - low
-    start, end = TABLES.cdf[table, entry : entry + 2].tolist()
+    start, end = tables.cdf[table, entry : entry + 2].tolist()
     found = [(start, end - start, 16)]
     if not low <= value <= high:
         rest = 2 * (value - high - 1) if value > high else 2 * (low - value) - 1
@@ -294,15 +294,16 @@ def test_a_stream_whose_encoder_began_in_another_state_is_refused(values: list[i
     assert "does not end" in refusal(without_rules(coded, state), [1] * len(values))
 
 
-@pytest.mark.parametrize("n_symbols", [0, 1, 3, 4, 5, 100])
+@pytest.mark.parametrize("data", [without_rules([]), without_rules(entries(0, 0) * 4)], ids=["state", "zeros"])
+def test_bytes_without_symbols_are_refused(data: bytes) -> None:
+    assert "bytes, but no symbols" in refusal(data, [])
+
+
+@pytest.mark.parametrize("n_symbols", [1, 3, 4, 5, 100])
 def test_words_that_decoding_does_not_take_are_refused(n_symbols: int) -> None:
     symbols, indexes = drawn(max(n_symbols, 4), seed=9)
-    symbols, indexes = symbols[: n_symbols or 4], indexes[: n_symbols or 4]
-    data = encode(symbols, indexes)
-    if n_symbols:
-        decode(data, indexes)
-        data += bytes(4)
-    assert "does not end" in refusal(data, indexes[:n_symbols].tolist())
+    symbols, indexes = symbols[:n_symbols], indexes[:n_symbols]
+    assert "does not end" in refusal(encode(symbols, indexes) + bytes(4), indexes.tolist())
 
 
 @pytest.mark.parametrize("n_symbols", [1, 2, 3])

@@ -198,6 +198,76 @@ def test_golden_files_are_read_and_written_again_to_the_byte(
             assert written_again(tables, parts) == stream
 
 
+def mutated(rng: random.Random, stream: bytes, tables: Tables, parts: list[tuple[Any, Any]]) -> bytes:
+    """The stream with damage, or its symbols written in a form that no encoder writes."""
+    kind = rng.randrange(9)
+    words = bytearray(stream or bytes(8))
+    place = 4 * rng.randrange(len(words) // 4)
+    if kind == 0:
+        words[rng.randrange(len(words))] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        words[place : place + 4] = rng.choice([bytes(4), b"\xff" * 4, rng.randbytes(4)])
+    elif kind == 2:
+        words += rng.choice([bytes(4), b"\xff" * 4, rng.randbytes(4)]) * rng.randint(1, 3)
+    elif kind == 3:
+        del words[-4 * rng.randint(1, 2) :]
+    elif kind == 4:
+        state = int.from_bytes(words[:8], "little") + rng.choice([-65536, -1, 1, 65536])
+        words[:8] = (state % 2**64).to_bytes(8, "little")
+    elif kind == 5:
+        words[-1 - rng.randrange(min(8, len(words)))] ^= 1 << rng.randrange(8)
+    else:
+        pairs = [(int(v), int(i)) for symbols, indexes in parts for v, i in zip(symbols, indexes, strict=True)]
+        outside = [n for n, (v, i) in enumerate(pairs) if not tables.low[i] <= v <= tables.high[i]]
+        longer = rng.choice(outside) if outside and kind == 6 else -1
+        coded = [test_rans.entries(v, i, rng.randint(1, 40) * (n == longer), tables) for n, (v, i) in enumerate(pairs)]
+        for _ in range(4 - len(pairs)):
+            coded.append(test_rans.entries(rng.randint(0, 1) * (kind == 7), 0, 0, tables))
+        state = 2**31 + rng.randint(1, 2**31) * (kind == 8)
+        return test_rans.without_rules([e for symbol_entries in coded for e in symbol_entries], state)
+    return bytes(words)
+
+
+def check_mutations(coder: Coder, n_mutations: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of changed files whose checksums are right, those that decode to the same latents have the same streams."""
+    rng, n_decoded = random.Random(seed), 0
+    with coders.used(coder):
+        engine = light.LightEngine(tiny.load())
+        for name, share in (("tiny-7x5", 20), ("tiny-40x52", 17), ("tiny-131x77", 2), (tiny.EXTREME, 1)):
+            data = (tiny.DATA / f"{name}.hpcm").read_bytes()
+            header, streams, _ = tiny.parts_of(data)
+            size = header.quality, header.latent_height, header.latent_width
+            with tiny.installed():
+                parts = dict(zip(streams, streams_of(data, monkeypatch), strict=True))
+            crcs: dict[str, int] = {}
+            engine.coder.decode(streams, lambda s, crc, into=crcs: not into.update({s: crc}), *size)  # type: ignore[misc]
+            for _ in range(n_mutations * share // 40):
+                scale = rng.choice(list(streams))
+                changed = streams | {scale: mutated(rng, *parts[scale])}
+                try:
+                    engine.coder.decode(changed, lambda s, crc, same=crcs: crc == same[s], *size)  # type: ignore[misc]
+                except IntegrityError:
+                    continue
+                assert changed == streams
+                n_decoded += 1
+    return n_decoded
+
+
+def test_changed_files_with_right_checksums_have_other_latents_or_are_refused(
+    all_coders: dict[str, Coder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for coder in all_coders.values():
+        assert check_mutations(coder, 60, 3, monkeypatch) > 2  # rewritten as they were
+
+
+@pytest.mark.slow
+def test_of_many_changed_files_none_has_the_same_latents(in_cpp: Coder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HPCM_FUZZ: how many files, 20,000 without it."""
+    n_files = int(os.environ.get("HPCM_FUZZ", "20000"))
+    n_decoded = check_mutations(in_cpp, n_files, 4, monkeypatch)
+    sys.stdout.write(f"{n_files} files, {n_decoded} of them as they were, the others refused\n")
+
+
 def test_a_photograph_is_coded_to_the_same_file_whatever_the_coder(
     all_coders: dict[str, Coder], photos: dict[str, Path]
 ) -> None:
