@@ -19,10 +19,11 @@ import errno
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES, STEPS, STRIDE, grid
 from hpcmcodec.image import load, to_image
-from hpcmcodec.model.coder import RATE_WEIGHT, LatentMismatchError
+from hpcmcodec.model.coder import RATE_WEIGHT, Cut, LatentMismatchError
 from hpcmcodec.model.synthesis import THUMBNAIL
 from hpcmcodec.native import compiled
 from hpcmcodec.quality import Quality
@@ -41,6 +42,15 @@ from hpcmcodec.quality import Quality
 if TYPE_CHECKING:
     from hpcmcodec.engines.base import Engine
     from hpcmcodec.image import DecodedImage, ImageSource
+
+
+Streams: TypeAlias = dict[str, list[container.Stream]]  # for each scale those of all tiles
+Coded: TypeAlias = tuple[Streams, np.ndarray]  # and y_hat (h, w, M) int32 in sixteenths
+Ticks: TypeAlias = tuple[Progress | None, Progress | None]  # for the transforms, and for coding
+
+# Symbols that the model expects to be zero are not coded, for speed. They are where that does more harm than this share
+# of a file's bits is worth: nearly never in photographs, but in halftones, where it costs several dB.
+FULL_FROM = 0.005
 
 
 @contextmanager
@@ -108,28 +118,10 @@ def encode(
     height, width, _ = picture.pixels.shape
     container.check_size(width, height, max_pixels, max_side)
     runner = base.find(model, device, engine)
-    pixels = pad(picture.pixels)
-    rounds, rate_weight = refine.ROUNDS[effort], refine.RATE_WEIGHT if effort else RATE_WEIGHT
-    # Each round counts for as much as the first coding, round 0, and as decoding: half for the transforms and half for
-    # coding.
-    parts = rounds + 1 + verify
+    # Each round counts for as much as the first coding, and as decoding: half for the transforms and half for coding.
+    parts = 1 + refine.ROUNDS[effort] + verify
     ticks = [_halves(_part(progress, n / parts, 1 / parts)) for n in range(parts)]
-
-    with timing.phase("transform"):
-        y, z = runner.analyse(pixels, q, ticks[0][0])
-
-    def code(y: np.ndarray, n: int) -> tuple[dict[str, list[container.Stream]], np.ndarray]:
-        return _code(runner, y, z, q, rate_weight, tile, ticks[n][1])
-
-    streams, y_hat = code(y, 0)
-    if rounds:
-        weight = refine.error_weight(height, width, q)
-
-        def gradient(y_hat: np.ndarray, n: int) -> np.ndarray:
-            with timing.phase("transform"):
-                return runner.gradient(y_hat, pixels, weight, q, ticks[n][0])
-
-        streams = refine.refined(y, (streams, y_hat), rounds, gradient, code)
+    streams, full = _streams_of(runner, picture.pixels, q, effort, tile, ticks)
 
     def packed(picture_crc: int | None) -> bytes:
         return container.pack(
@@ -140,16 +132,50 @@ def encode(
             streams=streams,
             metadata=picture.metadata,
             tile_side=tile,
+            full=full,
             picture_crc=picture_crc,
         )
 
     data = packed(None)
-    if not verify:
-        return data
-    reader = container.Reader(data, max_pixels=None, max_side=None)
-    y_hat = _decode_latents(reader, runner, progress=ticks[-1][1])
+    return packed(_pixels_crc(_pixels_of(data, runner, ticks[-1]))) if verify else data
+
+
+def _streams_of(
+    runner: Engine, pixels: np.ndarray, q: Quality, effort: int, tile: int, ticks: Sequence[Ticks]
+) -> tuple[Streams, bool]:
+    """The streams of pixels (H, W, 3) uint8, and whether they hold all symbols.
+
+    ticks: for the first coding and for each round of effort.
+    """
+    height, width, _ = pixels.shape
+    pixels = pad(pixels)
+    rounds, rate_weight = refine.ROUNDS[effort], refine.RATE_WEIGHT if effort else RATE_WEIGHT
     with timing.phase("transform"):
-        return packed(_pixels_crc(runner.synthesise(y_hat, q, ticks[-1][0])[:height, :width]))
+        y, z = runner.analyse(pixels, q, ticks[0][0])
+
+    def code(y: np.ndarray, n: int, full: bool, cut: Cut | None = None) -> Coded:
+        return _code(runner, y, z, q, rate_weight, tile, ticks[n][1], full=full, cut=cut)
+
+    cut: list[tuple[float, float]] = []
+    streams, y_hat = code(y, 0, False, lambda *step: cut.append(step))
+    if full := _does_harm(cut, rate_weight, streams):
+        streams, y_hat = code(y, 0, full)
+    if rounds:
+        weight = refine.error_weight(height, width, q)
+
+        def gradient(y_hat: np.ndarray, n: int) -> np.ndarray:
+            with timing.phase("transform"):
+                return runner.gradient(y_hat, pixels, weight, q, ticks[n][0])
+
+        streams = refine.refined(y, (streams, y_hat), rounds, gradient, partial(code, full=full))
+    return streams, full
+
+
+def _does_harm(cut: list[tuple[float, float]], rate_weight: float, streams: Streams) -> bool:
+    """Whether coding all symbols is better: `cut` has the error and the bits of those that are not, step by step."""
+    error, saved = np.sum(cut, axis=0)
+    n_bits = 8 * sum(len(stream.data) for of_scale in streams.values() for stream in of_scale)
+    return bool(error > rate_weight * (saved + FULL_FROM * n_bits))
 
 
 def _code(
@@ -160,14 +186,13 @@ def _code(
     rate_weight: float,
     tile: int,
     progress: Progress | None,
-) -> tuple[dict[str, list[container.Stream]], np.ndarray]:
-    """Code y (h, w, M) and z (ceil(h/4), ceil(w/4), N), both float32, in tiles.
-
-    Returns:
-        For each scale the streams of all tiles, and y_hat (h, w, M) int32 in sixteenths.
-    """
+    *,
+    full: bool = False,
+    cut: Cut | None = None,
+) -> Coded:
+    """Code y (h, w, M) and z (ceil(h/4), ceil(w/4), N), both float32, in tiles."""
     tiles = container.tiles(y.shape[0], y.shape[1], tile)
-    streams: dict[str, list[container.Stream]] = {s: [] for s in container.STREAM_ORDER}
+    streams: Streams = {s: [] for s in container.STREAM_ORDER}
     y_hat = np.empty(y.shape, np.int32)
     for i, (row, column, rows, columns) in enumerate(tiles):
         place = slice(row, row + rows), slice(column, column + columns)
@@ -176,7 +201,7 @@ def _code(
         ]
         tick = _part(progress, i / len(tiles), 1 / len(tiles))
         with runner.lock, timing.phase("entropy path"):
-            coded, y_hat[place] = runner.coder.encode(y[place], tile_z, quality, tick, rate_weight)
+            coded, y_hat[place] = runner.coder.encode(y[place], tile_z, quality, tick, rate_weight, full=full, cut=cut)
         for s, c in coded.items():
             streams[s].append(container.Stream(c.data, c.latents_crc))
     return streams, y_hat
@@ -319,8 +344,18 @@ def _decode_latents(
                 _part(progress, i / len(tiles), 1 / len(tiles)),
                 None if spent is None else _adder({s: plane[place] for s, plane in spent.items()}),
                 finest,
+                full=header.full,
             )
     return y_hat
+
+
+def _pixels_of(data: bytes, runner: Engine, ticks: Ticks) -> np.ndarray:
+    """What a file shows, as a decoder finds it: pixels (H, W, 3) uint8."""
+    reader = container.Reader(data, max_pixels=None, max_side=None)
+    header = reader.header
+    y_hat = _decode_latents(reader, runner, progress=ticks[1])
+    with timing.phase("transform"):
+        return runner.synthesise(y_hat, header.quality, ticks[0])[: header.height, : header.width]
 
 
 def _pixels_crc(pixels: np.ndarray) -> int:
@@ -358,7 +393,7 @@ def _adder(planes: dict[str, np.ndarray]) -> Callable[[str, np.ndarray], None]:
     return add
 
 
-def _halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+def _halves(progress: Progress | None) -> Ticks:
     return _part(progress, 0, 0.5), _part(progress, 0.5, 0.5)
 
 

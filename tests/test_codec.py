@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ def test_odd_sizes_come_back_exactly_and_to_the_encoders_latents(
     assert (header.width, header.height) == (width, height)
     assert size_of(data) == (width, height)
     y_hat = codec.decode_latents(data)
-    for (row, column, rows, columns), (_, tile) in zip(header.tiles, written, strict=True):
+    for (row, column, rows, columns), (_, tile) in zip(header.tiles, written[-header.n_tiles :], strict=True):
         np.testing.assert_array_equal(y_hat[row : row + rows, column : column + columns], tile)
 
 
@@ -156,8 +157,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Coded], np.nd
     seen = []
     encode = LatentCoder.encode
 
-    def watched(self: LatentCoder, *args: Any) -> Any:
-        result = encode(self, *args)
+    def watched(self: LatentCoder, *args: Any, **options: Any) -> Any:
+        result = encode(self, *args, **options)
         seen.append(result)
         return result
 
@@ -279,6 +280,103 @@ def test_file_of_an_unknown_model_names_it() -> None:
     other = tiny.with_model_id(SMALL, bytes(range(4)))
     with pytest.raises(UnsupportedError, match="00010203"):
         codec.decode(other)
+
+
+def test_a_file_of_a_hundred_bytes_does_not_stand_for_12_megapixels() -> None:
+    """Streams of nothing but a state once went on with zeros for as many symbols as a header asked for."""
+    states = [(2**31).to_bytes(8, "little"), (2**63 - 1).to_bytes(8, "little"), b"\0\0\0\0\1\0\0\0"]
+    for state in states:
+        streams = {s: [container.Stream(state, 0)] for s in container.STREAM_ORDER}
+        hostile = container.pack(
+            model_id=tiny.load().model_id, width=4000, height=3000, quality=Quality(0), streams=streams
+        )
+        assert len(hostile) < 100
+        with pytest.raises(IntegrityError, match="tile 0, stream z: the stream is damaged"):
+            codec.decode(hostile)
+
+
+# --- pictures of which the model knows little -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_full_file_cuts_no_latent_however_far_outside_the_tables(seed: int) -> None:
+    coder = light.LightEngine(tiny.load()).coder
+    y, z = tiny.latents(9, 14, seed)
+    cut: list[tuple[float, float]] = []
+    _, skipping = coder.encode(y, z, Quality(3000), cut=lambda *step: cut.append(step))
+    coded, y_hat = coder.encode(y, z, Quality(3000), full=True)
+    streams, size = {s: c.data for s, c in coded.items()}, (Quality(3000), 9, 14)
+    np.testing.assert_array_equal(coder.decode(streams, None, *size, full=True), y_hat)
+    # The dead zone and the centroids move a latent by a step and a half at most.
+    assert np.abs(y_hat / 16 - y).max() < 1.5 < np.abs(skipping / 16 - y).max()
+    error, saved = np.sum(cut, axis=0)
+    more = sum(len(s) for s in streams.values()) - sum(
+        len(c.data) for c in coder.encode(y, z, Quality(3000))[0].values()
+    )
+    assert error > 0
+    assert more > 0
+    assert saved > 0
+
+
+def halftone(side: int = 96) -> np.ndarray:
+    """(side, side, 3) uint8: dots of black on white that grow from one corner to the other."""
+    rows, columns = np.mgrid[:side, :side]
+    dots = np.cos(2 * np.pi * (rows + columns) / 5) + np.cos(2 * np.pi * (rows - columns) / 5)
+    black = dots > 2 - 4 * (rows + columns) / (2 * side)
+    return np.repeat(np.where(black, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("effort", [0, 1])
+def test_a_halftone_gets_better_with_the_quality(effort: int) -> None:
+    picture, found = halftone(), []
+    for quality in (50, 70, 80, 90, 100):
+        data = codec.encode(picture, quality, effort=effort)
+        found.append(psnr_db(np.asarray(codec.decode(data)), picture))
+    assert container.parse_header(data).full
+    assert min(np.diff(found)) > -0.05
+
+
+def test_a_photograph_is_not_full(photos: dict[str, Path]) -> None:
+    for quality in (20, 90):
+        assert not container.parse_header(codec.encode(photos["chelsea"], quality)).full
+
+
+# --- tiles, and checks of the pixels ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_smaller_tiles_are_coded_one_by_one(side: int) -> None:
+    data = tiny.encode(2060, 1030, tile=side)
+    header = container.parse_header(data)
+    assert (header.tile_side, header.n_tiles) == (side, -(-129 // side) * -(-65 // side))
+    assert size_of(data) == (2060, 1030)
+    assert size_of(data, scale="s1") == (2060, 1030)
+
+
+def test_another_tile_side_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="256, 128, 64, not 32"):
+        tiny.encode(8, 8, tile=32)
+
+
+def test_a_verified_file_carries_a_checksum_of_its_pixels_that_decoding_compares() -> None:
+    plain, verified = tiny.encode(131, 77), tiny.encode(131, 77, verify=True)
+    picture = codec.decode(verified)
+    assert picture.tobytes() == codec.decode(plain).tobytes()
+    assert container.parse_header(verified).picture_crc == zlib.crc32(picture.tobytes())
+    assert len(verified) - len(plain) == 5
+    assert size_of(verified, scale="s1") == (131, 77)
+    header = container.parse_header(verified)
+    wrong = container.pack(
+        model_id=header.model_id,
+        width=131,
+        height=77,
+        quality=header.quality,
+        full=header.full,
+        picture_crc=header.picture_crc ^ 1,
+        streams=tiny.streams_of(verified),
+    )
+    with pytest.raises(IntegrityError, match="decoded pixels differ from those of the encoder"):
+        codec.decode(wrong)
 
 
 # --- previews ---------------------------------------------------------------------------------------------------------

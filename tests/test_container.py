@@ -34,9 +34,9 @@ def crc(data: bytes, start: int = 0) -> bytes:
 HEADER = """
     8b 48 50 43                  magic
     02                           version
-    35                           rest: 53 bytes
+    36                           rest: 54 bytes
     68 70 63 6d                  model id "hpcm"
-    7e                           flags: tile side 64, grey, depth, CICP, picture, chunks
+    fe 01                        flags: tile side 64, grey, depth, CICP, full, chunks, picture
     84 08                        width 4 + 8 * 128
     03                           height
     d2 09                        quality 82 + 9 * 128 = 1234
@@ -134,7 +134,7 @@ def test_the_hand_written_file_is_read_as_the_specification_says() -> None:
     header = parse_header(EXAMPLE)
     assert (header.version, header.model_id) == (2, b"hpcm")
     assert (header.width, header.height, header.quality) == (1028, 3, Quality(1234))
-    assert (header.tile_side, header.depth, header.grey, header.cicp) == (64, 12, True, (9, 16))
+    assert (header.tile_side, header.depth, header.full, header.grey, header.cicp) == (64, 12, True, True, (9, 16))
     assert header.picture_crc == 0x12345678
     assert (header.latent_height, header.latent_width) == (1, 65)
     assert (header.n_tiles, header.tiles) == (2, [(0, 0, 1, 64), (0, 64, 1, 1)])
@@ -164,10 +164,12 @@ def test_the_hand_written_file_without_unknown_chunks_is_the_one_that_is_written
     reader = Reader(EXAMPLE)
     header = reader.header
     streams = {s: [Stream(STREAMS[2 * i + t], CRCS[2 * i + t]) for t in (0, 1)] for i, s in enumerate(STREAM_ORDER)}
-    fields = {n: getattr(header, n) for n in ("width", "height", "quality", "tile_side", "depth", "grey", "cicp")}
+    fields = {
+        n: getattr(header, n) for n in ("width", "height", "quality", "tile_side", "depth", "full", "grey", "cicp")
+    }
     data = pack(model_id=b"hpcm", streams=streams, picture_crc=header.picture_crc, metadata=reader.metadata(), **fields)
     mine = from_dump(re.sub(r".*(hint|note).*\n", "", HEADER).replace("04    ", "02    "))
-    mine = mine.replace(b"\x02\x35", b"\x02" + bytes([0x35 - 12]))
+    mine = mine.replace(b"\x02\x36", b"\x02" + bytes([0x36 - 12]))
     assert data[: len(mine)] == mine
     assert Reader(data).metadata() == reader.metadata()
 
@@ -251,6 +253,7 @@ def contents(draw: st.DrawFn) -> dict[str, Any]:
         "quality": Quality(draw(st.integers(0, 10000))),
         "tile_side": side,
         "depth": draw(st.integers(8, 16)),
+        "full": draw(st.booleans()),
         "grey": draw(st.booleans()),
         "cicp": draw(st.none() | st.tuples(st.integers(0, 255), st.integers(0, 255))),
         "picture_crc": draw(st.none() | st.integers(0, 2**32 - 1)),
@@ -449,7 +452,7 @@ def test_a_file_of_version_1_is_refused_in_one_line_that_says_so() -> None:
     [
         sealed(body(), version=0),
         sealed(body(), version=3),
-        sealed(body(flags=varint(128))),
+        sealed(body(flags=varint(256))),
         sealed(body(flags=varint(2**31))),
         sealed(body(flags=b"\x03")),
         sealed(body(chunks=(chunk(b"ICC ", 8 | 2),))),
@@ -471,7 +474,7 @@ def test_what_later_versions_may_use_is_refused_as_unsupported(hostile: bytes) -
         (sealed(body(flags=b"\x08", optional=b"\x08")), "depth 8"),
         (sealed(body(flags=b"\x08", optional=b"\x11")), "depth 17"),
         (sealed(body(flags=b"\x10", streams=b"\1")), "inside its colour"),
-        (sealed(body(flags=b"\x20", streams=b"\1")), "inside its picture CRC"),
+        (sealed(body(flags=b"\x80\1", streams=b"\1")), "inside its picture CRC"),
         (sealed(body(streams=bytes(5))), "1 bytes behind"),
         (sealed(body(streams=bytes(3))), "ends at byte"),
         (sealed(body(flags=b"\x40", streams=b"\1")), "inside its chunk table"),

@@ -98,10 +98,20 @@ def streams_of(data: bytes) -> dict[str, list[container.Stream]]:
     for tile, (_, _, h, w) in enumerate(reader.header.tiles):
         streams = {s: reader.stream(s, tile) for s in container.STREAM_ORDER}
         crcs: dict[str, int] = {}
-        coder.decode(streams, lambda scale, crc, into=crcs: not into.update({scale: crc}), reader.header.quality, h, w)  # type: ignore[misc]
+        coder.decode(streams, recorder(crcs), reader.header.quality, h, w, full=reader.header.full)
         for s, stream in streams.items():
             found[s].append(container.Stream(stream, crcs[s]))
     return found
+
+
+def recorder(crcs: dict[str, int]) -> Any:
+    """A `coder.Verify` that takes what comes into `crcs`."""
+
+    def verify(scale: str, crc: int) -> bool:
+        crcs[scale] = crc
+        return True
+
+    return verify
 
 
 def resealed(header: bytes, rest: bytes) -> bytes:

@@ -72,8 +72,29 @@ def command(
             header, start = container.read_header(stream, max_pixels=settings.max_pixels, max_side=settings.max_side)
             n_bytes = size_of(stream, len(start), header.file_bytes)
         model = weights.model_name(header.model_id)
+    facts = _facts(header, n_bytes, model)
+    if with_coder:
+        require_memory()
+        from hpcmcodec import rans_coders
+
+        facts["coder"] = rans_coders.choose().coder.name
+    if map_output:
+        require_memory()
+        from hpcmcodec import codec
+        from hpcmcodec.evaluation import heat
+
+        with about(source):
+            spent = codec.bits_map(data, **settings.limits)
+        title = f"{Path(label(source)).name}: {facts['bpp']:.3f} bits per pixel"
+        map_output.write(heat.bits_png(spent, header.width, header.height, printable(title)))
+    text = json.dumps(facts, indent=2) if as_json else _describe(label(source), facts, header.file_bytes)
+    write_stdout(text.encode() + b"\n")
+
+
+def _facts(header: container.Header, n_bytes: int, model: str | None) -> dict[str, Any]:
+    """The JSON object."""
     metadata = {chunk.name: chunk.length for chunk in header.chunks}
-    facts: dict[str, Any] = {
+    return {
         "format_version": header.version,
         "model": model,
         "model_id": header.model_id.hex(),
@@ -92,22 +113,6 @@ def command(
         "picture_crc": None if header.picture_crc is None else f"{header.picture_crc:08x}",
         "complete": n_bytes == header.file_bytes,
     }
-    if with_coder:
-        require_memory()
-        from hpcmcodec import rans_coders
-
-        facts["coder"] = rans_coders.choose().coder.name
-    if map_output:
-        require_memory()
-        from hpcmcodec import codec
-        from hpcmcodec.evaluation import heat
-
-        with about(source):
-            spent = codec.bits_map(data, **settings.limits)
-        title = f"{Path(label(source)).name}: {facts['bpp']:.3f} bits per pixel"
-        map_output.write(heat.bits_png(spent, header.width, header.height, printable(title)))
-    text = json.dumps(facts, indent=2) if as_json else _describe(label(source), facts, header.file_bytes)
-    write_stdout(text.encode() + b"\n")
 
 
 def _color(header: container.Header, metadata: dict[str, int]) -> str:

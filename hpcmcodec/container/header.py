@@ -33,7 +33,7 @@ DEPTHS = range(8, 17)
 HEADER_CHECK_BYTES = 2
 CHECK_BYTES = {"z": 2, "s1": 2, "s2": 2, "s3": 4}
 WORD_BYTES = 4  # streams consist of words
-_TILE_BITS, GREY, DEPTH, CICP, PICTURE, CHUNK_TABLE, _KNOWN_FLAGS = 3, 4, 8, 16, 32, 64, 127
+_TILE_BITS, GREY, DEPTH, CICP, FULL, CHUNK_TABLE, PICTURE, _KNOWN_FLAGS = 3, 4, 8, 16, 32, 64, 128, 255
 
 
 class Limits(TypedDict):
@@ -64,6 +64,7 @@ class Header:
         quality: the quality that the file was made with.
         tile_side: side of a whole tile in positions of the plane y, one of `TILE_SIDES`.
         depth: bits of each sample of the picture that was coded, 8 to 16.
+        full: whether every latent has a symbol, also where the model expects nothing but zeros.
         grey: whether the picture was grey, and is shown and saved so.
         cicp: colour primaries and transfer function of the decoded RGB pixels (ITU-T H.273); None: see the chunk ICC,
             and where there is none either, sRGB.
@@ -82,6 +83,7 @@ class Header:
     quality: Quality
     tile_side: int
     depth: int
+    full: bool
     grey: bool
     cicp: tuple[int, int] | None
     picture_crc: int | None
@@ -206,6 +208,7 @@ def parse_header(
         quality=Quality(quality),
         tile_side=tile_side,
         depth=depth,
+        full=bool(flags & FULL),
         grey=bool(flags & GREY),
         cicp=None if primaries_and_transfer is None else (primaries_and_transfer[0], primaries_and_transfer[1]),
         picture_crc=picture_crc,

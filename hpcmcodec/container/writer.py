@@ -15,6 +15,7 @@ from hpcmcodec.container.header import (
     CICP,
     DEPTH,
     DEPTHS,
+    FULL,
     GREY,
     HEADER_CHECK_BYTES,
     MAGIC,
@@ -54,6 +55,7 @@ def pack(
     streams: Mapping[str, Sequence[Stream]],
     metadata: Mapping[str, bytes] | None = None,
     tile_side: int = TILE_SIDE,
+    full: bool = False,
     depth: int = 8,
     grey: bool = False,
     cicp: tuple[int, int] | None = None,
@@ -64,7 +66,7 @@ def pack(
     Args:
         model_id: the id of the weights, of which the file holds the first 4 bytes.
         width, height: pixels, 1..2^31-1.
-        quality, tile_side, depth, grey, cicp, picture_crc: as in `Header`.
+        quality, tile_side, full, depth, grey, cicp, picture_crc: as in `Header`.
         streams: for each scale of `STREAM_ORDER` one stream for each tile.
         metadata: bytes by the names of `CHUNKS`; empty ones are left out, as the format has no empty chunks.
 
@@ -82,7 +84,7 @@ def pack(
         require(len(streams[scale]) == n_tiles, f"{scale} has {len(streams[scale])} streams for {n_tiles} tiles")
 
     chunks = chunks_to_write(metadata or {})
-    flags, optional = TILE_SIDES.index(tile_side) | GREY * grey, b""
+    flags, optional = TILE_SIDES.index(tile_side) | FULL * full | GREY * grey, b""
     if depth != DEPTHS.start:
         flags, optional = flags | DEPTH, bytes([depth])
     if cicp is not None:

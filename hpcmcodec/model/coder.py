@@ -3,7 +3,8 @@
 A symbol is the residual y - mean, rounded to the nearest integer or to the next one towards zero (`thresholds`). Coding
 steps follow each other; within one, the folded array is coded channel by channel in raster order, and only where a
 latent exists. A symbol whose table gives zero a probability above `entropy.SKIP_PROBABILITY` is not coded: encoder and
-decoder both take it as zero. y_hat is 16 * symbol + mean in sixteenths, moved towards the mean to where the mass of the
+decoder both take it as zero, unless the file is *full*, because the picture is one that the model knows little about.
+y_hat is 16 * symbol + mean in sixteenths, moved towards the mean to where the mass of the
 symbol's bin lies (`entropy.centroids`, a table by level and magnitude). It is int32, and the symbol limit of `rans`
 keeps it far from overflow. Every scale's stream comes with the
 CRC-32 of the integers it decodes to, little-endian int32 in the order of coding: z's values, or y_hat where the scale
@@ -40,6 +41,9 @@ Ints = Any  # numpy.ndarray of int32
 Tick = Callable[[float], None]
 Verify = Callable[[str, int], bool]
 """verify(scale, crc): whether the CRC-32 of the decoded integers of z, s1, s2 or s3 is right; called in this order."""
+Cut = Callable[[float, float], None]
+"""cut(error, bits): what not coding symbols of one coding step added to the squared error, in squared quantisation
+steps, and what coding them would have cost."""
 Spent = Callable[[str, np.ndarray], None]
 """spent(scale, bits): the bits that z, or one coding step of `scale`, cost at each position of y: float64 (h, w)."""
 
@@ -76,12 +80,24 @@ class LatentCoder:
         self.y_tables = Tables(tables["y.cdf"], tables["y.sizes"], tables["y.offsets"])
         self.centroids = tables["y.centroids"]
         self.skipped = skipped_levels(self.y_tables.cdf, self.y_tables.sizes, self.y_tables.offsets)
+        zeros = np.zeros(len(self.skipped), np.int32)
+        self._zero_bits = bits(self.y_tables, zeros, np.arange(len(zeros)))
         self._thresholds: dict[float, np.ndarray] = {}  # by the weight of a bit; only encoders need them
 
     def encode(
-        self, y: np.ndarray, z: np.ndarray, quality: Quality, tick: Tick | None = None, rate_weight: float = RATE_WEIGHT
+        self,
+        y: np.ndarray,
+        z: np.ndarray,
+        quality: Quality,
+        tick: Tick | None = None,
+        rate_weight: float = RATE_WEIGHT,
+        *,
+        full: bool = False,
+        cut: Cut | None = None,
     ) -> tuple[dict[str, Coded], Ints]:
         """y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32; rate_weight: see `thresholds`.
+
+        full: whether all symbols are coded. `cut` is called with what not coding some of them does.
 
         Returns the stream of each scale, and y_hat (h, w, M) int32 in sixteenths.
         """
@@ -106,11 +122,12 @@ class LatentCoder:
                 )
             plane = planes[step.scale]
             folded = fold(plane, step, np.zeros((*plane.shape[:3], plane.shape[3] // GROUPS[step.scale]), np.float32))
-            symbols = self.quantise(
-                _flat(folded)[exists] - means.astype(np.float32) * np.float32(2.0**-MEAN_SHIFT), levels, rate_weight
-            )
+            wanted = _flat(folded)[exists] - means.astype(np.float32) * np.float32(2.0**-MEAN_SHIFT)
+            symbols = self.quantise(wanted, levels, rate_weight)
             self.observe(symbols, levels)
-            coded = ~self.skipped[levels]
+            coded = self._coded(levels, full)
+            if cut:
+                self._tell(cut, wanted[~coded], symbols[~coded], levels[~coded])
             symbols[~coded] = 0
             with timing.phase("rANS"):
                 encoders[step.scale].put(symbols[coded], levels[coded])
@@ -132,6 +149,18 @@ class LatentCoder:
         symbols[at] -= np.sign(symbols[at])
         return symbols
 
+    def _coded(self, levels: Ints, full: bool) -> np.ndarray:
+        """(n,) bool: which symbols are coded."""
+        return np.ones(len(levels), bool) if full else ~self.skipped[levels]
+
+    def _tell(self, cut: Cut, wanted: np.ndarray, symbols: Ints, levels: Ints) -> None:
+        """Call `cut` for residuals (n,) that are not coded, and the symbols that they would have had."""
+        at = np.flatnonzero(symbols)
+        r, s = wanted[at].astype(np.float64), symbols[at]
+        zeros = np.bincount(np.delete(levels, at), minlength=len(self._zero_bits))
+        cost = zeros @ self._zero_bits + bits(self.y_tables, s, levels[at]).sum()
+        cut(float((r**2 - (r - s) ** 2).sum()), float(cost))
+
     def observe(self, symbols: Ints, levels: Ints) -> None:
         """Called with the symbols of each coding step before they are limited; a subclass in export counts them."""
 
@@ -145,13 +174,15 @@ class LatentCoder:
         tick: Tick | None = None,
         spent: Spent | None = None,
         finest: str = SCALES[-1],
+        *,
+        full: bool = False,
     ) -> Ints:
         """y_hat (h, w, M) int32 in sixteenths, from the streams of z and of those scales that are given.
 
-        Scales without a stream get zero residuals. finest: the scale to end with, on whose grid y_hat is then.
-        verify: None where there is nothing to verify the integers by. `spent` is called with the bits that z and each
-        coding step cost. Raises IntegrityError where a stream is damaged, and LatentMismatchError where `verify`
-        returns False.
+        Scales without a stream get zero residuals. finest: the scale to end with, on whose grid y_hat is then. verify:
+        None where there is nothing to verify the integers by. `spent` is called with the bits that z and each coding
+        step cost. full: as for `encode`. Raises IntegrityError where a stream is damaged, and LatentMismatchError where
+        `verify` returns False.
         """
         rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
         indexes = np.repeat(z_tables_of(quality, n), rows * columns)
@@ -173,7 +204,7 @@ class LatentCoder:
         def residuals(step: Step, means: Ints, levels: Ints, exists: Any) -> Ints:
             symbols = np.zeros(len(levels), np.int32)
             if step.scale in decoders:
-                coded = ~self.skipped[levels]
+                coded = self._coded(levels, full)
                 with _reading(step.scale):
                     symbols[coded] = decoders[step.scale].get(levels[coded])
                 if spent:
