@@ -200,7 +200,7 @@ static void linear(int64_t first, int64_t last, const Linear& l) {
 enum { WIDE_STEP = 2 * LANES };  // channels that are computed together
 
 struct Rows {
-    const int16_t* at[5];  // the input rows that an output row sees, from channel `c` on; zeros outside the image
+    const int16_t* at[5];  // the input rows that an output row sees; zeros outside the image
     int64_t step[5];       // from one column to the next; 0 in a row of zeros
 };
 
@@ -223,10 +223,10 @@ static inline void convolve(const Rows& rows, int64_t column, int64_t width, con
     store_zipped(sums, low, high);
 }
 
-// Computes one row of the output at the WIDE_STEP channels from `c` on.
-template <int K>
-static void convolve_row(const Depthwise& d, int64_t row, int c) {
-    static const int16_t zeros[WIDE_STEP] = {};
+// Computes `n` columns of one output row at the WIDE_STEP channels from `c` on. None of them sees an edge, unless EDGES:
+// then the first and the last K / 2 columns do. out: the row's first code, `stride` codes for each column.
+template <int K, bool EDGES = false>
+static void convolve_columns(const Depthwise& d, Rows rows, int c, int64_t n, int16_t* out, int64_t stride) {
     Ints weights[K * K + 1];
     for (int t = 0; t < K * K; t += 2) {
         const Ints a = load(d.weights + (int64_t)t * d.channels + c);
@@ -234,23 +234,30 @@ static void convolve_row(const Depthwise& d, int64_t row, int c) {
         weights[t] = zip_low(a, b);
         weights[t + 1] = zip_high(a, b);
     }
+    for (int i = 0; i < K; ++i)
+        if (rows.step[i]) rows.at[i] += c;
+    const float *scale = d.scale + c, *bias = d.bias + c, limit = (float)d.limit;
+    int32_t sums[WIDE_STEP];
+    for (int64_t x = 0; x < n; ++x) {
+        if (EDGES && (x < K / 2 || x >= n - K / 2))
+            convolve<K, true>(rows, x, n, weights, sums);
+        else
+            convolve<K, false>(rows, x, n, weights, sums);
+        finish_row(sums, WIDE_STEP, scale, bias, limit, out + x * stride + c);
+    }
+}
+
+template <int K>
+static void convolve_row(const Depthwise& d, int64_t row, int c) {
+    static const int16_t zeros[WIDE_STEP] = {};
     Rows rows;
     const int64_t y = row % d.height;
     for (int i = 0; i < K; ++i) {
         const bool there = y + i - K / 2 >= 0 && y + i - K / 2 < d.height;
-        rows.at[i] = there ? d.a + (row + i - K / 2) * d.width * d.channels + c : zeros;
+        rows.at[i] = there ? d.a + (row + i - K / 2) * d.width * d.channels : zeros;
         rows.step[i] = there ? d.channels : 0;
     }
-    const float *scale = d.scale + c, *bias = d.bias + c, limit = (float)d.limit;
-    int16_t* out = d.out + row * d.width * d.channels + c;
-    int32_t sums[WIDE_STEP];
-    for (int64_t x = 0; x < d.width; ++x) {
-        if (x < K / 2 || x >= d.width - K / 2)
-            convolve<K, true>(rows, x, d.width, weights, sums);
-        else
-            convolve<K, false>(rows, x, d.width, weights, sums);
-        finish_row(sums, WIDE_STEP, scale, bias, limit, out + x * d.channels);
-    }
+    convolve_columns<K, true>(d, rows, c, d.width, d.out + row * d.width * d.channels, d.channels);
 }
 
 static inline void convolve_one(const Depthwise& d, int64_t row, int64_t column, int c, int32_t* sum) {
@@ -363,6 +370,8 @@ static void sum_rows(int64_t first, int64_t last, const int16_t* a, int channels
     for (int64_t row = first; row < last; ++row)
         for (int c = 0; c < channels; ++c) sums[c] += a[row * channels + c];
 }
+
+#include "residual.h"
 
 // --- Bi-WKV4 -----------------------------------------------------------------------------------------------------------
 //
@@ -678,6 +687,7 @@ static void biwkv4_sum(int64_t batch, const Biwkv4& p, double* g_decay, double* 
 // This is constexpr so that no instruction of a copy runs before the copy is chosen, not even to fill in this table.
 static constexpr Functions functions = {
     linear,  depthwise, norm,        lrelu, relu_squared, gate, add, channel_scale, blend, sum_rows, latent_code, wkv,
-    narrow,  {pixels<uint8_t>, pixels<uint16_t>},
-    DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
+    narrow,  residual,  residual_scratch,
+    {pixels<uint8_t>, pixels<uint16_t>},
+    BAND,    DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
 };

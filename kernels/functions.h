@@ -78,7 +78,10 @@ struct Functions {
     void (*latent_code)(int64_t, int64_t, const Elements&);
     void (*wkv)(int64_t, int64_t, const Wkv&);
     void (*narrow)(int64_t, int64_t, const Elements&);
+    void (*residual)(int64_t, int64_t, const Residual&, int64_t rows, int16_t* scratch);
+    int64_t (*residual_scratch)(const Residual&);
     void (*pixels[2])(int64_t, int64_t, const Pixels&);  // to uint8, to uint16
+    int band;  // positions side by side in a work item of `residual`
     int doubles;  // channels per work item of the functions that follow
     void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&, int* failed);
     void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);

@@ -258,6 +258,26 @@ HPCM_API void hpcm_depthwise(int64_t batch, int64_t height, int64_t width, int c
     parallel(batch * height, rows_of(ELEMENTS, width * channels), [&](int64_t a, int64_t b) { f.depthwise(a, b, d); });
 }
 
+// Returns 0, or 1 where memory could not be allocated.
+HPCM_API int hpcm_residual(const Residual* r) {
+    const Functions& f = use();
+    const int64_t across = (r->width + f.band - 1) / f.band, wanted = r->last - r->first;
+    if (wanted < 1) return 0;
+    // Some items for each thread, of several rows: an item reads two rows more than it has.
+    const int64_t share = wanted * across / (4 * wanted_threads.load());
+    const int64_t rows = share < 2 ? 2 : share > 16 ? 16 : share;
+    std::atomic<int> failed{0};
+    parallel(r->batch * across * ((wanted + rows - 1) / rows), 1, [&](int64_t a, int64_t b) {
+        int16_t* scratch = (int16_t*)calloc(f.residual_scratch(*r), sizeof(int16_t));
+        if (scratch)
+            f.residual(a, b, *r, rows, scratch);
+        else
+            failed = 1;
+        free(scratch);
+    });
+    return failed;
+}
+
 HPCM_API void hpcm_norm(int64_t rows, int channels, const int16_t* a, const float* gamma, const float* beta, int limit,
                         int16_t* out) {
     const Norm p = {a, gamma, beta, out, channels, limit};

@@ -16,7 +16,7 @@ are there.
 from __future__ import annotations
 
 from hpcmcodec.container import LATENT
-from hpcmcodec.exact.constants import CHANNEL_GRID, PIXEL_GRID, WIDE_GRID
+from hpcmcodec.exact.constants import PIXEL_GRID, WIDE_GRID
 from hpcmcodec.exact.layers import Depthwise, Dequantise, Gain, Linear, Read
 from hpcmcodec.exact.ops import Act, Array, Ops, Qualities
 from hpcmcodec.model.config import Config
@@ -52,9 +52,8 @@ def thumbnail_of(ops: Ops, config: Config, y_hat: Array, quality: Qualities, sca
 def block(ops: Ops, x: Act, name: str) -> Act:
     """x (B, H, W, C) plus its branch."""
     width = x.x.shape[-1]
-    inside = ops.depthwise(ops.read(x, Read(f"{name}.read")), Depthwise(f"{name}.dw"), CHANNEL_GRID)
-    hidden = ops.lrelu(ops.linear(inside, Linear(f"{name}.up", 2 * width), CHANNEL_GRID))
-    return ops.wide(hidden, Linear(f"{name}.down", width), WIDE_GRID, onto=x)
+    up, down = Linear(f"{name}.up", 2 * width), Linear(f"{name}.down", width)
+    return ops.block(x, Depthwise(f"{name}.dw"), up, down, Read(f"{name}.read"))
 
 
 def _pixels(ops: Ops, a: Act, layer: str, side: int, depth: int) -> Array:

@@ -192,7 +192,7 @@ class KernelOps(ExactOps):
         x = self._int16(a.x)
         out = self._like(x)
         scale, bias = self._tap_scale(name, self.grids[a.grid], self.grids[grid])
-        taps = self._keep((name, "int16 taps"), lambda: self.xp.array(self.tensors[f"{name}.weight"].T))
+        taps = self._taps(name)
         _check(len(scale) == x.shape[-1], name, x)
         b, h, w, c = x.shape
         self.kernels.depthwise(
@@ -200,6 +200,10 @@ class KernelOps(ExactOps):
             *(self._at(x), self._at(taps), self._at(scale), self._at(bias), limit_of(grid), self._at(out)),
         )
         return Act(out, grid)
+
+    def _taps(self, layer: str) -> Array:
+        """The weights of a depthwise layer, int16 (k * k, C)."""
+        return self._keep((layer, "int16 taps"), lambda: self.xp.array(self.tensors[f"{layer}.weight"].T))
 
     def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
         grid = grid or layer.name
@@ -270,6 +274,58 @@ class KernelOps(ExactOps):
         factor = top * 2.0 ** -self.grids[PIXEL_GRID]
         self.kernels.pixels(_count(x), self._at(x), factor, top / 2, top, self._at(out))
         return out
+
+    # -- several operations in a row --
+
+    def block(
+        self,
+        x: Act,
+        around: Depthwise,
+        up: Linear,
+        down: Linear,
+        read: Read | None = None,
+        above: Act | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> Act:
+        if not self.kernels.in_one_pass:
+            return super().block(x, around, up, down, read, above, rows)
+        dtype = np.int32 if read else np.int16
+        xs = [self.memory.contiguous(a.x, dtype) for a in ([above] if above else []) + [x]]
+        batch, _, w, channels = xs[0].shape
+        height = sum(a.shape[1] for a in xs)
+        first, last = rows or (0, height)
+        _check(0 <= first <= last <= height and xs[0].shape[2:] == xs[-1].shape[2:], around.name, *xs)
+        inside = CHANNEL_GRID if read else None
+        grids = [CHANNEL_GRID if read else x.grid, inside or around.name, inside or up.name, x.grid]
+        layers = [
+            self._taps_of(around, *grids[:2]),
+            *(self._layer_of(layer, *grids[i : i + 2]) for i, layer in ((1, up), (2, down))),
+        ]
+        out = self.memory.empty((batch, last - first, w, channels), dtype)
+        _check(self._fit(around, up, down, read, channels), around.name, *xs)
+        factors = self._at(self._channel_factors(read.name)) if read else None
+        call = abi.Residual(
+            *(batch, height, w, height - xs[-1].shape[1], first, last, channels, up.channels, limit_of(grids[0])),
+            *(self._at(xs[0]), self._at(xs[-1]), self._at(out), factors, *layers),
+        )
+        self.kernels.residual(call)
+        return Act(out, x.grid)
+
+    def _taps_of(self, layer: Depthwise, grid: str, out: str) -> abi.Layer:
+        scale, bias = self._tap_scale(layer.name, self.grids[grid], self.grids[out])
+        return abi.Layer(self._at(self._taps(layer.name)), self._at(scale), self._at(bias), limit_of(out))
+
+    def _layer_of(self, layer: Linear, grid: str, out: str) -> abi.Layer:
+        call = self._plan(layer.name, (self.grids[grid],), self.grids[out]).call
+        return abi.Layer(call.inputs[0].weights, call.inputs[0].scale, call.bias, limit_of(out))
+
+    def _fit(self, around: Depthwise, up: Linear, down: Linear, read: Read | None, channels: int) -> bool:
+        """Whether the layers of a block have the shapes that its kernel takes for granted."""
+        shapes = [tuple(self.tensors[f"{layer.name}.weight"].shape) for layer in (around, up, down)]
+        inside = up.channels
+        return shapes == [(channels, 9), (inside, channels), (channels, inside)] and (
+            read is None or len(self.tensors[f"{read.name}.scale"]) == channels
+        )
 
     # -- element by element --
 

@@ -72,6 +72,8 @@ class Kernels:
     """
 
     memory: Any = HostMemory()
+    in_one_pass = True
+    """Whether there are kernels for operations that are several others in a row (`exact.ops.Composed`)."""
 
     def __init__(self, library: ctypes.CDLL, threads: int = 1) -> None:
         self.library = library
@@ -84,6 +86,7 @@ class Kernels:
             function.argtypes, function.restype = arguments, None
             setattr(self, name.removeprefix("hpcm_"), function)
         library.hpcm_linear.argtypes, library.hpcm_linear.restype = (_pointer,), None
+        library.hpcm_residual.argtypes = (_pointer,)
         for name, arguments in _RANS_SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, _long
@@ -116,6 +119,11 @@ class Kernels:
     def linear(self, call: abi.Linear) -> None:
         """A linear layer: sums of products, scaled, rounded, limited and stored as the call says."""
         self.library.hpcm_linear(ctypes.byref(call))
+
+    def residual(self, call: abi.Residual) -> None:
+        """A residual block in one pass. Raises MemoryError where its scratch memory cannot be allocated."""
+        if self.library.hpcm_residual(ctypes.byref(call)):
+            raise MemoryError("no scratch memory for a residual block")
 
     def float_biwkv4(self, call: abi.Biwkv4) -> int:
         """Bi-WKV4 for training (torch_ops.py). Returns 1 where its scratch memory cannot be allocated, else 0."""
