@@ -35,6 +35,22 @@ struct Linear {
     Input inputs[MAX_INPUTS];
 };
 
+// The head of one group: the layers to its hidden channels, where it has any, and to the parameters of its latents.
+struct Group {
+    int64_t first, last;  // its positions in `order`
+    Linear hidden, head;
+};
+
+// Means and levels at all positions; each is computed by the head of its group. `hidden` is even.
+struct Heads {
+    int32_t n_inputs, groups, hidden, channels;  // channels: of means and of levels
+    const int32_t* order;                        // positions, those of each group together
+    const Group* group;
+    const int16_t* inputs[MAX_INPUTS];  // (positions, columns)
+    int64_t columns[MAX_INPUTS];
+    int32_t *means, *levels;  // (positions, channels)
+};
+
 // One layer of a residual block. weights: of a depthwise convolution (9, C), otherwise packed. limit: of its results.
 struct Layer {
     const int16_t* weights;
@@ -71,6 +87,10 @@ struct Biwkv4 {
         HPCM_AT(Input, scale), (int64_t)sizeof(Linear), HPCM_AT(Linear, rows), HPCM_AT(Linear, outputs),             \
         HPCM_AT(Linear, n_inputs), HPCM_AT(Linear, limit), HPCM_AT(Linear, bias), HPCM_AT(Linear, low),              \
         HPCM_AT(Linear, high), HPCM_AT(Linear, onto), HPCM_AT(Linear, out), HPCM_AT(Linear, inputs),                 \
+        (int64_t)sizeof(Group), HPCM_AT(Group, first), HPCM_AT(Group, last), HPCM_AT(Group, hidden),                 \
+        HPCM_AT(Group, head), (int64_t)sizeof(Heads), HPCM_AT(Heads, n_inputs), HPCM_AT(Heads, groups),              \
+        HPCM_AT(Heads, hidden), HPCM_AT(Heads, channels), HPCM_AT(Heads, order), HPCM_AT(Heads, group),              \
+        HPCM_AT(Heads, inputs), HPCM_AT(Heads, columns), HPCM_AT(Heads, means), HPCM_AT(Heads, levels),              \
         (int64_t)sizeof(Layer), HPCM_AT(Layer, weights), HPCM_AT(Layer, scale), HPCM_AT(Layer, bias),                \
         HPCM_AT(Layer, limit), (int64_t)sizeof(Residual), HPCM_AT(Residual, batch), HPCM_AT(Residual, height),       \
         HPCM_AT(Residual, width), HPCM_AT(Residual, above), HPCM_AT(Residual, first), HPCM_AT(Residual, last),       \

@@ -223,17 +223,23 @@ static inline void convolve(const Rows& rows, int64_t column, int64_t width, con
     store_zipped(sums, low, high);
 }
 
-// Computes `n` columns of one output row at the WIDE_STEP channels from `c` on. None of them sees an edge, unless EDGES:
-// then the first and the last K / 2 columns do. out: the row's first code, `stride` codes for each column.
-template <int K, bool EDGES = false>
-static void convolve_columns(const Depthwise& d, Rows rows, int c, int64_t n, int16_t* out, int64_t stride) {
-    Ints weights[K * K + 1];
+// The weights of WIDE_STEP channels from `c` on, zipped.
+template <int K>
+static inline void zip_weights(const Depthwise& d, int c, Ints* weights) {
     for (int t = 0; t < K * K; t += 2) {
         const Ints a = load(d.weights + (int64_t)t * d.channels + c);
         const Ints b = t + 1 < K * K ? load(d.weights + (int64_t)(t + 1) * d.channels + c) : spread(0);
         weights[t] = zip_low(a, b);
         weights[t + 1] = zip_high(a, b);
     }
+}
+
+// Computes `n` columns of one output row at the WIDE_STEP channels from `c` on. None of them sees an edge, unless EDGES:
+// then the first and the last K / 2 columns do. out: the row's first code, `stride` codes for each column.
+template <int K, bool EDGES = false>
+static void convolve_columns(const Depthwise& d, Rows rows, int c, int64_t n, int16_t* out, int64_t stride) {
+    Ints weights[K * K + 1];
+    zip_weights<K>(d, c, weights);
     for (int i = 0; i < K; ++i)
         if (rows.step[i]) rows.at[i] += c;
     const float *scale = d.scale + c, *bias = d.bias + c, limit = (float)d.limit;
@@ -371,6 +377,7 @@ static void sum_rows(int64_t first, int64_t last, const int16_t* a, int channels
         for (int c = 0; c < channels; ++c) sums[c] += a[row * channels + c];
 }
 
+#include "folded.h"
 #include "residual.h"
 
 // --- Bi-WKV4 -----------------------------------------------------------------------------------------------------------
@@ -687,7 +694,7 @@ static void biwkv4_sum(int64_t batch, const Biwkv4& p, double* g_decay, double* 
 // This is constexpr so that no instruction of a copy runs before the copy is chosen, not even to fill in this table.
 static constexpr Functions functions = {
     linear,  depthwise, norm,        lrelu, relu_squared, gate, add, channel_scale, blend, sum_rows, latent_code, wkv,
-    narrow,  residual,  residual_scratch,
+    narrow,  residual,  residual_scratch, around, heads, heads_scratch,
     {pixels<uint8_t>, pixels<uint16_t>},
-    BAND,    DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
+    BAND,    HEAD_ROWS, DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
 };

@@ -258,6 +258,36 @@ HPCM_API void hpcm_depthwise(int64_t batch, int64_t height, int64_t width, int c
     parallel(batch * height, rows_of(ELEMENTS, width * channels), [&](int64_t a, int64_t b) { f.depthwise(a, b, d); });
 }
 
+// A depthwise 3x3 convolution at the channels of one group at each position: out (batch, height, width, channels /
+// groups). pattern: (tile, tile), the group of each lattice point; it repeats.
+HPCM_API void hpcm_around(int64_t batch, int64_t height, int64_t width, int channels, int groups, int tile,
+                          const int32_t* pattern, const int16_t* a, const int16_t* weights, const float* scale,
+                          const float* bias, int limit, int16_t* out) {
+    const Depthwise d = {a, weights, scale, bias, out, height, width, channels, 3, limit};
+    const Folding folding = {groups, tile, pattern};
+    const Functions& f = use();
+    parallel(batch * height, rows_of(ELEMENTS, width * channels / groups),
+             [&](int64_t a, int64_t b) { f.around(a, b, d, folding); });
+}
+
+// Returns 0, or 1 where memory could not be allocated.
+HPCM_API int hpcm_heads(const Heads* h) {
+    const Functions& f = use();
+    int64_t pieces = 0;
+    for (int i = 0; i < h->groups; ++i)
+        pieces += (h->group[i].last - h->group[i].first + f.head_rows - 1) / f.head_rows;
+    std::atomic<int> failed{0};
+    parallel(pieces, 1, [&](int64_t a, int64_t b) {
+        char* scratch = (char*)malloc(f.heads_scratch(*h));
+        if (scratch)
+            f.heads(a, b, *h, scratch);
+        else
+            failed = 1;
+        free(scratch);
+    });
+    return failed;
+}
+
 // Returns 0, or 1 where memory could not be allocated.
 HPCM_API int hpcm_residual(const Residual* r) {
     const Functions& f = use();

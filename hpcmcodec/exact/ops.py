@@ -146,6 +146,23 @@ class Ops(Protocol):
         wanted and the one behind the last, counted from the first row of `above`. Without them, all rows of x are.
         """
 
+    def around(self, a: Act, layer: Depthwise, step: Step, grid: str | None = None) -> Act:
+        """Depthwise 3x3 convolution of a (B, H, W, M), folded: (B, H, W, M / groups)."""
+
+    def heads(
+        self,
+        inputs: Sequence[Act],
+        step: Step,
+        heads: Sequence[Head],
+        hidden: Sequence[Linear] = (),
+        grid: str | None = None,
+    ) -> tuple[Array, Array]:
+        """Means and levels of a coding step, folded: at each position, the head of the group that is coded there.
+
+        heads: one for each group. A head with a hidden layer sees LeakyReLU(hidden(inputs)), on `grid`, beside the
+        inputs.
+        """
+
     # -- values moved as they are --
 
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
@@ -190,6 +207,27 @@ class Composed:
         hidden = self.lrelu(self.linear(self.depthwise(codes, around, inside), up, inside))
         out = self.wide(hidden, down, x.grid, onto=x) if read else self.add(x, self.linear(hidden, down, x.grid))
         return out if rows is None else Act(out.x[:, rows[0] : rows[1]], out.grid)
+
+    def around(self: Ops, a: Act, layer: Depthwise, step: Step, grid: str | None = None) -> Act:
+        return self.folded(self.depthwise(a, layer, grid), step)
+
+    def heads(
+        self: Ops,
+        inputs: Sequence[Act],
+        step: Step,
+        heads: Sequence[Head],
+        hidden: Sequence[Linear] = (),
+        grid: str | None = None,
+    ) -> tuple[Array, Array]:
+        results = []
+        for g, rows in self.gather([a.x for a in inputs], step):
+            parts = [Act(x, a.grid) for x, a in zip(rows, inputs, strict=True)]
+            if hidden:
+                parts.append(self.lrelu(self.linear(parts, hidden[g], grid)))
+            results.append((g, self.head(parts, heads[g])))
+        shape = (*inputs[0].x.shape[:3], heads[0].channels)
+        means, levels = (self.scatter([(g, r[i]) for g, r in results], step, shape) for i in range(2))
+        return means, levels
 
 
 OPERATIONS = tuple(name for name, value in vars(Ops).items() if callable(value) and not name.startswith("_"))

@@ -37,6 +37,7 @@ __all__ = ["GRIDS", "cases", "differences", "layers"]
 
 GRIDS = FIXED_GRIDS | {"x": 9, "y": 9, "out": 9, "fine": 13, "squared": 7, "z": 8, "block.dw": 9, "block.up": 9}
 Case = Callable[[Any], Any]
+HIDDEN = 18  # channels of the hidden layers of "heads"
 STEP = STEPS[-1]  # the coding step that "place" and the operations that move values run with
 QUALITIES = [Quality(0), Quality(3333), Quality(10000)]  # the ends of the table, and between two of its rows
 
@@ -60,19 +61,28 @@ def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) 
         Dequantise("latent", 3).over(width),
         Read("read").over(width),
         Gain("gain", 3, outputs if outputs % 2 else outputs // 2),
-        *_block_layers(width),
+        *_composed_layers(width, second),
     ]
     derived = {f"{layer.name}.{k}": v for layer in made for k, v in layer.example(rng).items()}
     return quantise(made, derived, GRIDS)
 
 
-def _block_layers(width: int) -> list[Layer]:
-    """The layers of a block: depthwise, up, down."""
-    inside = 2 * width
+def _composed_layers(width: int, second: int) -> list[Layer]:
+    """The layers of operations that are several others in a row: block, around and heads. The last heads are without
+    hidden layers.
+    """
+    inside, groups = 2 * width, len(STEP.groups)
+    heads = [
+        (Linear(f"heads.{g}.hidden", HIDDEN).over(width, second), Head(f"heads.{g}", 3).over(width, second, HIDDEN))
+        for g in range(groups)
+    ]
     return [
         Depthwise("block.dw").over(width),
         Linear("block.up", inside).over(width),
         Linear("block.down", width).over(inside),
+        Depthwise("around").over(groups * width),
+        *(layer for pair in heads for layer in pair),
+        *(Head(f"plain.{g}", 3).over(width, second) for g in range(groups)),
     ]
 
 
@@ -150,7 +160,7 @@ def cases(
         "scatter": moved,
         "segment": lambda o: o.segment(o.add, on(o, x), on(o, y)),
         **_synthesis_cases(x, y_hat, qualities, outputs, seed),
-        **_composed_cases(x, seed),
+        **_composed_cases(x, other, unfolded, seed),
     }
 
 
@@ -181,8 +191,10 @@ def _synthesis_cases(x: Act, y_hat: np.ndarray, qualities: list[Quality], output
     }
 
 
-def _composed_cases(x: Act, seed: int) -> dict[str, Case]:
-    """Blocks of codes x and of wide values of the same shape: alone, and with rows above, of which some are wanted."""
+def _composed_cases(x: Act, other: Act, unfolded: Act, seed: int) -> dict[str, Case]:
+    """Blocks of codes x and of wide values of the same shape: alone, and with rows above, of which some are wanted.
+    Convolutions around the positions of each group, of `unfolded`; heads over x and `other`.
+    """
     rng = np.random.RandomState(seed + 22)
     width, height = x.x.shape[-1], x.x.shape[1]
     layers = Depthwise("block.dw"), Linear("block.up", 2 * width), Linear("block.down", width)
@@ -196,7 +208,12 @@ def _composed_cases(x: Act, seed: int) -> dict[str, Case]:
         ranges = ((0, height + 1), (1, height + 1), (1, height + 2))
         return tuple(ops.block(on(ops, a), *layers, read, on(ops, b), rows) for rows in ranges)
 
+    heads, plain = ([Head(f"{name}.{g}", 3) for g in range(len(STEP.groups))] for name in ("heads", "plain"))
+    hidden = [Linear(f"heads.{g}.hidden", HIDDEN) for g in range(len(STEP.groups))]
     return {
+        "around": lambda o: o.around(on(o, unfolded), Depthwise("around"), STEP, "y"),
+        "heads": lambda o: o.heads([on(o, x), on(o, other)], STEP, heads, hidden, "fine"),
+        "heads, without hidden layers": lambda o: o.heads([on(o, x), on(o, other)], STEP, plain),
         "block": lambda o: o.block(on(o, x), *layers),
         "block, with rows above": lambda o: parts(o, None, x, above),
         "block, wide": lambda o: o.block(on(o, wide), *layers, Read("read")),
