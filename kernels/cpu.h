@@ -141,7 +141,7 @@ static inline void finish_row(const int32_t* sums, int n, const float* scale, co
 }
 
 // An input's sums on the output's grid, added to those of the inputs before it.
-static inline void add_sums(const int32_t* sums, int n, const float* scale, bool first, float* total) {
+static inline void add_sums(const int32_t* sums, int n, const float* scale, bool first, float* __restrict total) {
     if (first)
         for (int i = 0; i < n; ++i) total[i] = (float)sums[i] * scale[i];
     else
@@ -151,43 +151,65 @@ static inline void add_sums(const int32_t* sums, int n, const float* scale, bool
         }
 }
 
-static void linear(int64_t first, int64_t last, const Linear& l) {
+// Stores the n outputs of a row from output o on, whose scaled sums are total(0), total(1), ...
+template <class Total>
+static inline void put_outputs(const Linear& l, int64_t row, int o, int n, const Total& total) {
+    const int64_t at = row * l.outputs + o;
+    const float* bias = l.bias + o;
+    if (!l.low) {
+        const float limit = (float)l.limit;
+        int16_t* __restrict out = (int16_t*)l.out + at;
+        for (int i = 0; i < n; ++i) out[i] = hpcm_code(total(i) + bias[i], limit);
+        return;
+    }
+    const float *low = l.low + o, *high = l.high + o;
+    int32_t* out = (int32_t*)l.out + at;
+    if (l.onto)  // which may be `out`
+        for (int i = 0; i < n; ++i) out[i] = l.onto[at + i] + hpcm_round(hpcm_limit(total(i) + bias[i], low[i], high[i]));
+    else
+        for (int i = 0; i < n; ++i) out[i] = hpcm_round(hpcm_limit(total(i) + bias[i], low[i], high[i]));
+}
+
+// The same, with the number of outputs known to the compiler where it is the usual one.
+template <class Total>
+static inline void put_row(const Linear& l, int64_t row, int o, int n, const Total& total) {
+    n == TILE ? put_outputs(l, row, o, TILE, total) : put_outputs(l, row, o, n, total);
+}
+
+// The n outputs from o on, for up to ROWS rows of codes.
+static inline void linear_tile(const Linear& l, int64_t row, int rows, int o, int n) {
     int32_t sums[ROWS * TILE];
     float totals[ROWS * TILE];
-    const float limit = (float)l.limit;
+    for (int k = 0; k < l.n_inputs; ++k) {
+        const Input& in = l.inputs[k];
+        const float* scale = in.scale + o;
+        if (in.a)
+            multiply_tile(rows, (n + PANEL - 1) / PANEL, in.a + row * in.columns, in.columns,
+                          in.weights + o * in.columns, sums);
+        if (l.n_inputs == 1 && in.a) {
+            for (int r = 0; r < rows; ++r)
+                put_row(l, row + r, o, n, [&](int i) { return (float)sums[r * TILE + i] * scale[i]; });
+            return;
+        }
+        for (int r = 0; r < rows; ++r) {
+            float* total = totals + r * TILE;
+            if (in.a)
+                n == TILE ? add_sums(sums + r * TILE, TILE, scale, k == 0, total)
+                          : add_sums(sums + r * TILE, n, scale, k == 0, total);
+            else
+                for (int i = 0; i < n; ++i) total[i] = k == 0 ? scale[i] : total[i] + scale[i];
+        }
+    }
+    for (int r = 0; r < rows; ++r) put_row(l, row + r, o, n, [&](int i) { return totals[r * TILE + i]; });
+}
+
+static void linear(int64_t first, int64_t last, const Linear& l) {
     for (int64_t block = first; block < last; block += ROW_BLOCK) {
         const int64_t end = block + ROW_BLOCK < last ? block + ROW_BLOCK : last;
-        for (int o = 0; o < l.outputs; o += TILE) {
-            const int width = l.outputs - o < TILE ? l.outputs - o : (int)TILE, panels = (width + PANEL - 1) / PANEL;
-            for (int64_t row = block; row < end; row += ROWS) {
-                const int rows = end - row < ROWS ? (int)(end - row) : (int)ROWS;
-                for (int k = 0; k < l.n_inputs; ++k) {
-                    const Input& in = l.inputs[k];
-                    const float* scale = in.scale + o;
-                    if (in.a)
-                        multiply_tile(rows, panels, in.a + row * in.columns, in.columns, in.weights + o * in.columns,
-                                      sums);
-                    for (int r = 0; r < rows; ++r) {
-                        float* total = totals + r * TILE;
-                        if (in.a)
-                            add_sums(sums + r * TILE, width, scale, k == 0, total);
-                        else
-                            for (int i = 0; i < width; ++i) total[i] = k == 0 ? scale[i] : total[i] + scale[i];
-                    }
-                }
-                for (int r = 0; r < rows; ++r) {
-                    const int64_t at = (row + r) * l.outputs + o;
-                    const float *total = totals + r * TILE, *bias = l.bias + o;
-                    if (l.low)
-                        for (int i = 0; i < width; ++i)
-                            ((int32_t*)l.out)[at + i] =
-                                (l.onto ? l.onto[at + i] : 0) +
-                                hpcm_round(hpcm_limit(total[i] + bias[i], l.low[o + i], l.high[o + i]));
-                    else
-                        for (int i = 0; i < width; ++i) ((int16_t*)l.out)[at + i] = hpcm_code(total[i] + bias[i], limit);
-                }
-            }
-        }
+        for (int o = 0; o < l.outputs; o += TILE)
+            for (int64_t row = block; row < end; row += ROWS)
+                linear_tile(l, row, end - row < ROWS ? (int)(end - row) : (int)ROWS, o,
+                            l.outputs - o < TILE ? l.outputs - o : (int)TILE);
     }
 }
 
