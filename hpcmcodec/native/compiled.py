@@ -182,9 +182,12 @@ class KernelOps(ExactOps):
             packed = []
             for a, b in self._edges(layer):
                 n, inputs = -(-w.shape[0] // abi.PANEL), b - a + (b - a) % 2
-                full = np.zeros((n * abi.PANEL, inputs), np.int16)
-                full[: w.shape[0], : b - a] = w[:, a:b]
-                packed.append(self.xp.array(full.reshape(n, abi.PANEL, inputs // 2, 2).transpose(0, 2, 1, 3)))
+                full = w[:, a:b]
+                if full.shape != (n * abi.PANEL, inputs):
+                    full = np.zeros((n * abi.PANEL, inputs), np.int16)
+                    full[: w.shape[0], : b - a] = w[:, a:b]
+                pairs = full.view(np.int32).reshape(n, abi.PANEL, inputs // 2).transpose(0, 2, 1)
+                packed.append(self.xp.array(np.ascontiguousarray(pairs).view(np.int16)))
             return packed
 
         return self._keep((layer, "packed"), make)  # type: ignore[no-any-return]
