@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,8 @@ from hpcmcodec.exact.ops import Act
 from hpcmcodec.exact.schedule import TILE, Step, positions
 from hpcmcodec.native import abi
 
-if TYPE_CHECKING:
-    from hpcmcodec.native.compiled import KernelOps
-
 Array = Any  # a numpy array
+KernelOps = Any  # those of native.compiled, which imports this module
 
 
 def block(
