@@ -141,7 +141,7 @@ static inline void finish_row(const int32_t* sums, int n, const float* scale, co
 }
 
 // An input's sums on the output's grid, added to those of the inputs before it.
-static inline void add_sums(const int32_t* sums, int n, const float* scale, bool first, float* total) {
+static inline void add_sums(const int32_t* sums, int n, const float* scale, bool first, float* __restrict total) {
     if (first)
         for (int i = 0; i < n; ++i) total[i] = (float)sums[i] * scale[i];
     else
@@ -151,43 +151,65 @@ static inline void add_sums(const int32_t* sums, int n, const float* scale, bool
         }
 }
 
-static void linear(int64_t first, int64_t last, const Linear& l) {
+// Stores the n outputs of a row from output o on, whose scaled sums are total(0), total(1), ...
+template <class Total>
+static inline void put_outputs(const Linear& l, int64_t row, int o, int n, const Total& total) {
+    const int64_t at = row * l.outputs + o;
+    const float* bias = l.bias + o;
+    if (!l.low) {
+        const float limit = (float)l.limit;
+        int16_t* __restrict out = (int16_t*)l.out + at;
+        for (int i = 0; i < n; ++i) out[i] = hpcm_code(total(i) + bias[i], limit);
+        return;
+    }
+    const float *low = l.low + o, *high = l.high + o;
+    int32_t* out = (int32_t*)l.out + at;
+    if (l.onto)  // which may be `out`
+        for (int i = 0; i < n; ++i) out[i] = l.onto[at + i] + hpcm_round(hpcm_limit(total(i) + bias[i], low[i], high[i]));
+    else
+        for (int i = 0; i < n; ++i) out[i] = hpcm_round(hpcm_limit(total(i) + bias[i], low[i], high[i]));
+}
+
+// The same, with the number of outputs known to the compiler where it is the usual one.
+template <class Total>
+static inline void put_row(const Linear& l, int64_t row, int o, int n, const Total& total) {
+    n == TILE ? put_outputs(l, row, o, TILE, total) : put_outputs(l, row, o, n, total);
+}
+
+// The n outputs from o on, for up to ROWS rows of codes.
+static inline void linear_tile(const Linear& l, int64_t row, int rows, int o, int n) {
     int32_t sums[ROWS * TILE];
     float totals[ROWS * TILE];
-    const float limit = (float)l.limit;
+    for (int k = 0; k < l.n_inputs; ++k) {
+        const Input& in = l.inputs[k];
+        const float* scale = in.scale + o;
+        if (in.a)
+            multiply_tile(rows, (n + PANEL - 1) / PANEL, in.a + row * in.columns, in.columns,
+                          in.weights + o * in.columns, sums);
+        if (l.n_inputs == 1 && in.a) {
+            for (int r = 0; r < rows; ++r)
+                put_row(l, row + r, o, n, [&](int i) { return (float)sums[r * TILE + i] * scale[i]; });
+            return;
+        }
+        for (int r = 0; r < rows; ++r) {
+            float* total = totals + r * TILE;
+            if (in.a)
+                n == TILE ? add_sums(sums + r * TILE, TILE, scale, k == 0, total)
+                          : add_sums(sums + r * TILE, n, scale, k == 0, total);
+            else
+                for (int i = 0; i < n; ++i) total[i] = k == 0 ? scale[i] : total[i] + scale[i];
+        }
+    }
+    for (int r = 0; r < rows; ++r) put_row(l, row + r, o, n, [&](int i) { return totals[r * TILE + i]; });
+}
+
+static void linear(int64_t first, int64_t last, const Linear& l) {
     for (int64_t block = first; block < last; block += ROW_BLOCK) {
         const int64_t end = block + ROW_BLOCK < last ? block + ROW_BLOCK : last;
-        for (int o = 0; o < l.outputs; o += TILE) {
-            const int width = l.outputs - o < TILE ? l.outputs - o : (int)TILE, panels = (width + PANEL - 1) / PANEL;
-            for (int64_t row = block; row < end; row += ROWS) {
-                const int rows = end - row < ROWS ? (int)(end - row) : (int)ROWS;
-                for (int k = 0; k < l.n_inputs; ++k) {
-                    const Input& in = l.inputs[k];
-                    const float* scale = in.scale + o;
-                    if (in.a)
-                        multiply_tile(rows, panels, in.a + row * in.columns, in.columns, in.weights + o * in.columns,
-                                      sums);
-                    for (int r = 0; r < rows; ++r) {
-                        float* total = totals + r * TILE;
-                        if (in.a)
-                            add_sums(sums + r * TILE, width, scale, k == 0, total);
-                        else
-                            for (int i = 0; i < width; ++i) total[i] = k == 0 ? scale[i] : total[i] + scale[i];
-                    }
-                }
-                for (int r = 0; r < rows; ++r) {
-                    const int64_t at = (row + r) * l.outputs + o;
-                    const float *total = totals + r * TILE, *bias = l.bias + o;
-                    if (l.low)
-                        for (int i = 0; i < width; ++i)
-                            ((int32_t*)l.out)[at + i] =
-                                (l.onto ? l.onto[at + i] : 0) +
-                                hpcm_round(hpcm_limit(total[i] + bias[i], l.low[o + i], l.high[o + i]));
-                    else
-                        for (int i = 0; i < width; ++i) ((int16_t*)l.out)[at + i] = hpcm_code(total[i] + bias[i], limit);
-                }
-            }
-        }
+        for (int o = 0; o < l.outputs; o += TILE)
+            for (int64_t row = block; row < end; row += ROWS)
+                linear_tile(l, row, end - row < ROWS ? (int)(end - row) : (int)ROWS, o,
+                            l.outputs - o < TILE ? l.outputs - o : (int)TILE);
     }
 }
 
@@ -200,7 +222,7 @@ static void linear(int64_t first, int64_t last, const Linear& l) {
 enum { WIDE_STEP = 2 * LANES };  // channels that are computed together
 
 struct Rows {
-    const int16_t* at[5];  // the input rows that an output row sees, from channel `c` on; zeros outside the image
+    const int16_t* at[5];  // the input rows that an output row sees; zeros outside the image
     int64_t step[5];       // from one column to the next; 0 in a row of zeros
 };
 
@@ -223,34 +245,47 @@ static inline void convolve(const Rows& rows, int64_t column, int64_t width, con
     store_zipped(sums, low, high);
 }
 
-// Computes one row of the output at the WIDE_STEP channels from `c` on.
+// The weights of WIDE_STEP channels from `c` on, zipped.
 template <int K>
-static void convolve_row(const Depthwise& d, int64_t row, int c) {
-    static const int16_t zeros[WIDE_STEP] = {};
-    Ints weights[K * K + 1];
+static inline void zip_weights(const Depthwise& d, int c, Ints* weights) {
     for (int t = 0; t < K * K; t += 2) {
         const Ints a = load(d.weights + (int64_t)t * d.channels + c);
         const Ints b = t + 1 < K * K ? load(d.weights + (int64_t)(t + 1) * d.channels + c) : spread(0);
         weights[t] = zip_low(a, b);
         weights[t + 1] = zip_high(a, b);
     }
+}
+
+// Computes `n` columns of one output row at the WIDE_STEP channels from `c` on. None of them sees an edge, unless EDGES:
+// then the first and the last K / 2 columns do. out: the row's first code, `stride` codes for each column.
+template <int K, bool EDGES = false>
+static void convolve_columns(const Depthwise& d, Rows rows, int c, int64_t n, int16_t* out, int64_t stride) {
+    Ints weights[K * K + 1];
+    zip_weights<K>(d, c, weights);
+    for (int i = 0; i < K; ++i)
+        if (rows.step[i]) rows.at[i] += c;
+    const float *scale = d.scale + c, *bias = d.bias + c, limit = (float)d.limit;
+    int32_t sums[WIDE_STEP];
+    for (int64_t x = 0; x < n; ++x) {
+        if (EDGES && (x < K / 2 || x >= n - K / 2))
+            convolve<K, true>(rows, x, n, weights, sums);
+        else
+            convolve<K, false>(rows, x, n, weights, sums);
+        finish_row(sums, WIDE_STEP, scale, bias, limit, out + x * stride + c);
+    }
+}
+
+template <int K>
+static void convolve_row(const Depthwise& d, int64_t row, int c) {
+    static const int16_t zeros[WIDE_STEP] = {};
     Rows rows;
     const int64_t y = row % d.height;
     for (int i = 0; i < K; ++i) {
         const bool there = y + i - K / 2 >= 0 && y + i - K / 2 < d.height;
-        rows.at[i] = there ? d.a + (row + i - K / 2) * d.width * d.channels + c : zeros;
+        rows.at[i] = there ? d.a + (row + i - K / 2) * d.width * d.channels : zeros;
         rows.step[i] = there ? d.channels : 0;
     }
-    const float *scale = d.scale + c, *bias = d.bias + c, limit = (float)d.limit;
-    int16_t* out = d.out + row * d.width * d.channels + c;
-    int32_t sums[WIDE_STEP];
-    for (int64_t x = 0; x < d.width; ++x) {
-        if (x < K / 2 || x >= d.width - K / 2)
-            convolve<K, true>(rows, x, d.width, weights, sums);
-        else
-            convolve<K, false>(rows, x, d.width, weights, sums);
-        finish_row(sums, WIDE_STEP, scale, bias, limit, out + x * d.channels);
-    }
+    convolve_columns<K, true>(d, rows, c, d.width, d.out + row * d.width * d.channels, d.channels);
 }
 
 static inline void convolve_one(const Depthwise& d, int64_t row, int64_t column, int c, int32_t* sum) {
@@ -363,6 +398,9 @@ static void sum_rows(int64_t first, int64_t last, const int16_t* a, int channels
     for (int64_t row = first; row < last; ++row)
         for (int c = 0; c < channels; ++c) sums[c] += a[row * channels + c];
 }
+
+#include "folded.h"
+#include "residual.h"
 
 // --- Bi-WKV4 -----------------------------------------------------------------------------------------------------------
 //
@@ -678,6 +716,7 @@ static void biwkv4_sum(int64_t batch, const Biwkv4& p, double* g_decay, double* 
 // This is constexpr so that no instruction of a copy runs before the copy is chosen, not even to fill in this table.
 static constexpr Functions functions = {
     linear,  depthwise, norm,        lrelu, relu_squared, gate, add, channel_scale, blend, sum_rows, latent_code, wkv,
-    narrow,  {pixels<uint8_t>, pixels<uint16_t>},
-    DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
+    narrow,  residual,  residual_scratch, around, heads, heads_scratch,
+    {pixels<uint8_t>, pixels<uint16_t>},
+    BAND,    HEAD_ROWS, DOUBLES, {biwkv4<float, float>, biwkv4<HpcmBf16, float>, biwkv4<double, double>}, biwkv4_sum,
 };

@@ -30,6 +30,12 @@ struct Depthwise {
     int channels, k, limit;
 };
 
+// Which of `groups` a coding step codes at each lattice point: a pattern (tile, tile) that repeats.
+struct Folding {
+    int groups, tile;
+    const int32_t* pattern;
+};
+
 struct Norm {
     const int16_t* a;
     const float *gamma, *beta;
@@ -78,7 +84,13 @@ struct Functions {
     void (*latent_code)(int64_t, int64_t, const Elements&);
     void (*wkv)(int64_t, int64_t, const Wkv&);
     void (*narrow)(int64_t, int64_t, const Elements&);
+    void (*residual)(int64_t, int64_t, const Residual&, int64_t rows, int16_t* scratch);
+    int64_t (*residual_scratch)(const Residual&);
+    void (*around)(int64_t, int64_t, const Depthwise&, const Folding&);
+    void (*heads)(int64_t, int64_t, const Heads&, char* scratch);
+    int64_t (*heads_scratch)(const Heads&);
     void (*pixels[2])(int64_t, int64_t, const Pixels&);  // to uint8, to uint16
+    int band, head_rows;  // positions in a work item of `residual`, side by side, and of `heads`
     int doubles;  // channels per work item of the functions that follow
     void (*biwkv4[REALS])(int64_t, int64_t, const Biwkv4&, int* failed);
     void (*biwkv4_sum)(int64_t, const Biwkv4&, double*, double*);

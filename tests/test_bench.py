@@ -55,6 +55,7 @@ def test_tables_have_every_codec_ratio_phase_and_roofline(tmp_path: Path, monkey
 
     monkeypatch.setattr(process, "run", run)
     monkeypatch.setattr(bench, "gemm_rate", lambda threads: 1e11)
+    monkeypatch.setattr(bench, "dot_rate", lambda threads: 5e10)
     output = tmp_path / "bench.json"
     arguments = ["--sizes", "0.4,2", "--codecs", "hpcm,webp", "--rounds", "2", "-o", str(output)]
     done = CliRunner().invoke(main, ["bench", *arguments], catch_exceptions=False)
@@ -66,6 +67,8 @@ def test_tables_have_every_codec_ratio_phase_and_roofline(tmp_path: Path, monkey
     macs = bench.macs_per_pixel(weights.load())
     share = 2 * macs["decode"] * 768 * 512 / 2.0 / 1e11
     assert f"(2.00 s * 100 G/s) = {share:.0%} of the matrix product's rate" in text
+    alone = macs["decode"] * 768 * 512 / 5e10
+    assert f"{alone:.2f} s alone at 50 G multiplications/s; decode takes {2 / alone:.2f} times as long" in text
     assert json.loads(output.read_text())["results"]["2"]["webp"]["encode"]["n_bytes"] == 1234
 
 

@@ -127,7 +127,8 @@ def test_depthwise_kernels_of_five_taps_give_the_bits_of_the_reference(on_the_pr
 def test_the_self_test_finds_a_kernel_that_computes_something_else(on_the_processor, monkeypatch) -> None:
     assert cuda.check(on_the_processor) == []
     monkeypatch.setattr(on_the_processor, "add", lambda n, a, b, limit, out: on_the_processor.lrelu(n, a, out))
-    assert cuda.check(on_the_processor) == ["add", "add, one row", "hyper_latent", "place", "segment"]  # which add
+    block, rows = "block", "block, with rows above"
+    assert cuda.check(on_the_processor) == ["add", "add, one row", block, rows, "hyper_latent", "place", "segment"]
 
 
 @pytest.mark.parametrize("tokens", TOKENS)

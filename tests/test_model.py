@@ -25,7 +25,7 @@ from hpcmcodec.exact import constants
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.layers import Linear
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.ops import Act, Composed
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold, grid
 from hpcmcodec.model import context, entropy
@@ -170,7 +170,7 @@ def test_samples_of_a_batch_do_not_see_each_other() -> None:
 # --- training sees what coding does -----------------------------------------------------------------------------------
 
 
-class Recorder:
+class Recorder(Composed):
     """Passes operations on and keeps the codes of every activation that they return."""
 
     def __init__(self, ops: Any, grids: dict[str, int]) -> None:
@@ -293,7 +293,7 @@ def test_float_and_exact_paths_agree_within_the_grids() -> None:
     assert [entry for entry in pair.errors if entry[2] > 1] == []
 
 
-class Paired:
+class Paired(Composed):
     """Exact operations; the float ones run beside them on the same values.
 
     `errors` has (operation, grid, the largest difference as a share of what rounding explains).

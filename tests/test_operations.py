@@ -10,7 +10,7 @@ import pytest
 
 from hpcmcodec.exact import layers
 from hpcmcodec.exact.layers import KINDS, Layer
-from hpcmcodec.exact.ops import COMPUTING, MOVING, OPERATIONS, Ops
+from hpcmcodec.exact.ops import COMPOSED, COMPUTING, MOVING, OPERATIONS, Composed, Ops
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.config import LITE, TINY
 from hpcmcodec.model.declaration import Declaration, declare, declare_synthesis
@@ -72,8 +72,14 @@ def test_the_self_test_calls_the_operations_that_it_names() -> None:
         assert name.partition(",")[0] in ops.called
 
 
-def test_the_table_knows_what_moves_values() -> None:
-    assert set(OPERATIONS) == {*COMPUTING, *MOVING}
+def test_the_table_knows_what_moves_values_and_what_is_made_of_other_operations() -> None:
+    assert sorted(OPERATIONS) == sorted([*COMPUTING, *MOVING, *COMPOSED])
+
+
+@pytest.mark.parametrize("operation", COMPOSED)
+@pytest.mark.parametrize("name", sorted({*IMPLEMENTATIONS} - {"kernels"}))
+def test_kernels_alone_have_another_form_of_what_is_made_of_other_operations(name: str, operation: str) -> None:
+    assert getattr(implementation(name), operation) is getattr(Composed, operation)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import decimate, grid
 from hpcmcodec.model import fold
 from hpcmcodec.model.config import LITE, TINY
-from hpcmcodec.model.synthesis import THUMBNAIL, halo, synthesise, thumbnail_of
+from hpcmcodec.model.synthesis import THUMBNAIL, Rows, halo, synthesise, thumbnail_of
 from hpcmcodec.native import loader
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.quality import Quality
@@ -256,16 +257,31 @@ def test_sixteen_bits_are_the_same_picture_more_finely() -> None:
 # --- parts of the plane -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(27, 3), (3, 29), (17, 19)])
-def test_parts_of_the_plane_give_what_the_whole_gives(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("latents", [1, 16, 40])
+@pytest.mark.parametrize("size", [(1, 20), (27, 3), (3, 29), (17, 19)])
+def test_parts_of_the_plane_give_what_the_whole_gives(
+    size: tuple[int, int], latents: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     y, engine = y_hat(*size), LightEngine(tiny.load())
-    whole = engine.synthesise(y, Quality(7000))
-    monkeypatch.setattr(strips, "STRIP_LATENTS", 32)
+    whole = synthesise(reference(), TINY, y[None], [Quality(7000)])[0]
+    monkeypatch.setattr(strips, "SYNTHESIS_LATENTS", latents)
     monkeypatch.setattr(strips, "PART_COLUMNS", 8)
     ticks: list[float] = []
     np.testing.assert_array_equal(engine.synthesise(y, Quality(7000), ticks.append), whole)
     assert ticks == sorted(ticks)
     assert ticks[-1] == 1
+
+
+@given(st.lists(st.integers(0, 4), max_size=5), st.integers(0, 2**16))
+def test_a_plane_that_goes_through_the_synthesis_row_by_row_gives_what_the_whole_gives(
+    cuts: list[int], seed: int
+) -> None:
+    y, rows, edges, found = y_hat(4, 3, seed), Rows(), [0, *sorted(cuts), 4], []
+    for i, (a, b) in enumerate(pairwise(edges), 2):
+        rows.last = i == len(edges)
+        found.append(synthesise(reference(), TINY, y[None, a:b], [Quality(7000)], 16, rows)[0])
+    whole = synthesise(reference(), TINY, y[None], [Quality(7000)], 16)[0]
+    np.testing.assert_array_equal(np.concatenate(found), whole)
 
 
 def test_the_halo_is_what_pixels_depend_on() -> None:

@@ -11,7 +11,9 @@ run takes minutes.
 
 The roofline lines say which share of the machine's rate for float32 matrix products hpcm reaches: the operations of its
 matrix products and convolutions (two for each multiplication), divided by those that the machine could do in the
-in-process time. That rate is measured in the same run. Nothing else should be running.
+in-process time. Where there are compiled kernels, the lines after them say how many times as long decoding takes as its
+multiplications alone would at the rate of the kernels' products of int16 (a matrix product whose operands stay in the
+cache). Both rates are measured in the same run. Nothing else should be running.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +37,15 @@ from PIL import Image
 from hpcmcodec import weights
 from hpcmcodec.evaluation import compressai_models, process, sample_photo
 from hpcmcodec.evaluation.codecs import CODECS
-from hpcmcodec.exact.layers import Depthwise, Head, Linear
+from hpcmcodec.exact.layers import Depthwise, Head, Linear, quantise
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.ops import Act
+from hpcmcodec.exact.ops import Act, Composed
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.context import walk
+from hpcmcodec.native import loader
+from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.quality import Quality
+from hpcmcodec.threads import count
 from tools import facts
 
 SIZES: Mapping[str, tuple[int, int]] = {"0.4": (768, 512), "2": (1728, 1152), "12": (4224, 2816)}
@@ -109,16 +115,17 @@ def command(sizes: str, codecs: str | None, rounds: int, threads: int | None, ou
         if not set(found) <= set(allowed):
             raise click.UsageError(f"{name} is of {', '.join(allowed)}, not {','.join(found)}")
     threads = threads or os.cpu_count() or 1
-    rate = gemm_rate(threads)
+    rate, products = gemm_rate(threads), dot_rate(threads)
     runs = measure(chosen_sizes, [codec for codec in wanted if not _left_out(codec)], rounds, threads)
     macs = macs_per_pixel(weights.load())
     about = facts.about(f"python -m tools bench --sizes {sizes} --rounds {rounds} --threads {threads}")
     click.echo(f"{about['machine']}; {threads} threads, median of {rounds}\n")
-    click.echo(markdown(runs, macs, rate))
+    click.echo(markdown(runs, macs, rate, products))
     if output:
         content = {
             "threads": threads,
             "gemm_flops": rate,
+            "int16_products": products,
             "macs_per_pixel": macs,
             "results": {
                 size: {codec: {kind: run._asdict() for kind, run in both.items()} for codec, both in each.items()}
@@ -193,6 +200,30 @@ def gemm_rate(threads: int) -> float:
     return float(done.stdout)
 
 
+def dot_rate(threads: int) -> float:
+    """Multiplications a second in the kernels' product of int16 matrices, (6144, 192) x (192, 384); 0 without kernels.
+
+    The rows are done 96 at a time, so the operands stay in the cache.
+    """
+    kernels = loader.find(background=False).kernels
+    if kernels is None:
+        return 0.0
+    layer = Linear("product", 384).over(192)
+    made = {f"product.{k}": v for k, v in layer.example(np.random.RandomState(0)).items()}
+    grids = {"x": 9, "product": 9}
+    ops, a = KernelOps(kernels, quantise([layer], made, grids), grids), Act(np.ones((1, 64, 96, 192), np.int16), "x")
+    best = math.inf
+    kernels.set_threads(threads)
+    try:
+        for _ in range(16):
+            start = time.perf_counter()
+            ops.linear(a, layer)
+            best = min(best, time.perf_counter() - start)
+    finally:
+        kernels.set_threads(count())
+    return float(a.x.size * layer.channels / best)
+
+
 def macs_per_pixel(w: weights.Weights) -> dict[str, float]:
     """Multiplications for each pixel in matrix products and convolutions, for "encode" and "decode".
 
@@ -211,8 +242,10 @@ def macs_per_pixel(w: weights.Weights) -> dict[str, float]:
     return {"encode": parts["g_a"] + parts["h_a"] + entropy, "decode": parts["g_s"] + entropy}
 
 
-class _Counter:
+class _Counter(Composed):
     """The exact operations, with a count of the multiplications that they do."""
+
+    xp = NUMPY
 
     def __init__(self, ops: ExactOps) -> None:
         self._ops = ops
@@ -235,10 +268,11 @@ class _Counter:
         return self._ops.depthwise(a, layer, grid)
 
 
-def markdown(results: Results, macs: Mapping[str, float], rate: float) -> str:
+def markdown(results: Results, macs: Mapping[str, float], rate: float, products: float = 0.0) -> str:
     """Tables of all codecs and of hpcm's phases, and the roofline lines.
 
-    macs: as `macs_per_pixel` gives them. rate: operations a second, as `gemm_rate` gives it.
+    macs: as `macs_per_pixel` gives them. rate: operations a second, as `gemm_rate` gives it. products: multiplications
+    a second, as `dot_rate` gives them.
     """
     lines = []
     for kind in ("encode", "decode"):
@@ -273,6 +307,12 @@ def markdown(results: Results, macs: Mapping[str, float], rate: float) -> str:
                 f"Roofline, {kind}, {size} MP: {operations / 1e9:.1f} G operations / ({run.in_process:.2f} s * "
                 f"{rate / 1e9:.0f} G/s) = {operations / run.in_process / rate:.0%} of the matrix product's rate"
             )
+    for size, runs in hpcm if products else []:
+        alone = macs["decode"] * _megapixels(size) * 1e6 / products
+        lines.append(
+            f"Products of int16, decode, {size} MP: {alone:.2f} s alone at {products / 1e9:.0f} G multiplications/s; "
+            f"decode takes {runs['decode'].in_process / alone:.2f} times as long"
+        )
     return "\n".join(lines)
 
 

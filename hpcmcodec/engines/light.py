@@ -14,7 +14,7 @@ from hpcmcodec.engines.strips import Progress, analyse_strips, gradient_strips, 
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.namespaces import NUMPY, probe
 from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.model.synthesis import synthesise, thumbnail_of
+from hpcmcodec.model.synthesis import Rows, synthesise, thumbnail_of
 from hpcmcodec.native import loader
 from hpcmcodec.quality import Quality
 
@@ -71,9 +71,9 @@ class LightEngine:
     def synthesise(
         self, y_hat: np.ndarray, quality: Quality, tick: Progress | None = None, depth: int = 8
     ) -> np.ndarray:
-        def run(part: np.ndarray) -> Any:
+        def run(part: np.ndarray, rows: Rows) -> Any:
             with self.lock:
-                return synthesise(self.synthesis, self.config, part[None], [quality], depth)[0]
+                return synthesise(self.synthesis, self.config, part[None], [quality], depth, rows)[0]
 
         return synthesise_strips(run, y_hat, self.config, depth, tick)
 

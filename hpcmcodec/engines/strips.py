@@ -1,7 +1,7 @@
 """The transforms over a whole plane in strips.
 
-A strip comes with a halo as high as the transform's receptive field reaches, so that strips leave no seams. They keep
-memory bounded: without strips, g_s takes 1.3 GB for 12 megapixels.
+Strips keep memory bounded, and leave no seams. In the synthesis, a strip takes up where the one above has ended. In the
+encoder's transforms, it comes with a halo as high as the transform's receptive field reaches.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 
 from hpcmcodec.container import LATENT
 from hpcmcodec.model.config import Config
-from hpcmcodec.model.synthesis import halo
+from hpcmcodec.model.synthesis import Rows, halo
 
 Progress = Callable[[float], None]
 
 STRIP_LATENTS = 64 * 256  # positions of y that a strip has at most, without its halo
-PART_COLUMNS = 512  # columns of y that a part of a strip has at most in the synthesis, without its halo
+SYNTHESIS_LATENTS = 8 * 256  # the same in the synthesis: what passes from layer to layer stays in a processor's cache
+PART_COLUMNS = 512  # columns of y that a part of the plane has at most in the synthesis, without its halo
 ANALYSIS_HALO = 8  # rows of y: the radius 4 of g_a and 3 of h_a behind it, rounded up to a multiple of Z_STRIDE
 Z_STRIDE = 4  # positions of y for each position of z, in each direction
 
@@ -54,14 +55,14 @@ def analyse_strips(
 
 
 def synthesise_strips(
-    run: Callable[[np.ndarray], Any], y_hat: np.ndarray, config: Config, depth: int, tick: Progress | None
+    run: Callable[[np.ndarray, Rows], Any], y_hat: np.ndarray, config: Config, depth: int, tick: Progress | None
 ) -> np.ndarray:
-    """Runs the synthesis over parts of the plane, each with the halo that its 3x3 convolutions need.
+    """Runs the synthesis over the plane in strips. A wide plane is cut into parts, with halos at their sides.
 
     The whole plane at once gives the same pixels.
 
     Args:
-        run: y_hat (r, c, M) int32 in sixteenths -> pixels (16 r, 16 c, 3).
+        run: y_hat (r, c, M) int32 in sixteenths and the part's state -> the pixels that come next, (n, 16 c, 3).
         y_hat: (h, w, M) int32 in sixteenths.
         config: gives the halo.
         depth: the bits of a pixel.
@@ -74,16 +75,17 @@ def synthesise_strips(
     around = halo(config)
     pixels = np.empty((h * LATENT, w * LATENT, 3), np.uint8 if depth <= 8 else np.uint16)
     count = -(-w // PART_COLUMNS)
-    edges = [w * i // count for i in range(count + 1)]
-    for a, b in _strips(h, min(w, PART_COLUMNS)):
-        top, bottom = max(0, a - around), min(h, b + around)
-        for i, (c, d) in enumerate(pairwise(edges)):
-            left, right = max(0, c - around), min(w, d + around)
-            part = run(y_hat[top:bottom, left:right])
-            rows, columns = (slice(x * LATENT, y * LATENT) for x, y in ((a - top, b - top), (c - left, d - left)))
-            pixels[a * LATENT : b * LATENT, c * LATENT : d * LATENT] = part[rows, columns]
+    for i, (c, d) in enumerate(pairwise(w * i // count for i in range(count + 1))):
+        left, right = max(0, c - around), min(w, d + around)
+        height = max(1, SYNTHESIS_LATENTS // (d - c))
+        rows, at = Rows(), 0
+        for a in range(0, h, height):
+            rows.last = a + height >= h
+            part = run(y_hat[a : a + height, left:right], rows)
+            pixels[at : at + len(part), c * LATENT : d * LATENT] = part[:, (c - left) * LATENT : (d - left) * LATENT]
+            at += len(part)
             if tick:
-                tick((a + (b - a) * (i + 1) / count) / h)
+                tick((i + min(h, a + height) / h) / count)
     return pixels
 
 

@@ -17,7 +17,7 @@ from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.namespaces import TorchNamespace, probe
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
-from hpcmcodec.model.synthesis import synthesise, thumbnail_of
+from hpcmcodec.model.synthesis import Rows, synthesise, thumbnail_of
 from hpcmcodec.native import cuda, loader
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.pretrained import from_weights
@@ -80,9 +80,10 @@ class TorchEngine:
     ) -> np.ndarray:
         xp = self.namespace
 
-        def run(part: np.ndarray) -> np.ndarray:
+        def run(part: np.ndarray, rows: Rows) -> np.ndarray:
             with self.lock, xp.exact_mode():
-                return xp.numpy(synthesise(self.synthesis, self.config, xp.array(part[None]), [quality], depth)[0])
+                y_hat = xp.array(part[None])
+                return xp.numpy(synthesise(self.synthesis, self.config, y_hat, [quality], depth, rows)[0])
 
         return synthesise_strips(run, y_hat, self.config, depth, tick)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from hpcmcodec.exact.constants import CHANNEL_GRID
 from hpcmcodec.exact.layers import (
     Depthwise,
     Dequantise,
@@ -41,9 +42,11 @@ class Act(NamedTuple):
 
 
 class Rearranging(Protocol):
-    """The one array function that the flow calls itself: `permute` reorders the axes of x."""
+    """The array functions that the flow calls itself: `permute` reorders the axes of x, `concat` joins arrays."""
 
     def permute(self, x: Array, axes: Sequence[int]) -> Array: ...
+
+    def concat(self, xs: Sequence[Array], axis: int) -> Array: ...
 
 
 class Ops(Protocol):
@@ -124,6 +127,42 @@ class Ops(Protocol):
     def pixels(self, a: Act, depth: int) -> Array:
         """Wide values around 0 on PIXEL_GRID as integers 0 .. 2^depth - 1."""
 
+    # -- several operations in a row: `Composed` defines them by those above --
+
+    def block(
+        self,
+        x: Act,
+        around: Depthwise,
+        up: Linear,
+        down: Linear,
+        read: Read | None = None,
+        above: Act | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> Act:
+        """x plus its branch: depthwise 3x3 convolution, 1x1, LeakyReLU, 1x1.
+
+        x is codes, and so is the sum; where there is `read`, both are wide, and the branch reads codes.
+        above: the rows of the plane above x, of which the convolution sees the last; rows: the first of those that are
+        wanted and the one behind the last, counted from the first row of `above`. Without them, all rows of x are.
+        """
+
+    def around(self, a: Act, layer: Depthwise, step: Step, grid: str | None = None) -> Act:
+        """Depthwise 3x3 convolution of a (B, H, W, M), folded: (B, H, W, M / groups)."""
+
+    def heads(
+        self,
+        inputs: Sequence[Act],
+        step: Step,
+        heads: Sequence[Head],
+        hidden: Sequence[Linear] = (),
+        grid: str | None = None,
+    ) -> tuple[Array, Array]:
+        """Means and levels of a coding step, folded: at each position, the head of the group that is coded there.
+
+        heads: one for each group. A head with a hidden layer sees LeakyReLU(hidden(inputs)), on `grid`, beside the
+        inputs.
+        """
+
     # -- values moved as they are --
 
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:
@@ -148,7 +187,52 @@ class Ops(Protocol):
         """f(*arguments). Training may run f again in the backward pass instead of keeping its intermediate results."""
 
 
+class Composed:
+    """The operations that are several others in a row, for all implementations. Kernels can do them in one pass."""
+
+    def block(
+        self: Ops,
+        x: Act,
+        around: Depthwise,
+        up: Linear,
+        down: Linear,
+        read: Read | None = None,
+        above: Act | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> Act:
+        if above is not None:
+            x = Act(self.xp.concat([above.x, x.x], 1), x.grid)
+        inside = CHANNEL_GRID if read else None
+        codes = self.read(x, read) if read else x
+        hidden = self.lrelu(self.linear(self.depthwise(codes, around, inside), up, inside))
+        out = self.wide(hidden, down, x.grid, onto=x) if read else self.add(x, self.linear(hidden, down, x.grid))
+        return out if rows is None else Act(out.x[:, rows[0] : rows[1]], out.grid)
+
+    def around(self: Ops, a: Act, layer: Depthwise, step: Step, grid: str | None = None) -> Act:
+        return self.folded(self.depthwise(a, layer, grid), step)
+
+    def heads(
+        self: Ops,
+        inputs: Sequence[Act],
+        step: Step,
+        heads: Sequence[Head],
+        hidden: Sequence[Linear] = (),
+        grid: str | None = None,
+    ) -> tuple[Array, Array]:
+        results = []
+        for g, rows in self.gather([a.x for a in inputs], step):
+            parts = [Act(x, a.grid) for x, a in zip(rows, inputs, strict=True)]
+            if hidden:
+                parts.append(self.lrelu(self.linear(parts, hidden[g], grid)))
+            results.append((g, self.head(parts, heads[g])))
+        shape = (*inputs[0].x.shape[:3], heads[0].channels)
+        means, levels = (self.scatter([(g, r[i]) for g, r in results], step, shape) for i in range(2))
+        return means, levels
+
+
 OPERATIONS = tuple(name for name, value in vars(Ops).items() if callable(value) and not name.startswith("_"))
 MOVING = frozenset({"empty_latent", "folded", "gather", "scatter", "unfold", "segment"})
 """The operations that move values and do no arithmetic."""
-COMPUTING = tuple(name for name in OPERATIONS if name not in MOVING)
+COMPOSED = frozenset(name for name in vars(Composed) if not name.startswith("_"))
+COMPUTING = tuple(name for name in OPERATIONS if name not in MOVING | COMPOSED)
+"""Those that do, and are defined by no others."""

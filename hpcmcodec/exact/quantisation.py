@@ -27,6 +27,6 @@ def quantise_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def check_bound(name: str, integers: np.ndarray) -> None:
     """Check the bound 2^31 for stored integers (O, n) summed together. Raises IntegrityError where they break it."""
-    worst = int(np.abs(integers.astype(np.int64)).sum(-1).max(initial=0)) * CODE_MAX
+    worst = int(np.abs(integers.astype(np.int32)).sum(-1, dtype=np.int64).max(initial=0)) * CODE_MAX
     if worst >= SUM_BOUND:
         raise IntegrityError(f"weights of {name} break the exactness bound: {worst} >= 2^31")

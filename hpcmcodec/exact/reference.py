@@ -38,13 +38,13 @@ from hpcmcodec.exact.layers import (
     Scale,
     Wkv,
 )
-from hpcmcodec.exact.ops import Act, Array, Qualities
+from hpcmcodec.exact.ops import Act, Array, Composed, Qualities
 from hpcmcodec.exact.quantisation import check_bound
 from hpcmcodec.exact.schedule import Step, fold, positions, unfold
 from hpcmcodec.quality import Quality
 
 
-class ExactOps:
+class ExactOps(Composed):
     """The entropy path's operations on integer codes.
 
     tensors: the flat dictionary of stored tensors (exact/layers.py lists them); grids: the exponent e of each grid by

@@ -9,5 +9,5 @@ from hpcmcodec.exact.ops import Act, Ops
 def residual_block(ops: Ops, x: Act, layer: str, rate: int = 2) -> Act:
     """x + [depthwise 3x3 -> 1x1 to `rate` times the width -> LeakyReLU -> 1x1] (HPCM's DWConvRB); (B, H, W, C)."""
     width = x.x.shape[-1]
-    hidden = ops.lrelu(ops.linear(ops.depthwise(x, Depthwise(f"{layer}.dw")), Linear(f"{layer}.up", rate * width)))
-    return ops.add(x, ops.linear(hidden, Linear(f"{layer}.down", width, branch=True), x.grid))
+    up, down = Linear(f"{layer}.up", rate * width), Linear(f"{layer}.down", width, branch=True)
+    return ops.block(x, Depthwise(f"{layer}.dw"), up, down)

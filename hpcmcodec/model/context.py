@@ -75,7 +75,7 @@ def walk(
                 context, inputs = carry, [carry]
             else:
                 context = ops.segment(prior, ops, config, step, carry, seen)
-                around = ops.folded(ops.depthwise(seen, Depthwise(f"step{step.index}.around"), seen.grid), step)
+                around = ops.around(seen, Depthwise(f"step{step.index}.around"), step, seen.grid)
                 inputs = [context, evidence[scale], around]
             means, levels = parameters(ops, config, inputs, step, f"{scale}.first" if first else f"{scale}.head")
             mask = valid(step, h, w, config.latent)
@@ -183,13 +183,7 @@ def parameters(ops: Ops, config: Config, inputs: list[Act], step: Step, layer: s
     Head: hidden = LeakyReLU(1x1(inputs)), parameters = 1x1(inputs, hidden), so the inputs count both directly and
     through the hidden layer.
     """
-    n = config.latent // GROUPS[step.scale]
-    hidden = config.heads[SCALES.index(step.scale)]
-    results = []
-    for g, rows in ops.gather([a.x for a in inputs], step):
-        parts = [Act(x, a.grid) for x, a in zip(rows, inputs, strict=True)]
-        if hidden:
-            parts.append(ops.lrelu(ops.linear(parts, Linear(f"{layer}.{g}.hidden", hidden), f"{layer}.hidden")))
-        results.append((g, ops.head(parts, Head(f"{layer}.{g}", n))))
-    shape = (*inputs[0].x.shape[:3], n)
-    return tuple(ops.scatter([(g, r[i]) for g, r in results], step, shape) for i in range(2))
+    n, width, groups = config.latent // GROUPS[step.scale], config.heads[SCALES.index(step.scale)], len(step.groups)
+    heads = [Head(f"{layer}.{g}", n) for g in range(groups)]
+    hidden = [Linear(f"{layer}.{g}.hidden", width) for g in range(groups)] if width else []
+    return ops.heads(inputs, step, heads, hidden, f"{layer}.hidden")

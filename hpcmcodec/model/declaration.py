@@ -26,7 +26,7 @@ from hpcmcodec.exact.layers import (
     Wkv,
 )
 from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.ops import Act, Array, Qualities
+from hpcmcodec.exact.ops import Act, Array, Composed, Qualities
 from hpcmcodec.exact.schedule import Step
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
@@ -34,7 +34,7 @@ from hpcmcodec.model.synthesis import THUMBNAIL_STRIDE, synthesise, thumbnail_of
 from hpcmcodec.quality import Quality
 
 
-class Declaration:
+class Declaration(Composed):
     """Operations that compute nothing, but record the layers and grids that the flow uses."""
 
     xp = NUMPY

@@ -43,7 +43,7 @@ from hpcmcodec.exact.layers import (
     Wkv,
 )
 from hpcmcodec.exact.namespaces import TorchNamespace
-from hpcmcodec.exact.ops import COMPUTING, Act, Qualities
+from hpcmcodec.exact.ops import COMPUTING, Act, Composed, Qualities
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import Step, positions
 from hpcmcodec.native.torch_ops import biwkv4
@@ -81,7 +81,7 @@ class _TorchFloat:
         return torch.cat(list(xs), axis)
 
 
-class FloatOps:
+class FloatOps(Composed):
     """The operations in floats. p: derived tensors by name (`<layer>.<tensor>`); grids: exponent by grid name.
 
     observe: called with the name of a grid and each tensor on it, before clamping. recompute: see `segment`.

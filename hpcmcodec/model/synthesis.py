@@ -9,14 +9,16 @@ What passes through everything, x, is *wide*: int32, 2^14 a unit of the pixels' 
 hold them (`model.fold`), so nothing is shifted but what a block reads.
 
 `synthesise` is the only definition of the flow, as `context.walk` is of the entropy path's; both are written over
-`exact.ops`. Zero padding is the codes' zero: a part of the plane gives the same pixels where `halo` latents around it
-are there.
+`exact.ops`. Zero padding is the codes' zero.
+
+A plane can go through it strip by strip, from top to bottom (`Rows`), with nothing computed twice. A part that is cut
+out of the plane otherwise gives the same pixels where `halo` latents around it are there.
 """
 
 from __future__ import annotations
 
 from hpcmcodec.container import LATENT
-from hpcmcodec.exact.constants import CHANNEL_GRID, PIXEL_GRID, WIDE_GRID
+from hpcmcodec.exact.constants import PIXEL_GRID, WIDE_GRID
 from hpcmcodec.exact.layers import Depthwise, Dequantise, Gain, Linear, Read
 from hpcmcodec.exact.ops import Act, Array, Ops, Qualities
 from hpcmcodec.model.config import Config
@@ -26,16 +28,52 @@ THUMBNAIL = 2  # pixels a latent in a thumbnail
 THUMBNAIL_STRIDE = {"s2": 2, "s3": 1}  # latents a position of the plane that each thumbnail is made of
 
 
-def synthesise(ops: Ops, config: Config, y_hat: Array, quality: Qualities, depth: int = 8) -> Array:
-    """y_hat (B, h, w, M) -> pixels (B, 16 h, 16 w, 3), integers 0 .. 2^depth - 1."""
+class Rows:
+    """The state of a plane that goes through the synthesis strip by strip, from top to bottom.
+
+    A block's convolution sees a row above and a row below, so the last row that a block has read waits for the next
+    strip, and a block keeps two rows. last: whether the strip at hand is the plane's last.
+    """
+
+    def __init__(self, *, last: bool = False) -> None:
+        self.last = last
+        self._kept: dict[str, tuple[Act, int]] = {}  # by block: rows, and the first of them that has no result yet
+
+    def block(self, ops: Ops, x: Act, name: str) -> Act:
+        """The results of a block that the rows x (B, R, W, C), and those kept, make possible, (B, at most R + 1, W, C).
+
+        x and the result are wide.
+        """
+        width = x.x.shape[-1]
+        before, first = self._kept.get(name, (None, 0))
+        above = before.x.shape[1] if before else 0
+        end = max(first, above + x.x.shape[1] - (not self.last))
+        layers = Depthwise(f"{name}.dw"), Linear(f"{name}.up", 2 * width), Linear(f"{name}.down", width)
+        if not self.last:
+            kept = max(0, end - 1)
+            parts = [before.x[:, kept:]] if before and kept < above else []
+            parts.append(x.x[:, max(0, kept - above) :])
+            self._kept[name] = Act(ops.xp.concat(parts, 1), x.grid), end - kept
+        return ops.block(x, *layers, Read(f"{name}.read"), before, (first, end))
+
+
+def synthesise(
+    ops: Ops, config: Config, y_hat: Array, quality: Qualities, depth: int = 8, rows: Rows | None = None
+) -> Array:
+    """y_hat (B, h, w, M) -> pixels (B, 16 h, 16 w, 3), integers 0 .. 2^depth - 1.
+
+    rows: the state of the plane that the rows y_hat are from. Then the pixels are those that follow the strip before,
+    in groups of 8 rows: fewer than 16 h of the first strip, 16 h of those behind it, more of the last.
+    """
+    rows = rows or Rows(last=True)
     c8, c16 = config.synthesis_widths
     x = ops.wide(_codes(ops, config, y_hat, quality), Linear("g_s.inp", c16), WIDE_GRID)
     for i in range(config.synthesis_blocks[1]):
-        x = block(ops, x, f"g_s.b16.{i}")
+        x = rows.block(ops, x, f"g_s.b16.{i}")
     gain = Gain("g_s.s8", config.qualities, c8)
     x = shuffle(ops, ops.amplify(ops.read(x, Read("g_s.up.read")), Linear("g_s.up", 4 * c8), gain, quality))
     for i in range(config.synthesis_blocks[0]):
-        x = block(ops, x, f"g_s.b8.{i}")
+        x = rows.block(ops, x, f"g_s.b8.{i}")
     return _pixels(ops, ops.read(x, Read("g_s.head.read")), "g_s.head", LATENT // 2, depth)
 
 
@@ -47,14 +85,6 @@ def thumbnail_of(ops: Ops, config: Config, y_hat: Array, quality: Qualities, sca
     """
     side = THUMBNAIL * THUMBNAIL_STRIDE[scale]
     return _pixels(ops, _codes(ops, config, y_hat, quality), f"thumbnail.{scale}", side, depth)
-
-
-def block(ops: Ops, x: Act, name: str) -> Act:
-    """x (B, H, W, C) plus its branch."""
-    width = x.x.shape[-1]
-    inside = ops.depthwise(ops.read(x, Read(f"{name}.read")), Depthwise(f"{name}.dw"), CHANNEL_GRID)
-    hidden = ops.lrelu(ops.linear(inside, Linear(f"{name}.up", 2 * width), CHANNEL_GRID))
-    return ops.wide(hidden, Linear(f"{name}.down", width), WIDE_GRID, onto=x)
 
 
 def _pixels(ops: Ops, a: Act, layer: str, side: int, depth: int) -> Array:

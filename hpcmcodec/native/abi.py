@@ -31,6 +31,40 @@ class Linear(ctypes.Structure):
     )
 
 
+class Group(ctypes.Structure):
+    """The head of one group; abi.h describes the fields."""
+
+    _fields_ = (("first", _long), ("last", _long), ("hidden", Linear), ("head", Linear))
+
+
+class Heads(ctypes.Structure):
+    """The arguments of the heads' kernel; abi.h describes the fields."""
+
+    _fields_ = (
+        *((name, _int) for name in ("n_inputs", "groups", "hidden", "channels")),
+        *(("order", _pointer), ("group", _pointer)),
+        *(("inputs", _pointer * MAX_INPUTS), ("columns", _long * MAX_INPUTS)),
+        *(("means", _pointer), ("levels", _pointer)),
+    )
+
+
+class Layer(ctypes.Structure):
+    """A layer of a residual block; abi.h describes the fields."""
+
+    _fields_ = (("weights", _pointer), ("scale", _pointer), ("bias", _pointer), ("limit", _long))
+
+
+class Residual(ctypes.Structure):
+    """The arguments of a residual block's kernel; abi.h describes the fields."""
+
+    _fields_ = (
+        *((name, _long) for name in ("batch", "height", "width", "above", "first", "last")),
+        *(("channels", _int), ("hidden", _int), ("limit", _int)),
+        *((name, _pointer) for name in ("before", "x", "out", "read")),
+        *(("around", Layer), ("up", Layer), ("down", Layer)),
+    )
+
+
 class Biwkv4(ctypes.Structure):
     """The arguments of Bi-WKV4's kernels for training; abi.h describes the fields."""
 
@@ -50,7 +84,7 @@ VALUES: dict[str, int] = {
     "BFLOAT16": BFLOAT16,
     "FLOAT64": FLOAT64,
 }
-for _struct in (Input, Linear, Biwkv4):
+for _struct in (Input, Linear, Group, Heads, Layer, Residual, Biwkv4):
     VALUES[f"the size of {_struct.__name__}"] = ctypes.sizeof(_struct)
     VALUES |= {f"the place of {_struct.__name__}.{f[0]}": getattr(_struct, f[0]).offset for f in _struct._fields_}
 

@@ -37,7 +37,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-HEADERS = ("abi.h", "core.h", "cpu.h", "functions.h", "rans.h")
+HEADERS = ("abi.h", "core.h", "cpu.h", "folded.h", "functions.h", "pool.h", "rans.h", "residual.h")
 UNITS = ("avx512.cpp", "avx2.cpp", "sse2.cpp", "plain.cpp", "kernels.cpp", "source.cpp")
 SOURCES = HEADERS + UNITS
 # -ffp-contract=off: a fused multiply-add would round once where the reference rounds twice. The two flags after it

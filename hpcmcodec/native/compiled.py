@@ -30,8 +30,9 @@ from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act, Qualities
 from hpcmcodec.exact.reference import ExactOps, same_grid
 from hpcmcodec.exact.schedule import Step, positions
-from hpcmcodec.native import abi
+from hpcmcodec.native import abi, passes
 from hpcmcodec.native.library import Kernels
+from hpcmcodec.native.passes import check
 
 __all__ = ["KernelOps"]
 
@@ -72,13 +73,16 @@ class KernelOps(ExactOps):
         return Act(self._products(parts, layer.name, self._plan_of(parts, layer, grid), limit_of(grid)), grid)
 
     def head(self, inputs: Sequence[Act], layer: Head) -> tuple[Array, Array]:
-        ends, channels = ([-MEAN_MAX, 0], [MEAN_MAX, LEVELS - 1]), layer.channels
-        limits = self._keep(
-            ("limits", channels), lambda: [self.xp.array(np.repeat(np.array(e, np.float32), channels)) for e in ends]
-        )
+        channels, limits = layer.channels, self._head_limits(layer.channels)
         plan = self._plan(layer.name, tuple(self.grids[a.grid] for a in inputs), MEAN_SHIFT)
         out = self._products(inputs, layer.name, plan, 0, limits)
         return out[..., :channels], out[..., channels:]
+
+    def _head_limits(self, channels: int) -> list[Array]:
+        ends = ([-MEAN_MAX, 0], [MEAN_MAX, LEVELS - 1])
+        return self._keep(  # type: ignore[no-any-return]
+            ("limits", channels), lambda: [self.xp.array(np.repeat(np.array(e, np.float32), channels)) for e in ends]
+        )
 
     def _products(
         self,
@@ -103,7 +107,7 @@ class KernelOps(ExactOps):
         outputs = plan.call.outputs
         if limits is not None and len(limits[0]) != outputs:
             raise ValueError(f"{layer} gives {outputs} parameters, {len(limits[0])} wanted")
-        _check(onto is None or tuple(onto.shape) == (batch, h, w, outputs), layer, onto)
+        check(onto is None or tuple(onto.shape) == (batch, h, w, outputs), layer, onto)
         out = onto
         if out is None:
             out = self.memory.empty((batch, h, w, outputs), np.int16 if limits is None else np.int32)
@@ -178,9 +182,12 @@ class KernelOps(ExactOps):
             packed = []
             for a, b in self._edges(layer):
                 n, inputs = -(-w.shape[0] // abi.PANEL), b - a + (b - a) % 2
-                full = np.zeros((n * abi.PANEL, inputs), np.int16)
-                full[: w.shape[0], : b - a] = w[:, a:b]
-                packed.append(self.xp.array(full.reshape(n, abi.PANEL, inputs // 2, 2).transpose(0, 2, 1, 3)))
+                full = w[:, a:b]
+                if full.shape != (n * abi.PANEL, inputs):
+                    full = np.zeros((n * abi.PANEL, inputs), np.int16)
+                    full[: w.shape[0], : b - a] = w[:, a:b]
+                pairs = full.view(np.int32).reshape(n, abi.PANEL, inputs // 2).transpose(0, 2, 1)
+                packed.append(self.xp.array(np.ascontiguousarray(pairs).view(np.int16)))
             return packed
 
         return self._keep((layer, "packed"), make)  # type: ignore[no-any-return]
@@ -192,8 +199,8 @@ class KernelOps(ExactOps):
         x = self._int16(a.x)
         out = self._like(x)
         scale, bias = self._tap_scale(name, self.grids[a.grid], self.grids[grid])
-        taps = self._keep((name, "int16 taps"), lambda: self.xp.array(self.tensors[f"{name}.weight"].T))
-        _check(len(scale) == x.shape[-1], name, x)
+        taps = self._taps(name)
+        check(len(scale) == x.shape[-1], name, x)
         b, h, w, c = x.shape
         self.kernels.depthwise(
             *(b, h, w, c, int(round(len(taps) ** 0.5))),
@@ -201,12 +208,16 @@ class KernelOps(ExactOps):
         )
         return Act(out, grid)
 
+    def _taps(self, layer: str) -> Array:
+        """The weights of a depthwise layer, int16 (k * k, C)."""
+        return self._keep((layer, "int16 taps"), lambda: self.xp.array(self.tensors[f"{layer}.weight"].T))
+
     def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
         grid = grid or layer.name
         x = self._int16(a.x)
         out = self._like(x)
         gamma, beta = self._affine(layer.name, self.grids[grid])
-        _check(len(gamma) == x.shape[-1], layer.name, x)
+        check(len(gamma) == x.shape[-1], layer.name, x)
         self.kernels.norm(
             *(_count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(gamma), self._at(beta), limit_of(grid)),
             self._at(out),
@@ -216,7 +227,7 @@ class KernelOps(ExactOps):
     def channel_scale(self, a: Act, layer: Scale) -> Act:
         x = self._int16(a.x)
         out, scale = self._like(x), self._channel_factors(layer.name)
-        _check(len(scale) == x.shape[-1], layer.name, x)
+        check(len(scale) == x.shape[-1], layer.name, x)
         self.kernels.channel_scale(
             _count(x) // x.shape[-1], x.shape[-1], self._at(x), self._at(scale), limit_of(a.grid), self._at(out)
         )
@@ -257,7 +268,7 @@ class KernelOps(ExactOps):
     def _narrowed(self, x: Array, layer: str, factors: Sequence[Array]) -> Act:
         """int32 times each sample's factors, as codes."""
         x = self.memory.contiguous(x, np.int32)
-        _check(all(len(f) == x.shape[-1] for f in factors) and len(factors) == x.shape[0], layer, x)
+        check(all(len(f) == x.shape[-1] for f in factors) and len(factors) == x.shape[0], layer, x)
         out, limit = self.memory.empty(x.shape, np.int16), limit_of(CHANNEL_GRID)
         for one, target, f in zip(x, out, factors, strict=True):
             rows = _count(one) // x.shape[-1]
@@ -270,6 +281,39 @@ class KernelOps(ExactOps):
         factor = top * 2.0 ** -self.grids[PIXEL_GRID]
         self.kernels.pixels(_count(x), self._at(x), factor, top / 2, top, self._at(out))
         return out
+
+    # -- several operations in a row --
+
+    def block(
+        self,
+        x: Act,
+        around: Depthwise,
+        up: Linear,
+        down: Linear,
+        read: Read | None = None,
+        above: Act | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> Act:
+        if not self.kernels.in_one_pass:
+            return super().block(x, around, up, down, read, above, rows)
+        return passes.block(self, x, around, up, down, read, above, rows)
+
+    def around(self, a: Act, layer: Depthwise, step: Step, grid: str | None = None) -> Act:
+        if not self.kernels.in_one_pass:
+            return super().around(a, layer, step, grid)
+        return passes.around(self, a, layer, step, grid)
+
+    def heads(
+        self,
+        inputs: Sequence[Act],
+        step: Step,
+        heads: Sequence[Head],
+        hidden: Sequence[Linear] = (),
+        grid: str | None = None,
+    ) -> tuple[Array, Array]:
+        if not self.kernels.in_one_pass or (hidden and hidden[0].channels % 2):
+            return super().heads(inputs, step, heads, hidden, grid)
+        return passes.heads(self, inputs, step, heads, hidden, grid)
 
     # -- element by element --
 
@@ -288,7 +332,7 @@ class KernelOps(ExactOps):
 
     def gate(self, r: Act, a: Act) -> Act:
         gates, x = self._int16(r.x), self._int16(a.x)
-        _check(gates.shape == x.shape, "gate", gates, x)
+        check(gates.shape == x.shape, "gate", gates, x)
         out = self._like(x)
         self.kernels.gate(_count(x), self._at(gates), self._at(x), self._at(self._sigmoid_table(r)), self._at(out))
         return Act(out, a.grid)
@@ -296,7 +340,7 @@ class KernelOps(ExactOps):
     def blend(self, r: Act, a: Act, b: Act) -> Act:
         gates, x, current = self._int16(r.x), self._int16(a.x), self._int16(b.x)
         batch, h, w, c = current.shape
-        _check(gates.shape == current.shape and x.shape == (batch, 1, 1, c), "blend", gates, x, current)
+        check(gates.shape == current.shape and x.shape == (batch, 1, 1, c), "blend", gates, x, current)
         out, table = self._like(current), self._sigmoid_table(r)
         for i in range(batch):
             self.kernels.blend(
@@ -355,8 +399,3 @@ class KernelOps(ExactOps):
 
 def _count(x: Array) -> int:
     return math.prod(x.shape)
-
-
-def _check(fits: bool, what: str, *arrays: Array) -> None:
-    if not fits:
-        raise ValueError(f"{what} does not take the shapes {', '.join(str(tuple(a.shape)) for a in arrays)}")

@@ -245,6 +245,8 @@ class CudaKernels(Kernels):
     Raises UnsupportedError where the image was compiled with other values of abi.h than Python's.
     """
 
+    in_one_pass = False
+
     def __init__(self, driver: Driver, device: torch.device, stream: Callable[[], int]) -> None:
         self.driver, self.stream, self.memory = driver, stream, _DeviceMemory(device)
         values = self.memory.empty(len(abi.VALUES), np.int64)

@@ -21,6 +21,7 @@ Array = Any  # a numpy array, or a torch tensor on the device of the kernels
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "hpcm_depthwise": (_long, _long, _long, _int, _int, _pointer, _pointer, _pointer, _pointer, _int, _pointer),
+    "hpcm_around": (_long, _long, _long, _int, _int, _int, *[_pointer] * 5, _int, _pointer),
     "hpcm_norm": (_long, _int, _pointer, _pointer, _pointer, _int, _pointer),
     "hpcm_lrelu": (_long, _pointer, _pointer),
     "hpcm_relu_squared": (_long, _pointer, ctypes.c_float, _int, _pointer),
@@ -72,6 +73,8 @@ class Kernels:
     """
 
     memory: Any = HostMemory()
+    in_one_pass = True
+    """Whether there are kernels for operations that are several others in a row (`exact.ops.Composed`)."""
 
     def __init__(self, library: ctypes.CDLL, threads: int = 1) -> None:
         self.library = library
@@ -84,6 +87,7 @@ class Kernels:
             function.argtypes, function.restype = arguments, None
             setattr(self, name.removeprefix("hpcm_"), function)
         library.hpcm_linear.argtypes, library.hpcm_linear.restype = (_pointer,), None
+        library.hpcm_residual.argtypes = library.hpcm_heads.argtypes = (_pointer,)
         for name, arguments in _RANS_SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, _long
@@ -98,6 +102,7 @@ class Kernels:
         self.set_threads(threads)
 
     depthwise: Any
+    around: Any
     norm: Any
     lrelu: Any
     relu_squared: Any
@@ -116,6 +121,16 @@ class Kernels:
     def linear(self, call: abi.Linear) -> None:
         """A linear layer: sums of products, scaled, rounded, limited and stored as the call says."""
         self.library.hpcm_linear(ctypes.byref(call))
+
+    def heads(self, call: abi.Heads) -> None:
+        """The heads of all groups in one pass. Raises MemoryError where scratch memory cannot be allocated."""
+        if self.library.hpcm_heads(ctypes.byref(call)):
+            raise MemoryError("no scratch memory for heads")
+
+    def residual(self, call: abi.Residual) -> None:
+        """A residual block in one pass. Raises MemoryError where its scratch memory cannot be allocated."""
+        if self.library.hpcm_residual(ctypes.byref(call)):
+            raise MemoryError("no scratch memory for a residual block")
 
     def float_biwkv4(self, call: abi.Biwkv4) -> int:
         """Bi-WKV4 for training (torch_ops.py). Returns 1 where its scratch memory cannot be allocated, else 0."""

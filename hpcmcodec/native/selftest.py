@@ -35,8 +35,9 @@ from hpcmcodec.quality import Quality
 
 __all__ = ["GRIDS", "cases", "differences", "layers"]
 
-GRIDS = FIXED_GRIDS | {"x": 9, "y": 9, "out": 9, "fine": 13, "squared": 7, "z": 8}
+GRIDS = FIXED_GRIDS | {"x": 9, "y": 9, "out": 9, "fine": 13, "squared": 7, "z": 8, "block.dw": 9, "block.up": 9}
 Case = Callable[[Any], Any]
+HIDDEN = 18  # channels of the hidden layers of "heads"
 STEP = STEPS[-1]  # the coding step that "place" and the operations that move values run with
 QUALITIES = [Quality(0), Quality(3333), Quality(10000)]  # the ends of the table, and between two of its rows
 
@@ -60,9 +61,29 @@ def layers(width: int, outputs: int, second: int, taps: int = 3, seed: int = 0) 
         Dequantise("latent", 3).over(width),
         Read("read").over(width),
         Gain("gain", 3, outputs if outputs % 2 else outputs // 2),
+        *_composed_layers(width, second),
     ]
     derived = {f"{layer.name}.{k}": v for layer in made for k, v in layer.example(rng).items()}
     return quantise(made, derived, GRIDS)
+
+
+def _composed_layers(width: int, second: int) -> list[Layer]:
+    """The layers of operations that are several others in a row: block, around and heads. The last heads are without
+    hidden layers.
+    """
+    inside, groups = 2 * width, len(STEP.groups)
+    heads = [
+        (Linear(f"heads.{g}.hidden", HIDDEN).over(width, second), Head(f"heads.{g}", 3).over(width, second, HIDDEN))
+        for g in range(groups)
+    ]
+    return [
+        Depthwise("block.dw").over(width),
+        Linear("block.up", inside).over(width),
+        Linear("block.down", width).over(inside),
+        Depthwise("around").over(groups * width),
+        *(layer for pair in heads for layer in pair),
+        *(Head(f"plain.{g}", 3).over(width, second) for g in range(groups)),
+    ]
 
 
 def codes(shape: tuple[int, ...], seed: int, limit: int = CODE_MAX, *, extreme: bool = False) -> np.ndarray:
@@ -139,6 +160,7 @@ def cases(
         "scatter": moved,
         "segment": lambda o: o.segment(o.add, on(o, x), on(o, y)),
         **_synthesis_cases(x, y_hat, qualities, outputs, seed),
+        **_composed_cases(x, other, unfolded, seed),
     }
 
 
@@ -166,6 +188,36 @@ def _synthesis_cases(x: Act, y_hat: np.ndarray, qualities: list[Quality], output
         "amplify": lambda o: o.amplify(on(o, x), linear, gain, qualities),
         "pixels": lambda o: o.pixels(Act(o.xp.array(wide), PIXEL_GRID), 8),
         "pixels, of 16 bits": lambda o: o.pixels(Act(o.xp.array(ends), PIXEL_GRID), 16),
+    }
+
+
+def _composed_cases(x: Act, other: Act, unfolded: Act, seed: int) -> dict[str, Case]:
+    """Blocks of codes x and of wide values of the same shape: alone, and with rows above, of which some are wanted.
+    Convolutions around the positions of each group, of `unfolded`; heads over x and `other`.
+    """
+    rng = np.random.RandomState(seed + 22)
+    width, height = x.x.shape[-1], x.x.shape[1]
+    layers = Depthwise("block.dw"), Linear("block.up", 2 * width), Linear("block.down", width)
+    two_rows = (x.x.shape[0], 2, *x.x.shape[2:])
+    above = Act(codes(two_rows, seed + 23).astype(x.x.dtype), x.grid)
+    wide = Act(rng.randint(-(2**25), 2**25, x.x.shape, np.int32), WIDE_GRID)
+    wide_above = Act(rng.randint(-(2**18), 2**18, two_rows, np.int32), WIDE_GRID)
+
+    def parts(ops: Any, read: Read | None, a: Act, b: Act) -> tuple[Act, ...]:
+        """The first rows, those behind them, and the last ones."""
+        ranges = ((0, height + 1), (1, height + 1), (1, height + 2))
+        return tuple(ops.block(on(ops, a), *layers, read, on(ops, b), rows) for rows in ranges)
+
+    heads, plain = ([Head(f"{name}.{g}", 3) for g in range(len(STEP.groups))] for name in ("heads", "plain"))
+    hidden = [Linear(f"heads.{g}.hidden", HIDDEN) for g in range(len(STEP.groups))]
+    return {
+        "around": lambda o: o.around(on(o, unfolded), Depthwise("around"), STEP, "y"),
+        "heads": lambda o: o.heads([on(o, x), on(o, other)], STEP, heads, hidden, "fine"),
+        "heads, without hidden layers": lambda o: o.heads([on(o, x), on(o, other)], STEP, plain),
+        "block": lambda o: o.block(on(o, x), *layers),
+        "block, with rows above": lambda o: parts(o, None, x, above),
+        "block, wide": lambda o: o.block(on(o, wide), *layers, Read("read")),
+        "block, wide with rows above": lambda o: parts(o, Read("read"), wide, wide_above),
     }
 
 
