@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -173,6 +174,15 @@ def test_a_stream_is_what_the_docstring_describes() -> None:
     plain = PlainDecoder(data)
     assert [plain.get(table) for table in indexes.tolist()] == symbols.tolist()
     assert (plain.words_read, plain.state) == (len(data) // 4, 2**31)
+
+
+def test_docs_decodings_example_is_a_stream() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "DECODING.md").read_text(encoding="utf-8")
+    (found,) = re.findall(r"^    ((?:[0-9a-f]{2} ?){8,})$", text, re.MULTILINE)
+    tables = Tables(np.array([[0, 49152, 65535, 65536]]), np.array([4]), np.array([0]))
+    encoder = Encoder(tables)
+    encoder.put(ints([0, 1, 0, 20, -1, 0]), ints([0] * 6))
+    assert encoder.finish() == bytes.fromhex(found)
 
 
 symbol = st.one_of(

@@ -1,5 +1,7 @@
 """HPCM's schedule: which latents each coding step carries, on grids of every size."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hpcmcodec.exact.schedule import (
     CODED_FROM,
     GROUPS,
     PARTS,
+    PHASE_IN_Y,
     SCALES,
     STEPS,
     STRIDE,
@@ -106,6 +109,20 @@ def test_first_part_of_s2_is_the_s1_set_and_first_two_of_s3_are_the_s2_set(h: in
 @given(SIDES, SIDES)
 def test_every_latent_is_coded_once(h: int, w: int) -> None:
     np.testing.assert_array_equal(sum(coded_in_y(h, w, step).astype(int) for step in STEPS), 1)
+
+
+def test_docs_decoding_has_this_schedule() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "DECODING.md").read_text(encoding="utf-8")
+    for step in STEPS:
+        side = TILE[step.scale]
+        pattern = np.full((side, side), "")
+        for group, offsets in enumerate(step.groups):
+            for offset in offsets:
+                pattern[offset] = str(group)
+        assert f"| {step.index} | {step.scale} | {' / '.join(map(''.join, pattern))} |" in text
+    for scale, phases in PHASE_IN_Y.items():
+        offsets_in_y = " ".join(f"{row}{column}" for row, column in phases)
+        assert f"| {scale} | {'all 00' if scale == 's3' else offsets_in_y} |" in text
 
 
 @pytest.mark.parametrize("step", STEPS, ids=part_name)
