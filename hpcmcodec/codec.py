@@ -153,13 +153,14 @@ def _streams_of(
     with timing.phase("transform"):
         y, z = runner.analyse(pixels, q, ticks[0][0])
 
-    def code(y: np.ndarray, n: int, full: bool, cut: Cut | None = None) -> Coded:
-        return _code(runner, y, z, q, rate_weight, tile, ticks[n][1], full=full, cut=cut)
+    def code(y: np.ndarray, n: int | None, full: bool, cut: Cut | None = None) -> Coded:
+        tick = None if n is None else ticks[n][1]
+        return _code(runner, y, z, q, rate_weight, tile, tick, full=full, cut=cut)
 
     cut: list[tuple[float, float]] = []
     streams, y_hat = code(y, 0, False, lambda *step: cut.append(step))
     if full := _does_harm(cut, rate_weight, streams):
-        streams, y_hat = code(y, 0, full)
+        streams, y_hat = code(y, None, full)
     if rounds:
         weight = refine.error_weight(height, width, q)
 
