@@ -33,7 +33,8 @@ from hpcmcodec.engines import base
 from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES, STEPS, STRIDE, grid
-from hpcmcodec.image import load, to_image
+from hpcmcodec.image import Picture, alpha_png, flattened, load, read_alpha, thumbnail_of_alpha, to_image
+from hpcmcodec.image.colour import Cicp, rgb_of
 from hpcmcodec.model.coder import RATE_WEIGHT, Cut, LatentMismatchError
 from hpcmcodec.model.synthesis import THUMBNAIL
 from hpcmcodec.native import compiled
@@ -41,7 +42,8 @@ from hpcmcodec.quality import Quality
 
 if TYPE_CHECKING:
     from hpcmcodec.engines.base import Engine
-    from hpcmcodec.image import DecodedImage, ImageSource
+    from hpcmcodec.image import DecodedImage
+    from hpcmcodec.image.load import ImageSource
 
 
 Streams: TypeAlias = dict[str, list[container.Stream]]  # for each scale those of all tiles
@@ -80,6 +82,7 @@ def encode(
     effort: int = 0,
     tile: int = TILE_SIDE,
     verify: bool = False,
+    background: str | tuple[int, int, int] | None = None,
     device: str = "cpu",
     engine: str = "auto",
     model: str = weights.DEFAULT_MODEL,
@@ -90,12 +93,15 @@ def encode(
     """Encode an image to the bytes of an `.hpcm` file.
 
     Args:
-        image: a path, the bytes of an image file, a PIL image, or an array (H, W, 3) of uint8 RGB.
+        image: a path, the bytes of an image file, a binary file object, a PIL image, or an array in sRGB: (H, W) greys,
+            (H, W, 2) greys and alpha, (H, W, 3) RGB or (H, W, 4) RGB and alpha, of uint8, of uint16 (0 to 65535) or of
+            floating-point numbers from 0 to 1. Alpha is kept without loss, and is not premultiplied.
         quality: 0 (smallest file) to 100 (best picture), in steps of 0.01.
         effort: 0 to 9; latents are refined in `refine.ROUNDS[effort]` rounds, 16 at most. Each round takes about as
             long as encoding and decoding together.
         tile: 256, 128 or 64: the plane of latents is coded in squares of this side, one by one.
         verify: decode the result, and have it carry a checksum of its pixels, which each decoder then compares.
+        background: 8-bit RGB, or a colour's name as in CSS, to put a picture with alpha on; None keeps alpha.
         device: "cpu" or "cuda".
         engine: "light", "torch", or "auto" (light on a CPU).
         model: the name of a packaged model.
@@ -104,7 +110,8 @@ def encode(
         progress: is called with the fraction of the work that is done, from 0 to 1.
 
     Raises:
-        ValueError: quality, effort, tile, device or engine out of range.
+        ValueError: quality, effort, tile, device or engine out of range, a background that names no colour, or an array
+            of another shape, type or range.
         InputError: the image cannot be read.
         UnsupportedError: the kind of image, its size, the model or the device is not supported here, or there is not
             enough memory.
@@ -114,14 +121,18 @@ def encode(
         raise ValueError(f"effort is 0 to {len(refine.ROUNDS) - 1}, not {effort}")
     if tile not in container.TILE_SIDES:
         raise ValueError(f"tile is one of {', '.join(map(str, container.TILE_SIDES))}, not {tile}")
+    behind = None if background is None else rgb_of(background)
     picture = load(image, max_pixels=max_pixels)
+    if behind is not None:
+        picture = flattened(picture, behind)
     height, width, _ = picture.pixels.shape
     container.check_size(width, height, max_pixels, max_side)
     runner = base.find(model, device, engine)
     # Each round counts for as much as the first coding, and as decoding: half for the transforms and half for coding.
     parts = 1 + refine.ROUNDS[effort] + verify
     ticks = [_halves(_part(progress, n / parts, 1 / parts)) for n in range(parts)]
-    streams, full = _streams_of(runner, picture.pixels, q, effort, tile, ticks)
+    streams, full = _streams_of(runner, _levels(picture), q, effort, tile, ticks)
+    metadata = picture.metadata if picture.alpha is None else {**picture.metadata, "ALPH": alpha_png(picture)}
 
     def packed(picture_crc: int | None) -> bytes:
         return container.pack(
@@ -130,9 +141,12 @@ def encode(
             height=height,
             quality=q,
             streams=streams,
-            metadata=picture.metadata,
+            metadata=metadata,
             tile_side=tile,
             full=full,
+            depth=picture.depth,
+            grey=picture.grey,
+            cicp=picture.cicp,
             picture_crc=picture_crc,
         )
 
@@ -143,7 +157,7 @@ def encode(
 def _streams_of(
     runner: Engine, pixels: np.ndarray, q: Quality, effort: int, tile: int, ticks: Sequence[Ticks]
 ) -> tuple[Streams, bool]:
-    """The streams of pixels (H, W, 3) uint8, and whether they hold all symbols.
+    """The streams of pixels (H, W, 3), and whether they hold all symbols.
 
     ticks: for the first coding and for each round of effort.
     """
@@ -179,6 +193,13 @@ def _does_harm(cut: list[tuple[float, float]], rate_weight: float, streams: Stre
     return bool(error > rate_weight * (saved + FULL_FROM * n_bits))
 
 
+def _levels(picture: Picture) -> np.ndarray:
+    """Pixels as engines take them: 0 to 255, in uint8 or, where there are more levels, in float32."""
+    if picture.depth == 8:
+        return picture.pixels
+    return picture.pixels.astype(np.float32) * np.float32(255 / ((1 << picture.depth) - 1))
+
+
 def _code(
     runner: Engine,
     y: np.ndarray,
@@ -208,7 +229,6 @@ def _code(
     return streams, y_hat
 
 
-@_within_memory()
 def decode(
     data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
     *,
@@ -220,9 +240,9 @@ def decode(
     max_side: int | None = DEFAULT_MAX_SIDE,
     progress: Progress | None = None,
 ) -> DecodedImage:
-    """Decode an `.hpcm` file to a PIL image (RGB, with the metadata that the file carries in `info`).
+    """Decode an `.hpcm` file to a PIL image of 8 bits, with the metadata that the file carries in `info`.
 
-    The image's ``save`` writes this metadata too.
+    Its mode is RGB or RGBA, for grey pictures L or LA. Its ``save`` writes the metadata too.
 
     Args:
         data: a path, the bytes, or a binary file object.
@@ -239,30 +259,68 @@ def decode(
         IntegrityError: the file is damaged, or the decoded latents or pixels are not those of the encoder.
         ValueError: scale, device or engine out of range.
     """
+    limits = container.Limits(max_pixels=max_pixels, max_side=max_side)
+    return to_image(
+        decode_picture(
+            data, device=device, engine=engine, scale=scale, thumbnail=thumbnail, depth=8, progress=progress, **limits
+        )
+    )
+
+
+@_within_memory()
+def decode_picture(
+    data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
+    *,
+    device: str = "cpu",
+    engine: str = "auto",
+    scale: str | None = None,
+    thumbnail: bool = False,
+    depth: int | None = None,
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    max_side: int | None = DEFAULT_MAX_SIDE,
+    progress: Progress | None = None,
+) -> Picture:
+    """Decode an `.hpcm` file to arrays: pixels, alpha, colour space and metadata.
+
+    Args:
+        data, device, engine, scale, thumbnail, max_pixels, max_side, progress: as for `decode`.
+        depth: 8 or 16 bits; None is 16 where the coded picture had more than 8. Thumbnails have 8.
+
+    Raises what `decode` raises, and ValueError for another depth.
+    """
     if scale is not None and scale not in SCALES:
         raise ValueError(f"scale is one of {', '.join(SCALES)}, not {scale!r}")
+    if depth not in (None, 8, 16):
+        raise ValueError(f"depth is 8 or 16, not {depth}")
     reader = _reader(data, max_pixels, max_side)
     header = reader.header
     _check_complete(reader, scale)
-    runner = base.find(weights.find(header.model_id), device, engine)
     metadata = reader.metadata(partial=scale is not None)
+    runner = base.find(weights.find(header.model_id), device, engine)
+    depth = depth or (16 if header.depth > 8 else 8)
+    opacity = metadata.pop("ALPH", None)
+    alpha = None if opacity is None else read_alpha(opacity, header.width, header.height, 8 if thumbnail else depth)
+    cicp = None if header.cicp is None else Cicp(*header.cicp)
     if thumbnail:
         finest = "s2" if scale in ("s1", "s2") else "s3"
         y_hat = _decode_latents(reader, runner, scale, progress, finest=finest)
         with timing.phase("transform"):
             pixels = runner.thumbnail(y_hat, header.quality, finest)
         height, width = (-(-n * THUMBNAIL // LATENT) for n in (header.height, header.width))
-        return to_image(np.ascontiguousarray(pixels[:height, :width]), metadata)
+        pixels = np.ascontiguousarray(pixels[:height, :width])
+        alpha = None if alpha is None else thumbnail_of_alpha(alpha, width, height)
+        return Picture(pixels, metadata, grey=header.grey, alpha=alpha, cicp=cicp)
     coding, transforming = _halves(progress)
     y_hat = _decode_latents(reader, runner, scale, coding)
     with timing.phase("transform"):
-        pixels = runner.synthesise(y_hat, header.quality, transforming)
+        pixels = runner.synthesise(y_hat, header.quality, transforming, depth)
     pixels = np.ascontiguousarray(pixels[: header.height, : header.width])
-    if header.picture_crc is not None and scale in (None, SCALES[-1]) and _pixels_crc(pixels) != header.picture_crc:
+    checked = header.picture_crc is not None and depth == 8 and scale in (None, SCALES[-1])
+    if checked and _pixels_crc(pixels) != header.picture_crc:
         raise IntegrityError(
             f"the decoded pixels differ from those of the encoder (CRC mismatch); decoded by {_what_decodes(runner)}"
         )
-    return to_image(pixels, metadata)
+    return Picture(pixels, metadata, depth=depth, grey=header.grey, alpha=alpha, cicp=cicp)
 
 
 @_within_memory()

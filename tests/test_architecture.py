@@ -20,7 +20,7 @@ PACKAGE = "hpcmcodec"
 
 LAYERS = (
     # what everybody may use
-    ("errors", "quality", "threads", "timing", "interrupts", "ort"),
+    ("errors", "quality", "threads", "timing", "interrupts", "ort", "formats"),
     # exact arithmetic: no model, no kernels
     ("exact", "exact.constants"),
     ("exact.schedule", "exact.elementary", "exact.namespaces", "exact.quantisation"),
@@ -48,7 +48,7 @@ LAYERS = (
     ("weights",),
     ("pretrained",),
     # images, and the engines that code them
-    ("metadata", "engines", "engines.strips"),
+    ("engines", "engines.strips"),
     ("image", "engines.light", "engines.torch"),
     ("engines.base",),
     ("refine",),

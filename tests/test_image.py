@@ -4,6 +4,7 @@ import io
 import pickle
 import random
 import struct
+import sys
 import threading
 import zlib
 from functools import lru_cache
@@ -17,8 +18,11 @@ from PIL import Image, ImageCms, ImageOps
 
 from hpcmcodec.errors import HpcmError, InputError, UnsupportedError
 from hpcmcodec.image import DecodedImage, Picture, load, to_image, write_png
+from hpcmcodec.image.colour import icc_profile
+from tests.files import tiff_file, tiff_tags
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}, "PPM": {}}
+SRGB_PRIMARIES = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), (0.3127, 0.3290))
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6" dc:title="caf\xc3\xa9"/></x:xmpmeta>'
 # What each value of EXIF's Orientation asks of a viewer (EXIF 2.32, 4.6.4.A), in Pillow's terms.
 TURNS = {
@@ -63,6 +67,16 @@ def png(samples: np.ndarray, depth: int, *chunks: tuple[bytes, bytes], claim: tu
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
     )
+
+
+def deep_noise(channels: int) -> np.ndarray:
+    """(6, 9, channels) uint16 of all values."""
+    return np.random.default_rng(channels).integers(0, 65536, (6, 9, channels)).astype(np.uint16)
+
+
+def colours(samples: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of samples (H, W, 1..4), without their alpha."""
+    return samples[..., :3] if samples.shape[2] > 2 else np.repeat(samples[..., :1], 3, axis=2)
 
 
 def exif(orientation: int | None = None) -> bytes:
@@ -168,11 +182,14 @@ def test_array_view_becomes_contiguous() -> None:
 @pytest.mark.parametrize(
     ("source", "error"),
     [
-        (np.zeros((4, 4, 3), np.float32), TypeError),
         (np.zeros((4, 4, 3), np.int64), TypeError),
-        (np.zeros((4, 4), np.uint8), ValueError),
-        (np.zeros((4, 4, 4), np.uint8), ValueError),
-        (np.zeros((3, 4, 4), np.uint8), ValueError),
+        (np.zeros((4, 4, 3), bool), TypeError),
+        (np.zeros(4, np.uint8), ValueError),
+        (np.zeros((4, 4, 5), np.uint8), ValueError),
+        (np.zeros((1, 4, 4, 3), np.uint8), ValueError),
+        (np.full((4, 4, 3), 1.5, np.float32), ValueError),
+        (np.full((4, 4, 3), -0.1), ValueError),
+        (np.full((4, 4, 3), np.nan), ValueError),
         (np.zeros((0, 4, 3), np.uint8), ValueError),
         (42, TypeError),
         (None, TypeError),
@@ -186,12 +203,22 @@ def test_what_is_no_image_at_all_is_a_mistake_in_the_call(source: object, error:
 # -------------------------------------------------------------------------------------------------- conversions
 
 
-@pytest.mark.parametrize(("mode", "note"), [("L", "greyscale"), ("1", "black and white"), ("P", "palette")])
-def test_fewer_colours_are_expanded_with_a_note(photo: Image.Image, mode: str, note: str) -> None:
+@pytest.mark.parametrize("mode", ["L", "1"])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+def test_greyscale_stays_grey_without_a_note(photo: Image.Image, mode: str, form: str) -> None:
     image = photo.convert(mode)
+    picture = read(saved(image, form))
+    assert picture.grey
+    assert np.array_equal(picture.pixels, np.asarray(image.convert("RGB")))
+    assert picture.notes == ()
+    assert np.array_equal(np.asarray(to_image(picture)), np.asarray(image.convert("L")))
+
+
+def test_palette_is_expanded_with_a_note(photo: Image.Image) -> None:
+    image = photo.quantize(16)
     picture = read(saved(image, "PNG"))
     assert np.array_equal(picture.pixels, np.asarray(image.convert("RGB")))
-    assert picture.notes == (f"{note} converted to RGB",)
+    assert picture.notes == ("palette converted to RGB",)
 
 
 def test_ycbcr_tiff_is_converted_with_a_note(photo: Image.Image) -> None:
@@ -202,43 +229,55 @@ def test_ycbcr_tiff_is_converted_with_a_note(photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM", "JPEG2000"])
-def test_16_bit_greyscale_is_rounded_to_8_bits_with_a_note(form: str) -> None:
+def test_16_bit_greyscale_is_kept_to_the_last_bit(form: str) -> None:
     levels = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], np.uint16)
     picture = read(saved(Image.fromarray(levels), form))
-    assert picture.pixels[0, :, 0].tolist() == [0, 0, 1, 1, 128, 254, 255, 255]
-    assert (picture.pixels == picture.pixels[:, :, :1]).all()
-    assert picture.notes == ("16-bit samples reduced to 8 bits", "greyscale converted to RGB")
+    assert (picture.depth, picture.grey, picture.notes) == (16, True, ())
+    assert np.array_equal(picture.pixels, np.repeat(levels[..., None], 3, axis=2))
 
 
-def test_16_bit_colour_png_is_reduced_with_a_note(photo: Image.Image) -> None:
-    pixels = np.asarray(photo).astype(np.uint16)
-    picture = read(png(pixels * 257, 16))
-    assert np.array_equal(picture.pixels, pixels)
-    assert picture.notes == ("16-bit samples reduced to 8 bits",)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png_is_kept_to_the_last_bit(photo: Image.Image, channels: int) -> None:
+    samples = deep_noise(channels)
+    picture = read(png(samples, 16))
+    assert (picture.depth, picture.notes) == (16, ())
+    assert np.array_equal(picture.pixels, colours(samples))
+    assert picture.grey == (channels < 3)
+    if channels % 2:
+        assert picture.alpha is None
+    else:
+        assert np.array_equal(picture.alpha, samples[..., -1])
 
 
-def test_16_bit_colour_ppm_is_reduced_with_a_note() -> None:
-    picture = read(b"P6 2 1 65535\n" + np.array([0, 257, 514, 65535, 25700, 257], ">u2").tobytes())
-    assert picture.pixels.tolist() == [[[0, 1, 2], [255, 100, 1]]]
-    assert picture.notes == ("16-bit samples reduced to 8 bits",)
+def test_16_bit_colour_ppm_is_kept_at_the_depth_of_its_largest_level() -> None:
+    picture = read(b"P6 2 1 65535\n" + np.array([0, 257, 514, 65535, 25700, 258], ">u2").tobytes())
+    assert picture.pixels.tolist() == [[[0, 257, 514], [65535, 25700, 258]]]
+    picture = read(b"P5 # levels\n3 1 1000\n" + np.array([0, 500, 1000], ">u2").tobytes())
+    assert (picture.depth, picture.grey, picture.pixels[0, :, 0].tolist()) == (10, True, [0, 512, 1023])
+    with pytest.raises(InputError, match="a level of 1001"):
+        read(b"P5 1 1 1000\n" + np.array([1001], ">u2").tobytes())
 
 
-def test_12_bit_tiff_uses_its_whole_range() -> None:
+def test_12_bit_tiff_keeps_its_depth() -> None:
     # Little-endian baseline TIFF, 2x1, one sample of 12 bits a pixel: 0xFFF and 0x800.
     tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 3)]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     picture = read(struct.pack("<2sHI", b"II", 42, 12) + b"\xff\xf8\x00\0" + directory + bytes(4))
-    assert picture.pixels[0, :, 0].tolist() == [255, 128]
-    assert picture.notes == ("12-bit samples reduced to 8 bits", "greyscale converted to RGB")
+    assert (picture.depth, picture.grey, picture.pixels[0, :, 0].tolist()) == (12, True, [0xFFF, 0x800])
+    assert to_image(picture).tobytes() == bytes((255, 128))
 
 
-def test_avif_of_10_bits_is_reduced_with_a_note(photo: Image.Image) -> None:
+def test_avif_of_10_bits_is_reduced_with_a_note_where_nothing_reads_them(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Pillow writes 8 bits only: state 10 in the configuration box and in the pixel information box.
     data = bytearray(saved(photo, "AVIF"))
     data[data.index(b"av1C") + 6] |= 0x40
     channels = data.index(b"pixi") + 9
     data[channels : channels + 3] = bytes((10, 10, 10))
-    assert read(bytes(data)).notes == ("10-bit samples reduced to 8 bits",)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    (note,) = read(bytes(data)).notes
+    assert note == '10-bit samples reduced to 8 bits; imagecodecs reads all of them: pip install "hpcmcodec[deep]"'
 
 
 @pytest.mark.parametrize("form", ["JPEG", "TIFF"])
@@ -273,15 +312,20 @@ def test_greyscale_goes_through_its_profile_to_srgb(mode: str) -> None:
     assert "ICC" not in picture.metadata
 
 
-def test_greyscale_with_an_rgb_profile_keeps_it() -> None:
-    picture = read(saved(Image.new("L", (8, 8), 100), "JPEG", icc_profile=srgb_profile()))
-    assert picture.metadata["ICC"] == srgb_profile()
+def test_greyscale_with_an_rgb_profile_is_shown_as_that_profile_asks() -> None:
+    assert (
+        read(saved(Image.new("L", (8, 8), 100), "JPEG", icc_profile=srgb_profile())).pixels[0, 0].tolist() == [100] * 3
+    )
+    linear = icc_profile(SRGB_PRIMARIES, (1.0,), "linear")
+    picture = read(saved(Image.new("L", (8, 8), 55), "PNG", icc_profile=linear))
+    assert np.abs(picture.pixels.astype(int) - 128).max() <= 1
+    assert "ICC" not in picture.metadata
 
 
 @pytest.mark.parametrize("icc", [linear_grey_profile(), cmyk_profile(), b"x" * 200, b"short"])
 def test_profile_that_does_not_describe_rgb_is_dropped_with_a_note(photo: Image.Image, icc: bytes) -> None:
     picture = read(saved(photo, "JPEG", icc_profile=icc))
-    assert picture.notes == ("colour profile dropped: it is damaged or does not describe RGB",)
+    assert picture.notes == ("colour profile dropped: it is damaged or does not describe the picture",)
     assert "ICC" not in picture.metadata
 
 
@@ -289,17 +333,20 @@ def test_profile_that_does_not_describe_rgb_is_dropped_with_a_note(photo: Image.
 
 
 @pytest.mark.parametrize(("mode", "form"), [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "TIFF")])
-def test_opaque_alpha_is_dropped_with_a_note_and_any_other_refused(photo: Image.Image, mode: str, form: str) -> None:
+def test_alpha_is_kept_and_dropped_with_a_note_where_it_is_opaque(photo: Image.Image, mode: str, form: str) -> None:
     image = photo.convert(mode)
     options = LOSSLESS[form]
     picture = read(saved(image, form, **options))
     assert np.array_equal(picture.pixels, np.asarray(image.convert("RGB")))
-    assert picture.notes[0] == "alpha dropped: it is opaque everywhere"
+    assert picture.alpha is None
+    assert picture.notes == ("alpha dropped: it is opaque everywhere",)
     alpha = Image.new("L", image.size, 255)
     alpha.putpixel((59, 39), 254)  # one pixel, hardly transparent
     image.putalpha(alpha)
-    with pytest.raises(UnsupportedError, match="transparent"):
-        read(saved(image, form, **options))
+    picture = read(saved(image, form, **options))
+    assert np.array_equal(picture.alpha, np.asarray(alpha))
+    assert (picture.grey, picture.notes) == (mode == "LA", ())
+    assert np.array_equal(np.asarray(to_image(picture)), np.asarray(image))
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa", "PA"])
@@ -309,14 +356,15 @@ def test_rarer_alpha_modes_of_pil_images_are_treated_alike(photo: Image.Image, m
     picture = load(opaque, max_pixels=None)
     assert np.array_equal(picture.pixels, np.asarray(photo.convert(plain).convert("RGB")))
     assert picture.notes[0] == "alpha dropped: it is opaque everywhere"
-    colours: dict[str, tuple[float, ...]] = {"La": (9, 254), "RGBa": (9, 9, 9, 254), "PA": (0, 254)}
+    colours: dict[str, tuple[float, ...]] = {"La": (90, 128), "RGBa": (90, 90, 90, 128), "PA": (0, 128)}
     transparent = Image.new(mode.upper(), (4, 4), colours[mode])
-    with pytest.raises(UnsupportedError, match="transparent"):
-        load(transparent.convert(mode), max_pixels=None)
+    picture = load(transparent.convert(mode), max_pixels=None)
+    assert (picture.alpha == 128).all()
+    assert abs(int(picture.pixels[0, 0, 0]) - int(colours[mode][0])) <= 1  # not darkened by its alpha
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
-def test_transparent_colour_that_no_pixel_has_is_dropped_and_one_in_use_refused(mode: str) -> None:
+def test_transparent_colour_becomes_alpha_where_a_pixel_has_it(mode: str) -> None:
     used = {"1": 1, "RGB": (9, 9, 9)}.get(mode, 9)
     unused = (8, 8, 8) if mode == "RGB" else 0
     image = Image.new(mode, (4, 4), used)  # type: ignore[arg-type]
@@ -325,26 +373,25 @@ def test_transparent_colour_that_no_pixel_has_is_dropped_and_one_in_use_refused(
     picture = read(saved(image, "PNG", transparency=unused))
     assert picture.notes[0] == "alpha dropped: it is opaque everywhere"
     assert np.array_equal(picture.pixels, np.asarray(image.convert("RGB")))
-    with pytest.raises(UnsupportedError, match="transparent"):
-        read(saved(image, "PNG", transparency=used))
+    assert (read(saved(image, "PNG", transparency=used)).alpha == 0).all()
 
 
-def test_palette_with_alpha_values_is_dropped_where_opaque_and_refused_elsewhere(photo: Image.Image) -> None:
+def test_alpha_values_of_a_palette_are_kept_and_dropped_where_all_are_opaque(photo: Image.Image) -> None:
     image = photo.quantize(16)
     assert read(saved(image, "PNG", transparency=b"\xff" * 16)).notes == (
         "alpha dropped: it is opaque everywhere",
         "palette converted to RGB",
     )
-    with pytest.raises(UnsupportedError, match="transparent"):
-        read(saved(image, "PNG", transparency=b"\xff" * 3 + b"\x80" + b"\xff" * 12))
+    picture = read(saved(image, "PNG", transparency=b"\xff" * 3 + b"\x80" + b"\xff" * 12))
+    assert np.array_equal(picture.alpha, np.where(np.asarray(image) == 3, 0x80, 0xFF))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_transparent_colour_of_16_bits_is_compared(channels: int) -> None:
+def test_transparent_colour_of_16_bits_is_compared_in_all_of_them(channels: int) -> None:
     samples = np.full((2, 2, channels), 0x1234, np.uint16)
+    samples[0, 0] = 0x1235
     assert read(png(samples, 16, (b"tRNS", b"\xff\xff" * channels))).notes[0].startswith("alpha dropped")
-    with pytest.raises(UnsupportedError, match="transparent"):
-        read(png(samples, 16, (b"tRNS", b"\x12\x34" * channels)))
+    assert read(png(samples, 16, (b"tRNS", b"\x12\x34" * channels))).alpha.tolist() == [[65535, 0], [0, 0]]
 
 
 # ------------------------------------------------------------------------------------------------------- refused
@@ -398,7 +445,7 @@ def test_empty_pil_image_is_no_image() -> None:
         b"hello, this is text",
         b"\x89PNG\r\n\x1a\n",
         b"\xff\xd8\xff",
-        b"%PDF-1.7",
+        b"%!not quite",
         b"II*\0",
         b"BM",
         b"P6\n",
@@ -458,7 +505,10 @@ def samples(photos: dict[str, Path]) -> list[bytes]:
         saved(image, "BMP"),
         saved(image, "PPM"),
         saved(image, "JPEG2000"),
-        png(np.asarray(image).astype(np.uint16), 16, (b"tRNS", bytes(6))),
+        png(np.asarray(image).astype(np.uint16), 16, (b"tRNS", bytes(6)), (b"iCCP", b"p\0\0" + zlib.compress(XMP))),
+        tiff_file([tiff_tags(deep_noise(3), planar=2)], [[deep_noise(1).tobytes()] * 3]),
+        tiff_file([tiff_tags(deep_noise(4), extra=1)], [[deep_noise(4).tobytes()]], ">"),
+        b"P6 9 6 1000\n" + bytes(2 * 9 * 6 * 3),
     ]
 
 
@@ -473,7 +523,8 @@ def test_damaged_file_gives_a_picture_or_an_error_of_ours(samples: list[bytes], 
     except HpcmError as error:
         message = str(error)
     else:
-        assert picture.pixels.dtype == np.uint8
+        assert picture.pixels.dtype == (np.uint8 if picture.depth == 8 else np.uint16)
+        assert picture.alpha is None or picture.alpha.shape == picture.pixels.shape[:2]
         assert 3 <= picture.pixels.size <= 3_000_000
         message = ""
     assert "\n" not in message
@@ -516,7 +567,7 @@ def test_orientation_is_applied_once(photo: Image.Image, form: str, orientation:
     picture = read(saved(photo, form, exif=exif(orientation), **LOSSLESS[form]))
     assert np.array_equal(picture.pixels, np.asarray(upright))
     again = io.BytesIO()
-    write_png(to_image(picture.pixels, picture.metadata), again)
+    write_png(to_image(picture), again)
     with Image.open(again) as image:
         assert np.array_equal(np.asarray(ImageOps.exif_transpose(image)), picture.pixels)
     assert np.array_equal(read(again.getvalue()).pixels, picture.pixels)
@@ -559,7 +610,7 @@ def test_orientation_without_a_meaning_is_left_alone(photo: Image.Image, orienta
 @given(block=st.binary(max_size=60), order=st.sampled_from([b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"]))
 def test_damaged_exif_is_kept_byte_for_byte_or_with_its_orientation_reset(block: bytes, order: bytes) -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    image = to_image(pixels, {"EXIF": order + block})
+    image = to_image(Picture(pixels, {"EXIF": order + block}))
     picture = load(image, max_pixels=None)
     kept = picture.metadata.get("EXIF", b"")
     assert len(kept) == len(image.info["exif"].removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0"))
@@ -570,7 +621,7 @@ def test_profile_exif_and_xmp_are_kept_from_every_format(photo: Image.Image, for
     options = {"icc_profile": srgb_profile(), "exif": exif(), "xmp": XMP}
     if form == "PNG":
         file = io.BytesIO()
-        write_png(to_image(np.asarray(photo), {"ICC": srgb_profile(), "EXIF": exif()[6:], "XMP": XMP}), file)
+        write_png(to_image(Picture(np.asarray(photo), {"ICC": srgb_profile(), "EXIF": exif()[6:], "XMP": XMP})), file)
         picture = read(file.getvalue())
     else:
         picture = read(saved(photo, form, **options))
@@ -612,21 +663,21 @@ def test_exif_that_imagemagick_hides_in_a_text_chunk_of_png_is_found(photo: Imag
 def test_png_keeps_metadata_bit_for_bit(photo: Image.Image) -> None:
     metadata = {"ICC": srgb_profile(), "EXIF": exif(1)[6:], "XMP": XMP}
     file = io.BytesIO()
-    write_png(to_image(np.asarray(photo), metadata), file)
+    write_png(to_image(Picture(np.asarray(photo), metadata)), file)
     picture = read(file.getvalue())
     assert np.array_equal(picture.pixels, np.asarray(photo))
     assert picture.metadata == metadata
 
 
 def test_image_without_metadata_has_none_in_its_info(photo: Image.Image) -> None:
-    image = to_image(np.asarray(photo), {})
+    image = to_image(Picture(np.asarray(photo), {}))
     assert image.mode == "RGB"
     assert image.info == {}
 
 
 @pytest.fixture
 def decoded(photo: Image.Image) -> DecodedImage:
-    return to_image(np.asarray(photo), {"ICC": srgb_profile(), "EXIF": exif()[6:], "XMP": XMP})
+    return to_image(Picture(np.asarray(photo), {"ICC": srgb_profile(), "EXIF": exif()[6:], "XMP": XMP}))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif"])
@@ -680,13 +731,13 @@ def test_copies_keep_metadata_and_the_profile_where_it_describes_them(decoded: D
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF"])
 def test_damaged_exif_does_not_keep_an_image_from_being_saved(photo: Image.Image, form: str) -> None:
     for block in (b"garbage", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"):
-        data = saved(to_image(np.asarray(photo), {"EXIF": block}), form)
+        data = saved(to_image(Picture(np.asarray(photo), {"EXIF": block})), form)
         assert read(data).pixels.shape == (40, 60, 3)
 
 
 def test_metadata_that_jpeg_cannot_hold_are_left_out_with_a_warning(photo: Image.Image) -> None:
     for name in ("EXIF", "XMP"):
-        image = to_image(np.asarray(photo), {name: exif()[6:].ljust(70_000, b" ")})
+        image = to_image(Picture(np.asarray(photo), {name: exif()[6:].ljust(70_000, b" ")}))
         with pytest.warns(UserWarning, match=f"{name} of 7.* bytes does not fit into a JPEG"):
             data = saved(image, "JPEG")
         assert read(data).metadata == {}

@@ -24,7 +24,7 @@ from hpcmcodec.codec import decode, encode
 from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.evaluation.evaluate import find_photos
 from hpcmcodec.evaluation.metrics import psnr_db
-from hpcmcodec.image import load
+from hpcmcodec.image import load, plain
 
 COARSE, FINE = 5, 1
 RATE_SLACK, PSNR_SLACK = 0.002, 0.02  # a share of the bits per pixel; dB
@@ -59,7 +59,7 @@ def command(paths: tuple[Path, ...], fine: bool, model: str) -> None:
 
 def measure(path: Path, qualities: Sequence[int], model: str) -> list[Point]:
     """The points of an image, coded to a real file at each quality."""
-    pixels = load(path, max_pixels=DEFAULT_MAX_PIXELS).pixels
+    pixels = plain(load(path, max_pixels=DEFAULT_MAX_PIXELS)).pixels
     points = []
     for quality in qualities:
         data = encode(pixels, quality, model=model)

@@ -21,7 +21,7 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.evaluation.evaluate import find_photos
 from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.evaluation.run import parse_qualities
-from hpcmcodec.image import load
+from hpcmcodec.image import load, plain
 from tools import facts
 
 SCALES = ("s1", "s2", "s3")  # s3 is the whole file
@@ -74,6 +74,6 @@ def falling(results: Mapping[str, Sequence[Sequence[float]]], qualities: Sequenc
 
 
 def _measure(path: Path, quality: float) -> tuple[float, ...]:
-    pixels = load(path, max_pixels=DEFAULT_MAX_PIXELS).pixels
+    pixels = plain(load(path, max_pixels=DEFAULT_MAX_PIXELS)).pixels
     data = encode(pixels, quality)
     return tuple(psnr_db(pixels, np.asarray(decode(data, scale=scale))) for scale in SCALES)

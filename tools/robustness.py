@@ -31,7 +31,7 @@ from hpcmcodec.errors import InputError, OutputError, UnsupportedError
 from hpcmcodec.evaluation.codecs import CODECS, Pixels
 from hpcmcodec.evaluation.evaluate import find_photos
 from hpcmcodec.evaluation.metrics import Curve, bd_rate, psnr_db
-from hpcmcodec.image import load
+from hpcmcodec.image import load, plain
 from tools.monotone import Point, measure
 
 QUALITIES = range(0, 101, 10)
@@ -105,7 +105,7 @@ def make(folder: Path, seed: int) -> None:
 
 def judge(path: Path, model: str) -> Verdict:
     """Code an image at all qualities with hpcm and with AVIF, and compare."""
-    pixels = load(path, max_pixels=DEFAULT_MAX_PIXELS).pixels
+    pixels = plain(load(path, max_pixels=DEFAULT_MAX_PIXELS)).pixels
     points = measure(path, QUALITIES, model)
     flat = psnr_db(pixels, np.broadcast_to(np.rint(pixels.mean((0, 1))).astype(np.uint8), pixels.shape))
     avif = []

@@ -10,7 +10,7 @@ from hpcmcodec.container.fields import CRC_BYTES, Fields, require
 from hpcmcodec.errors import InputError, UnsupportedError
 
 CRITICAL, LEADING, DEFLATED = 1, 2, 4
-CHUNKS = {"ICC": LEADING, "ALPH": CRITICAL, "EXIF": 0, "TEXT": 0, "XMP": 0}
+CHUNKS = {"ICC": LEADING, "ALPH": CRITICAL, "EXIF": 0, "IPTC": 0, "TEXT": 0, "XMP": 0}
 """The names of metadata, and the flags of their chunks without `DEFLATED`.
 
 "ICC" is a profile of the decoded RGB pixels, "EXIF" a TIFF structure, "XMP" a packet, "TEXT" what `packed_text` gives,

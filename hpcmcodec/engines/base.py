@@ -36,7 +36,9 @@ class Engine(Protocol):
     lock: threading.RLock
 
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-        """pixels (16 h, 16 w, 3) uint8 -> y (h, w, M) and z (ceil(h/4), ceil(w/4), N), both float32.
+        """pixels (16 h, 16 w, 3) -> y (h, w, M) and z (ceil(h/4), ceil(w/4), N), both float32.
+
+        Pixels are uint8, or float32 from 0 to 255, of which a graph of 8 bits takes the nearest integers.
 
         `tick` is called with the fraction done, from 0 to 1, here and in the other methods.
         """
@@ -54,7 +56,7 @@ class Engine(Protocol):
     ) -> np.ndarray:
         """The gradient of sum(weight / 2 * (x_hat - x)^2) at y_hat, per quantisation step: (h, w, M) float32.
 
-        y_hat is (h, w, M) int32 in sixteenths, pixels are 255 x as (16 h, 16 w, 3) uint8, and weight is
+        y_hat is (h, w, M) int32 in sixteenths, pixels are 255 x as (16 h, 16 w, 3) uint8 or float32, and weight is
         (16 h, 16 w, 1) float32.
         """
 

@@ -66,7 +66,10 @@ class LightEngine:
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
         inputs = {"scale8": _factors(self.weights, "g_a.s8", quality), "gain": _factors(self.weights, "gain", quality)}
         session = self._session("analysis")
-        return analyse_strips(lambda x: session.run(["y", "z"], {"pixels": x, **inputs}), pixels, self.config, tick)
+        dtype = _type_of_pixels(session)
+        return analyse_strips(
+            lambda x: session.run(["y", "z"], {"pixels": _converted(x, dtype), **inputs}), pixels, self.config, tick
+        )
 
     def synthesise(
         self, y_hat: np.ndarray, quality: Quality, tick: Progress | None = None, depth: int = 8
@@ -86,9 +89,11 @@ class LightEngine:
         self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None
     ) -> np.ndarray:
         inputs, session = self._synthesis_factors(quality), self._session("gradient")
+        dtype = _type_of_pixels(session)
 
         def run(y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray) -> Any:
-            return session.run(["gradient"], {"y_hat": y_hat, "pixels": pixels, "weight": weight, **inputs})[0]
+            arrays = {"y_hat": y_hat, "pixels": _converted(pixels, dtype), "weight": weight}
+            return session.run(["gradient"], {**arrays, **inputs})[0]
 
         return gradient_strips(run, y_hat, pixels, weight, self.config, tick)
 
@@ -106,6 +111,18 @@ def keep_sessions() -> None:
     """
     for session in _alive:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+def _type_of_pixels(session: Any) -> Any:
+    """The type in which a graph takes pixels: float32, or uint8 in graphs that were exported for 8 bits alone."""
+    kind = next(node.type for node in session.get_inputs() if node.name == "pixels")
+    return np.uint8 if kind == "tensor(uint8)" else np.float32
+
+
+def _converted(pixels: np.ndarray, dtype: Any) -> np.ndarray:
+    if pixels.dtype == dtype:
+        return pixels
+    return (np.rint(pixels) if dtype == np.uint8 else pixels).astype(dtype)
 
 
 def _factors(w: weights.Weights, name: str, quality: Quality) -> np.ndarray:

@@ -33,8 +33,8 @@ def analyse_strips(
     Strips start at multiples of `Z_STRIDE`, so that the padding inside h_a acts at the bottom of the plane only.
 
     Args:
-        run: pixels (16 r, 16 w, 3) uint8 -> y (r, w, M) and z (ceil(r/4), ceil(w/4), N), float32.
-        pixels: (16 h, 16 w, 3) uint8.
+        run: pixels (16 r, 16 w, 3) -> y (r, w, M) and z (ceil(r/4), ceil(w/4), N), float32.
+        pixels: (16 h, 16 w, 3) uint8 or float32.
         config: gives M (`latent`) and N (`hyper`).
         tick: is called with the fraction done, from 0 to 1.
 
@@ -102,7 +102,7 @@ def gradient_strips(
     Args:
         run: the three arrays below, of some rows -> their gradient (r, w, M) float32.
         y_hat: (h, w, M) int32 in sixteenths.
-        pixels: (16 h, 16 w, 3) uint8.
+        pixels: (16 h, 16 w, 3) uint8 or float32.
         weight: (16 h, 16 w, 1) float32, the weight of each pixel's squared error.
         config: gives the halo.
         tick: is called with the fraction done, from 0 to 1.

@@ -28,7 +28,7 @@ from hpcmcodec.errors import HpcmError
 from hpcmcodec.evaluation import sample_photo
 from hpcmcodec.evaluation.codecs import CODECS, Coded, jpeg_near, near
 from hpcmcodec.evaluation.metrics import psnr_db
-from hpcmcodec.image import load
+from hpcmcodec.image import load, plain, to_image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(path: Path, folder: Path, readme_picture: Path | None) -> None:
-    picture = load(path, max_pixels=DEFAULT_MAX_PIXELS)
+    picture = plain(load(path, max_pixels=DEFAULT_MAX_PIXELS))
     height, width, _ = picture.pixels.shape
     console = Console()
     console.print(f"{path.name}: {width} x {height} pixels, {path.stat().st_size:,} bytes", highlight=False)
@@ -105,7 +105,7 @@ def _run(path: Path, folder: Path, readme_picture: Path | None) -> None:
         target.write_bytes(result.hpcm.data)
     sheet = folder / f"{path.stem}-side-by-side.png"
     # The crops are in the photograph's own colour space.
-    comparison_sheet(picture.pixels, results).save(sheet, icc_profile=picture.metadata.get("ICC"))
+    comparison_sheet(picture.pixels, results).save(sheet, icc_profile=to_image(picture).info.get("icc_profile"))
     written.append(sheet)
     if readme_picture is not None:
         readme_picture.write_bytes(readme_png(picture.pixels, results[0]))

@@ -25,7 +25,7 @@ from hpcmcodec.evaluation.codecs import CODECS
 from hpcmcodec.evaluation.metrics import METRICS, MS_SSIM_SIDE
 from hpcmcodec.evaluation.process import THREAD_VARIABLES
 from hpcmcodec.evaluation.store import Record, Store
-from hpcmcodec.image import load
+from hpcmcodec.image import load, plain
 
 __all__ = ["IMAGE_SUFFIXES", "Photo", "evaluate", "find_photos"]
 
@@ -208,7 +208,7 @@ def _measure(task: _Task) -> list[Record]:
     codec = CODECS[task.codec]
     photo = task.photo
     try:
-        pixels = load(photo.path, max_pixels=task.max_pixels).pixels
+        pixels = plain(load(photo.path, max_pixels=task.max_pixels)).pixels
         if task.codec.startswith("hpcm"):  # this loads the model, so that no file's time includes it
             codec.code(pixels[:16, :16], 50)
         records = []

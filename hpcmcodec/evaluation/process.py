@@ -123,7 +123,7 @@ def main() -> int:
         load()
     if options.direction == "encode":
         with phases.phase("I/O"):
-            pixels = image.load(options.source, max_pixels=None).pixels
+            pixels = image.plain(image.load(options.source, max_pixels=None)).pixels
         with phases.phase("coding"), timing.listening(phases.phase):
             data = encode(pixels, options.quality, options.threads)
         with phases.phase("I/O"):
@@ -134,7 +134,7 @@ def main() -> int:
         with phases.phase("coding"), timing.listening(phases.phase):
             pixels = decode(data, options.threads)
         with phases.phase("I/O"), options.target.open("wb") as file:
-            image.write_png(image.to_image(pixels, {}), file)
+            image.write_png(image.to_image(image.Picture(pixels)), file)
     phases.end()
     print(json.dumps({**phases.seconds, "peak_bytes": peak_bytes()}))
     return 0

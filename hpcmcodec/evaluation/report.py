@@ -25,7 +25,7 @@ from hpcmcodec.errors import HpcmError, InputError
 from hpcmcodec.evaluation.codecs import CODECS, near
 from hpcmcodec.evaluation.heat import bits_per_pixel, error_map, heat_image, legend_range
 from hpcmcodec.evaluation.metrics import METRICS, MS_SSIM_SIDE, psnr_db
-from hpcmcodec.image import load
+from hpcmcodec.image import load, plain, to_image
 
 __all__ = ["Candidate", "places", "report"]
 
@@ -71,7 +71,7 @@ def report(
         InputError: a file cannot be read, or its picture has another size than the photograph.
         HpcmError: whatever `codec.decode` and `image.load` raise.
     """
-    picture = load(image, max_pixels=max_pixels)
+    picture = plain(load(image, max_pixels=max_pixels))
     original = picture.pixels
     for key in against:
         if CODECS[key].missing():
@@ -91,7 +91,7 @@ def report(
             candidates.append(Candidate(name, len(coded.data), coded.pixels))
             if progress:
                 progress(len(candidates) / (steps + 1))
-    return page(image.name, original, candidates, picture.metadata.get("ICC"), say)
+    return page(image.name, original, candidates, to_image(picture).info.get("icc_profile"), say)
 
 
 def page(
@@ -167,7 +167,7 @@ def _decoded(
     try:
         with file.open("rb") as stream:
             data = container.read(stream, **limits)
-        pixels = np.asarray(codec.decode(data, **limits))
+        pixels = plain(codec.decode_picture(data, depth=8, **limits)).pixels
         quality = container.parse_header(data, **limits).quality.percent
         bits = bits_per_pixel(codec.bits_map(data, **limits))
     except OSError as error:

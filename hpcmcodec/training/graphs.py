@@ -62,7 +62,7 @@ class Graph(NamedTuple):
 def graphs(model: HPCM) -> list[Graph]:
     """The graphs of a model that codes."""
     c = model.config
-    pixels = torch.zeros(128, 192, 3, dtype=torch.uint8)
+    pixels = torch.zeros(128, 192, 3)  # 0 to 255; pictures of more than 8 bits have levels in between
     gain = torch.ones(1, c.latent, 1, 1)
     y_hat = torch.zeros(8, 12, c.latent, dtype=torch.int32)
     weight = torch.ones(128, 192, 1)

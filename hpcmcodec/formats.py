@@ -1,0 +1,44 @@
+"""The image formats that pictures are written in, and what each can hold. Importing this loads nothing."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import NamedTuple
+
+
+class Format(NamedTuple):
+    """A format that pictures are written in.
+
+    Attributes:
+        name: Pillow's name.
+        suffixes: of file names; the first is the usual one.
+        alpha: whether it holds opacity.
+        deep: whether 16 bits are written.
+        colour, cicp: whether it holds ICC profiles, and code points.
+        metadata: which of "EXIF", "IPTC", "TEXT" and "XMP" it holds.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    alpha: bool
+    deep: bool
+    colour: bool
+    cicp: bool
+    metadata: tuple[str, ...]
+
+
+FORMATS = {
+    "png": Format("PNG", (".png",), True, True, True, True, ("EXIF", "IPTC", "TEXT", "XMP")),
+    "jpg": Format("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), False, False, True, False, ("EXIF", "IPTC", "XMP")),
+    "webp": Format("WEBP", (".webp",), True, False, True, False, ("EXIF", "XMP")),
+    "avif": Format("AVIF", (".avif",), True, False, True, True, ("EXIF", "XMP")),
+    "tif": Format("TIFF", (".tif", ".tiff"), True, True, True, False, ("EXIF", "IPTC", "XMP")),
+    "ppm": Format("PPM", (".ppm", ".pgm", ".pnm"), False, True, False, False, ()),
+    "bmp": Format("BMP", (".bmp", ".dib"), False, False, False, False, ()),
+}
+
+
+def of_name(name: str) -> str | None:
+    """The key in `FORMATS` of a file name's suffix; None where no format has it."""
+    suffix = PurePath(name).suffix.lower()
+    return next((key for key, form in FORMATS.items() if suffix in form.suffixes), None)
