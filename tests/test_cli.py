@@ -22,6 +22,7 @@ from PIL import Image, ImageCms, ImageOps
 import hpcmcodec
 from hpcmcodec import container
 from hpcmcodec.cli import COMMANDS, EXIT_CODES, cli
+from hpcmcodec.image import load
 
 MODULE = [sys.executable, "-m", "hpcmcodec"]
 # A program that runs `hpcm` after changing something inside; its arguments are those of hpcm.
@@ -150,6 +151,60 @@ def test_dash_is_standard_input_and_output(photo: Path, tmp_path: Path, names: t
     assert encoded.stderr.startswith(b"hpcm: standard input -> standard output: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "form", "mode"),
+    [
+        ("x.png", [], "PNG", "RGBA"),
+        ("x.jpeg", [], "JPEG", "RGB"),
+        ("x.WEBP", [], "WEBP", "RGBA"),
+        ("x.avif", [], "AVIF", "RGBA"),
+        ("x.tif", [], "TIFF", "RGBA"),
+        ("x.ppm", [], "PPM", "RGB"),
+        ("x.bmp", [], "BMP", "RGB"),
+        ("x", [], "PNG", "RGBA"),
+        ("-", ["--format", "tif"], "TIFF", "RGBA"),
+        ("-", [], "PNG", "RGBA"),
+        ("x.picture", ["--format", "webp"], "WEBP", "RGBA"),
+    ],
+)
+def test_decode_writes_the_format_of_the_suffix_or_the_option(
+    glass: Path, name: str, options: list[str], form: str, mode: str
+) -> None:
+    target = name if name == "-" else glass.with_name(name)
+    result = inside("decode", glass, "-o", target, *options, "--background", "black")
+    assert result.exit_code == 0, result.stderr
+    data = result.stdout_bytes if name == "-" else Path(target).read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode, image.size) == (form, "RGB", (48, 32))
+    result = inside("decode", glass, "-o", target, *options, "-f")
+    data = result.stdout_bytes if name == "-" else Path(target).read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode) == (form, mode)
+    assert ("transparency" in result.stderr) == (mode == "RGB")
+
+
+def test_depth_chooses_between_8_and_16_bits(tmp_path: Path) -> None:
+    levels = np.linspace(9000, 50000, 32 * 48 * 3).astype(np.uint16).reshape(32, 48, 3)
+    path = tmp_path / "deep.hpcm"
+    path.write_bytes(hpcmcodec.encode(levels, 90))
+    depths = {}
+    for options in ([], ["--depth", "8"], ["--depth", "16"], ["--format", "jpg"]):
+        result = inside("decode", path, "-o", "-", *options)
+        depths[" ".join(options)] = load(result.stdout_bytes, max_pixels=None).depth
+    assert depths == {"": 16, "--depth 8": 8, "--depth 16": 16, "--format jpg": 8}
+
+
+@pytest.fixture(scope="module")
+def glass(photos: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .hpcm file of a photograph with alpha, 48x32, in a folder of its own."""
+    path = tmp_path_factory.mktemp("glass") / "glass.hpcm"
+    with Image.open(photos["chelsea"]) as photograph:
+        piece = photograph.convert("RGB").crop((100, 60, 148, 92))
+    piece.putalpha(Image.linear_gradient("L").resize(piece.size))
+    path.write_bytes(hpcmcodec.encode(piece, 50))
+    return path
+
+
 def test_quality_takes_decimals_and_more_of_it_takes_more_bytes(photo: Path) -> None:
     sizes = []
     for quality in ("0", "37.25", "100"):
@@ -188,13 +243,13 @@ def test_preview_is_decoded_from_a_file_cut_after_its_scale(file: Path, coded: b
 
 
 def test_conversion_is_said_in_one_line_and_quiet_silences_all(photo: Path) -> None:
-    grey = photo.with_name("grey.png")
+    few = photo.with_name("few.png")
     with Image.open(photo) as image:
-        image.convert("L").save(grey)
-    said = hpcm("encode", grey).stderr.decode().splitlines()
-    assert said[0] == f"hpcm: note: {grey}: greyscale converted to RGB"
+        image.quantize(16).save(few)
+    said = hpcm("encode", few).stderr.decode().splitlines()
+    assert said[0] == f"hpcm: note: {few}: palette converted to RGB"
     assert len(said) == 2
-    for args in (("--quiet", "encode", grey, "-f"), ("encode", grey, "-f", "--quiet")):
+    for args in (("--quiet", "encode", few, "-f"), ("encode", few, "-f", "--quiet")):
         result = hpcm(*args)
         assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
@@ -367,8 +422,13 @@ def test_importing_the_package_loads_nothing_heavy_and_offers_its_names() -> Non
         (["encode", "a.png", "--device", "tpu"], "tpu"),
         (["encode", "a.png", "--max-pixels", "0"], "--max-pixels"),
         (["decode", "a.hpcm", "--scale", "s4"], "s4"),
-        (["decode", "a.hpcm", "-o", "a.jpg"], "decode writes PNG"),
-        (["decode", "a.hpcm", "-o", "a.hpcm"], "decode writes PNG"),
+        (["encode", "-dash.png"], "./-"),
+        (["encode", "a.png", "-q", "abc"], "'abc' is not a number from 0 to 100"),
+        (["decode", "a.hpcm", "-o", "a.gif"], "png, jpg, webp, avif, tif, ppm, bmp"),
+        (["decode", "a.hpcm", "-o", "a.hpcm"], "png, jpg, webp, avif, tif, ppm, bmp"),
+        (["decode", "a.hpcm", "-o", "a.jpg", "--format", "png"], "--format says png"),
+        (["decode", "a.hpcm", "-o", "a.jpg", "--depth", "16"], "JPEG is written with 8 bits"),
+        (["decode", "a.hpcm", "--depth", "12"], "12"),
         (["info"], "INPUT"),
     ],
 )
@@ -453,13 +513,10 @@ def test_file_of_another_model_is_exit_code_4_and_names_it(file: Path, coded: by
     assert contents(file.parent) == {"photo.hpcm"}
 
 
-def test_alpha_and_animation_are_exit_code_4(photo: Path, tmp_path: Path) -> None:
-    glass, film = tmp_path / "glass.png", tmp_path / "film.webp"
+def test_animation_is_exit_code_4(photo: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film.webp"
     with Image.open(photo) as image:
-        image.putalpha(Image.linear_gradient("L").resize(image.size))
-        image.save(glass)
         image.convert("RGB").save(film, save_all=True, append_images=[image.rotate(180).convert("RGB")])
-    assert_refused(inside("encode", glass), 4, str(glass), "transparent")
     assert_refused(inside("encode", film), 4, str(film), "animation")
 
 

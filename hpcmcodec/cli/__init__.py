@@ -44,7 +44,7 @@ EXIT_CODES = {
     1: "an error of the program itself: please report it",
     2: "wrong usage: unknown option, missing argument, value out of range",
     3: "the input is not a readable image, or not a valid .hpcm file",
-    4: "not supported here: version, model, device, alpha, animation, size",
+    4: "not supported here: version, model, device, a kind of image, size",
     5: "integrity failure: a checksum or the decoded latents do not agree",
     6: "the output exists or cannot be written",
     130: "interrupted",
@@ -96,7 +96,7 @@ def _report(error: BaseException, settings: Settings) -> int:
         return interrupts.EXIT_CODE
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "hpcm"
-        say(f"error: {error.format_message().rstrip('.')}; see '{command} --help'")
+        say(f"error: {error.format_message().rstrip('.')}{_hint(error)}; see '{command} --help'")
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         return OutputError.exit_code  # without a word: the reader has seen enough
@@ -108,6 +108,12 @@ def _report(error: BaseException, settings: Settings) -> int:
         return UnsupportedError.exit_code
     say(f"error: {type(error).__name__}: {error} (an error of the program; --debug shows where)")
     return HpcmError.exit_code
+
+
+def _hint(error: click.UsageError) -> str:
+    """What may have been meant."""
+    short = isinstance(error, click.NoSuchOption) and not error.option_name.startswith("--")
+    return " (a file whose name begins with a dash is named ./-...)" if short else ""
 
 
 @click.group(

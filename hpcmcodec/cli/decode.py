@@ -1,48 +1,113 @@
-"""``hpcm decode``: decodes a .hpcm file to a PNG."""
+"""``hpcm decode``: decodes a .hpcm file to an image file."""
 
 from __future__ import annotations
 
 import io
 import time
-from pathlib import Path
+from pathlib import PurePath
 
 import click
 
-from hpcmcodec import container
-from hpcmcodec.cli.files import Output, about, check_input, opened
-from hpcmcodec.cli.messages import Progress, mention_kernels, summarise
+from hpcmcodec import container, formats
+from hpcmcodec.cli.files import Output, about, check_input, mute_libraries, opened
+from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
 from hpcmcodec.cli.needs import require_memory
-from hpcmcodec.cli.options import Settings, device_option, force_option, input_argument, output_option, shared_options
+from hpcmcodec.cli.options import (
+    OUTPUT_PATH,
+    Settings,
+    background_option,
+    device_option,
+    force_option,
+    input_argument,
+    rgb,
+    shared_options,
+)
+from hpcmcodec.formats import FORMATS
 
 
 @click.command("decode")
 @input_argument
-@output_option(".png")
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="OUTPUT",
+    type=OUTPUT_PATH,
+    help=f"The file to write, whose suffix chooses the format: {', '.join(FORMATS)}.  [default: INPUT with .png as its "
+    "suffix; '-' where INPUT is '-']",
+)
+@click.option(
+    "--format", "form", type=click.Choice(list(FORMATS)), help="The format to write, for '-' and for other suffixes."
+)
+@click.option(
+    "--depth",
+    type=click.Choice(["8", "16"]),
+    help="Bits of a sample.  [default: 16 where the coded picture had more than 8 and the format holds them, else 8]",
+)
 @click.option(
     "--scale",
     type=click.Choice(["s1", "s2", "s3"]),
     help="Decode a preview from this scale and the coarser ones; INPUT may have been cut after them.",
 )
+@background_option("Behind transparent pixels; white where the format holds no transparency.")
 @force_option
 @device_option
 @shared_options
 @click.pass_obj
-def command(settings: Settings, source: str, target: str | None, scale: str | None, force: bool, device: str) -> None:
-    """Decode the .hpcm file INPUT to a PNG."""
+def command(
+    settings: Settings,
+    source: str,
+    target: str | None,
+    form: str | None,
+    depth: str | None,
+    scale: str | None,
+    background: str | None,
+    force: bool,
+    device: str,
+) -> None:
+    """Decode the .hpcm file INPUT to an image file.
+
+    JPEG is written at quality 95 and AVIF at 90, the other formats without loss. Colour space and metadata are written
+    too, and a note says what a format cannot hold.
+    """
     started = time.perf_counter()
-    if target not in (None, "-") and Path(target).suffix.lower() not in ("", ".png"):
-        raise click.UsageError(f"decode writes PNG, so OUTPUT must end in .png, not {Path(target).suffix}")
+    form = _format(target, form)
+    if depth == "16" and not FORMATS[form].deep:
+        raise click.UsageError(f"{FORMATS[form].name} is written with 8 bits: --depth 16 needs png, tif or ppm")
     check_input(source)
-    output = Output(source, target, ".png", force)
+    output = Output(source, target, FORMATS[form].suffixes[0], force)
     require_memory()
     from hpcmcodec import codec, image
 
+    behind = rgb(background)
+    bits = int(depth) if depth else None if FORMATS[form].deep else 8
     with about(source), Progress("decoding", settings) as progress:
         with opened(source) as stream:
             data = container.read(stream, **settings.limits)
-        picture = codec.decode(data, device=device, scale=scale, progress=progress, **settings.limits)
-    png = io.BytesIO()
-    image.write_png(picture, png)
-    output.write(png.getbuffer())
-    summarise(settings, source, output.name, len(data), picture.width * picture.height, started)
+        picture = codec.decode_picture(
+            data, device=device, scale=scale, depth=bits, progress=progress, **settings.limits
+        )
+    if behind:
+        picture = image.flattened(picture, behind)
+    file = io.BytesIO()
+    with mute_libraries(settings):
+        notes = image.write(picture, form, file)
+    output.write(file.getbuffer())
+    if not settings.quiet:
+        for note in notes:
+            say(f"note: {label(output.name)}: {note}")
+    summarise(settings, source, output.name, len(data), picture.pixels.shape[0] * picture.pixels.shape[1], started)
     mention_kernels(settings, device)
+
+
+def _format(target: str | None, form: str | None) -> str:
+    """The key of the format to write. Raises click.UsageError where name and option do not name one."""
+    named = formats.of_name(target) if target else None
+    if form and named and form != named:
+        raise click.UsageError(f"OUTPUT ends in the suffix of {named}, but --format says {form}")
+    if form or named:
+        return form or named or ""
+    if target and (suffix := PurePath(target).suffix):
+        known = ", ".join(FORMATS)
+        raise click.UsageError(f"no format that decode writes ends in {suffix}: use one of {known}, or --format")
+    return "png"

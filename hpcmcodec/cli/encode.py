@@ -10,12 +10,15 @@ from hpcmcodec.cli.files import Output, about, check_input, mute_libraries, open
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
 from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.cli.options import (
+    Number,
     Settings,
+    background_option,
     device_option,
     finite,
     force_option,
     input_argument,
     output_option,
+    rgb,
     shared_options,
 )
 from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
@@ -27,7 +30,7 @@ from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
 @click.option(
     "-q",
     "--quality",
-    type=click.FloatRange(0, 100),
+    type=Number(0, 100),
     callback=finite,
     default=50,
     show_default=True,
@@ -50,6 +53,7 @@ from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
     help=f"Side of the squares that are coded one by one, in units of {LATENT} pixels.",
 )
 @click.option("--verify", is_flag=True, help="Decode the result, and have it carry a checksum of its pixels.")
+@background_option("Put a picture with transparency on this colour, rather than keep the transparency.")
 @force_option
 @device_option
 @shared_options
@@ -62,14 +66,15 @@ def command(
     effort: int,
     tile: str,
     verify: bool,
+    background: str | None,
     force: bool,
     device: str,
 ) -> None:
     """Code the image INPUT as a .hpcm file.
 
-    JPEG, PNG, WebP, AVIF, TIFF, GIF, PPM, BMP and JPEG 2000 are read. EXIF's orientation is applied. Greyscale,
-    palette, CMYK and more than 8 bits are converted, an opaque alpha channel is dropped, each with a note; other alpha
-    and animations are refused.
+    JPEG, PNG, WebP, AVIF, TIFF, GIF, PPM, BMP, JPEG 2000 and, with pillow-heif, HEIF are read. Greyscale, alpha and up
+    to 16 bits are kept, alpha without loss. EXIF's orientation is applied. Palette and CMYK are converted, each with a
+    note; animations are refused.
     """
     started = time.perf_counter()
     check_input(source)
@@ -77,6 +82,7 @@ def command(
     require_memory()
     from hpcmcodec import codec, image
 
+    behind = rgb(background)
     max_pixels = settings.limits["max_pixels"]
     with about(source):
         with mute_libraries(settings):
@@ -95,6 +101,7 @@ def command(
                 effort=effort,
                 tile=int(tile),
                 verify=verify,
+                background=behind,
                 device=device,
                 progress=progress,
                 **settings.limits,

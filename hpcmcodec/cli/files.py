@@ -72,7 +72,7 @@ def check_input(source: str) -> None:
     except OSError as error:
         raise InputError(f"{source}: {error.strerror}") from error
     if stat.S_ISDIR(mode):
-        raise InputError(f"{source}: is a directory")
+        raise InputError(f"{source}: is a directory; name the files in it")
 
 
 @contextlib.contextmanager

@@ -73,10 +73,39 @@ device_option = click.option(
 )
 
 
+def background_option(text: str) -> Callable[[Function], Function]:
+    """The option ``--background``, a colour that `rgb` reads."""
+    return click.option("--background", metavar="COLOR", help=f"{text} A name as in CSS, or #RRGGBB.")
+
+
+def rgb(background: str | None) -> tuple[int, int, int] | None:
+    """8-bit RGB of the option ``--background``. Raises click.BadParameter where it names no colour; loads Pillow."""
+    if background is None:
+        return None
+    from hpcmcodec.image.colour import rgb_of
+
+    try:
+        return rgb_of(background)
+    except ValueError as error:
+        raise click.BadParameter(f"{background!r} names no opaque colour", param_hint="'--background'") from error
+
+
 def output_option(suffix: str) -> Callable[[Function], Function]:
     """The option ``-o`` of a command whose output gets this suffix by default."""
     text = f"The file to write.  [default: INPUT with {suffix} as its suffix; '-' where INPUT is '-']"
     return click.option("-o", "--output", "target", metavar="OUTPUT", type=OUTPUT_PATH, help=text)
+
+
+class Number(click.FloatRange):
+    """A number between two others; a text that is none is reported as one is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Raises click.BadParameter for anything else."""
+        try:
+            float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number from {self.min:g} to {self.max:g}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def finite(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
