@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from hpcmcodec import container, refine, timing, weights
 from hpcmcodec.container import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE, LATENT, TILE_SIDE
 from hpcmcodec.engines import base
 from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
-from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
+from hpcmcodec.errors import InputError, IntegrityError
 from hpcmcodec.exact.schedule import SCALES, STEPS, STRIDE, grid
 from hpcmcodec.image import Picture, alpha_png, flattened, load, read_alpha, thumbnail_of_alpha, to_image
 from hpcmcodec.image.colour import Cicp, rgb_of
@@ -39,6 +38,7 @@ from hpcmcodec.model.coder import RATE_WEIGHT, Cut, LatentMismatchError
 from hpcmcodec.model.synthesis import THUMBNAIL
 from hpcmcodec.native import compiled
 from hpcmcodec.quality import Quality
+from hpcmcodec.shortage import within_memory
 
 if TYPE_CHECKING:
     from hpcmcodec.engines.base import Engine
@@ -55,26 +55,7 @@ Ticks: TypeAlias = tuple[Progress | None, Progress | None]  # for the transforms
 FULL_FROM = 0.005
 
 
-@contextmanager
-def _within_memory() -> Iterator[None]:
-    """Raises `UnsupportedError` where memory runs out, whether numpy, onnxruntime or the system reports it."""
-    try:
-        yield
-    except Exception as error:
-        if not _for_want_of_memory(error):
-            raise
-        raise UnsupportedError("not enough memory for an image of this size") from error
-
-
-def _for_want_of_memory(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    # onnxruntime has no class of exception for this: it is known by the words of its allocator, or of C++.
-    theirs = type(error).__module__.startswith("onnxruntime")
-    return isinstance(error, MemoryError) or (theirs and bool(re.search("bad_alloc|allocate memory", str(error))))
-
-
-@_within_memory()
+@within_memory()
 def encode(
     image: ImageSource,
     quality: float = 50.0,
@@ -127,7 +108,14 @@ def encode(
         picture = flattened(picture, behind)
     height, width, _ = picture.pixels.shape
     container.check_size(width, height, max_pixels, max_side)
-    runner = base.find(model, device, engine)
+    return _encoded(picture, q, base.find(model, device, engine), effort, tile, verify, progress)
+
+
+def _encoded(
+    picture: Picture, q: Quality, runner: Engine, effort: int, tile: int, verify: bool, progress: Progress | None
+) -> bytes:
+    """The bytes of a file; the arguments are those of `encode`, checked and loaded."""
+    height, width, _ = picture.pixels.shape
     # Each round counts for as much as the first coding, and as decoding: half for the transforms and half for coding.
     parts = 1 + refine.ROUNDS[effort] + verify
     ticks = [_halves(_part(progress, n / parts, 1 / parts)) for n in range(parts)]
@@ -267,7 +255,7 @@ def decode(
     )
 
 
-@_within_memory()
+@within_memory()
 def decode_picture(
     data: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
     *,
@@ -323,7 +311,7 @@ def decode_picture(
     return Picture(pixels, metadata, depth=depth, grey=header.grey, alpha=alpha, cicp=cicp)
 
 
-@_within_memory()
+@within_memory()
 def decode_latents(
     data: bytes,
     *,
@@ -341,7 +329,7 @@ def decode_latents(
     return _decode_latents(reader, base.find(weights.find(reader.header.model_id), device, engine))
 
 
-@_within_memory()
+@within_memory()
 def bits_map(
     data: bytes,
     *,

@@ -38,6 +38,10 @@ FORMATS = {
 }
 
 
+METADATA_KINDS = ("all", "gps", "exif", "xmp", "icc", "text")
+"""What can be dropped from a picture, or kept alone: `image.editing` says what each is."""
+
+
 def of_name(name: str) -> str | None:
     """The key in `FORMATS` of a file name's suffix; None where no format has it."""
     suffix = PurePath(name).suffix.lower()

@@ -28,7 +28,7 @@ LAYERS = (
     ("exact.ops",),
     ("exact.reference",),
     # bytes: tables of the entropy coder, the file format, sums of the installed files
-    ("rans_tables", "container", "checksums"),
+    ("rans_tables", "container", "checksums", "shortage"),
     # the kernels' Python side
     ("native",),
     # the entropy coder, whose loops the kernels have too

@@ -205,6 +205,39 @@ def glass(photos: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
+def test_edit_changes_metadata_and_nothing_else(photo: Path, tmp_path: Path) -> None:
+    assert inside("encode", photo).exit_code == 0
+    source, target = photo.with_suffix(".hpcm"), tmp_path / "edited.hpcm"
+    assert inside("edit", source, "--strip", "exif,xmp", "-o", target).exit_code == 0
+    whole = container.Reader(source.read_bytes())
+    assert set(whole.metadata()) == {"ICC", "EXIF", "XMP"}
+    assert set(container.Reader(target.read_bytes()).metadata()) == {"ICC"}
+    assert np.array_equal(
+        np.asarray(hpcmcodec.decode(target.read_bytes())), np.asarray(hpcmcodec.decode(source.read_bytes()))
+    )
+    inside("encode", photo, "-f", "-o", tmp_path / "stripped.hpcm", "--strip", "exif,xmp")
+    assert (tmp_path / "stripped.hpcm").read_bytes() == target.read_bytes()
+    packet = tmp_path / "packet.xmp"
+    packet.write_bytes(b"<a/>")
+    assert_refused(inside("edit", target, "--xmp", packet), 6, "exists already")
+    assert inside("edit", target, "--xmp", packet, "-f").exit_code == 0
+    assert container.Reader(target.read_bytes()).metadata()["XMP"] == b"<a/>"
+    piped = inside("edit", "-", "--keep", "xmp", data=target.read_bytes())
+    assert set(container.Reader(piped.stdout_bytes).metadata()) == {"XMP"}
+    assert_refused(inside("edit", target, "--exif", packet, "-f"), 3, str(packet), "not an EXIF block")
+    assert_refused(inside("edit", target, "--icc", "missing.icc", "-f"), 3, "missing.icc")
+    assert_refused(inside("edit", photo, "--strip", "gps", "-f"), 3, "not an .hpcm file")
+
+
+def test_info_prints_exif_and_texts(photo: Path) -> None:
+    inside("encode", photo)
+    shown = inside("info", photo.with_suffix(".hpcm"), "--exif").stdout
+    assert "     Make: Maker of cameras\n" in shown
+    assert "     Orientation: 1\n" in shown
+    facts = json.loads(inside("info", photo.with_suffix(".hpcm"), "--exif", "--json").stdout)
+    assert facts["exif"] == {"Make": "Maker of cameras", "Orientation": "1"}
+
+
 def test_quality_takes_decimals_and_more_of_it_takes_more_bytes(photo: Path) -> None:
     sizes = []
     for quality in ("0", "37.25", "100"):
@@ -429,6 +462,9 @@ def test_importing_the_package_loads_nothing_heavy_and_offers_its_names() -> Non
         (["decode", "a.hpcm", "-o", "a.jpg", "--format", "png"], "--format says png"),
         (["decode", "a.hpcm", "-o", "a.jpg", "--depth", "16"], "JPEG is written with 8 bits"),
         (["decode", "a.hpcm", "--depth", "12"], "12"),
+        (["edit", "a.hpcm"], "nothing to change"),
+        (["edit", "a.hpcm", "--strip", "gps", "--keep", "icc"], "exclude each other"),
+        (["edit", "a.hpcm", "--strip", "iptc"], "'iptc' is not one of all, gps, exif, xmp, icc, text"),
         (["info"], "INPUT"),
     ],
 )
@@ -453,16 +489,16 @@ def test_version_is_printed_everywhere(args: list[str]) -> None:
 # -------------------------------------------------------------------------------------------- inputs: exit codes 3 to 5
 
 
-@pytest.mark.parametrize("command", ["encode", "decode", "info"])
+@pytest.mark.parametrize("command", ["encode", "decode", "info", "edit --strip all"])
 def test_input_that_is_missing_or_a_folder_or_garbage_is_exit_code_3(command: str, tmp_path: Path) -> None:
     garbage, output = tmp_path / "garbage", tmp_path / "out.png"
     target = [] if command == "info" else ["-o", output]
-    assert_refused(inside(command, tmp_path / "missing.png", *target), 3, "missing.png: No such file")
-    assert_refused(inside(command, tmp_path, *target), 3, "is a directory")
+    assert_refused(inside(*command.split(), tmp_path / "missing.png", *target), 3, "missing.png: No such file")
+    assert_refused(inside(*command.split(), tmp_path, *target), 3, "is a directory")
     for data in (b"", b"\0", b"This is a text.\n" * 100, bytes(1000)):
         garbage.write_bytes(data)
-        assert_refused(inside(command, garbage, *target), 3, str(garbage))
-        assert_refused(inside(command, "-", *target, data=data), 3, "standard input")
+        assert_refused(inside(*command.split(), garbage, *target), 3, str(garbage))
+        assert_refused(inside(*command.split(), "-", *target, data=data), 3, "standard input")
     assert contents(tmp_path) == {"garbage"}
 
 

@@ -18,7 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcmcodec import container
-from hpcmcodec.container import STREAM_ORDER, Header, Reader, Stream, pack, packed_text, parse_header, text_of
+from hpcmcodec.container import (
+    CHUNKS,
+    STREAM_ORDER,
+    Header,
+    Reader,
+    Stream,
+    edited,
+    pack,
+    packed_text,
+    parse_header,
+    text_of,
+)
 from hpcmcodec.errors import HpcmError, InputError, IntegrityError, UnsupportedError
 from hpcmcodec.quality import Quality
 
@@ -350,12 +361,12 @@ def test_empty_metadata_is_left_out() -> None:
         {"streams": {scale: [] for scale in STREAM_ORDER}},
         {"streams": {scale: [Stream(b"", 0)] * 2 for scale in STREAM_ORDER}},
         {"streams": {scale: [Stream(b"", 0)] for scale in (*STREAM_ORDER, "s4")}},
-        {"metadata": {"IPTC": b"x"}},
+        {"metadata": {"LSHF": b"x"}},
     ],
     ids=str,
 )
 def test_contents_that_do_not_fit_the_format_are_not_written(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"\d|IPTC") as caught:
+    with pytest.raises(ValueError, match=r"\d|LSHF") as caught:
         small_file(**changes)
     assert not isinstance(caught.value, HpcmError)
 
@@ -692,3 +703,50 @@ def test_headers_are_values() -> None:
     assert isinstance(first, Header)
     with pytest.raises(AttributeError):
         first.width = 1  # type: ignore[misc]
+
+
+# Editing
+
+
+@given(
+    before=st.dictionaries(st.sampled_from(sorted(CHUNKS)), st.binary(min_size=1, max_size=40)),
+    after=st.dictionaries(st.sampled_from(sorted(CHUNKS)), st.binary(min_size=1, max_size=40)),
+    cicp=st.tuples(*[st.none() | st.tuples(st.integers(0, 255), st.integers(0, 255))] * 2),
+    size=st.sampled_from([(16, 16), (1028, 3)]),
+    crcs=st.lists(st.integers(0, 2**32 - 1), min_size=12, max_size=12),
+)
+def test_edited_file_is_the_one_that_would_have_been_written(
+    before: dict[str, bytes],
+    after: dict[str, bytes],
+    cicp: tuple[tuple[int, int] | None, tuple[int, int] | None],
+    size: tuple[int, int],
+    crcs: list[int],
+) -> None:
+    def file(metadata: dict[str, bytes], colour: tuple[int, int] | None) -> bytes:
+        width, height = size
+        n_tiles = 1 if width == 16 else 2
+        streams = {
+            scale: [Stream(bytes([17 * i + tile]) * 4 * tile, crcs[2 * i + tile]) for tile in range(n_tiles)]
+            for i, scale in enumerate(STREAM_ORDER)
+        }
+        return small_file(
+            width=width,
+            height=height,
+            tile_side=64,
+            streams=streams,
+            metadata=metadata,
+            cicp=colour,
+            depth=12,
+            grey=True,
+        )
+
+    assert edited(file(before, cicp[0]), after, cicp[1]) == file(after, cicp[1])
+
+
+def test_edit_refuses_damage_and_chunks_that_it_would_lose() -> None:
+    data = bytearray(small_file())
+    data[-1] ^= 1
+    with pytest.raises(IntegrityError):
+        edited(bytes(data), {}, None)
+    with pytest.raises(InputError, match="truncated"):
+        edited(bytes(data[:-1]), {}, None)

@@ -19,7 +19,7 @@ import hpcmcodec
 from hpcmcodec import codec, container
 from hpcmcodec.container import packed_text, text_of
 from hpcmcodec.errors import InputError, UnsupportedError
-from hpcmcodec.image import Picture, alpha_png, colour, flattened, load, read_alpha, to_image, write
+from hpcmcodec.image import Picture, alpha_png, colour, editing, exif, flattened, load, read_alpha, to_image, write
 from hpcmcodec.image.colour import Cicp
 from tests.files import ADAM7, png_file, saved, tiff_file, tiff_tags, with_segments
 
@@ -137,9 +137,9 @@ def test_text_resolution_and_profiles_in_hexadecimal_are_kept() -> None:
     )
     assert text_of(picture.metadata["TEXT"]) == {"Author": "Jürgen\nand others", "Comment": "long", "Title": "日本"}
     assert picture.metadata["IPTC"] == iptc
-    exif = Image.Exif()
-    exif.load(picture.metadata["EXIF"])
-    assert (round(exif[0x011A]), round(exif[0x011B]), exif[0x0128]) == (300, 300, 2)
+    block = Image.Exif()
+    block.load(picture.metadata["EXIF"])
+    assert (round(block[0x011A]), round(block[0x011B]), block[0x0128]) == (300, 300, 2)
     assert picture.notes == ()
 
 
@@ -464,10 +464,10 @@ def test_metadata_speak_of_the_picture_as_it_is_after_turning(photo: Image.Image
     packet = packet.replace(b"></rdf:Desc", b"><xmp:Thumbnails>x</xmp:Thumbnails></rdf:Desc")
     picture = read(saved(Image.fromarray(marked), "WEBP", lossless=True, exif=block, xmp=packet))
     height, width, _ = picture.pixels.shape
-    exif = Image.Exif()
-    exif.load(picture.metadata["EXIF"])
-    sub = exif.get_ifd(0x8769)
-    assert exif[0x0112] == 1
+    found = Image.Exif()
+    found.load(picture.metadata["EXIF"])
+    sub = found.get_ifd(0x8769)
+    assert found[0x0112] == 1
     assert (sub[0xA002], sub[0xA003]) == (width, height) == ((40, 60) if orientation >= 5 else (60, 40))
     x, y, across, down = sub[0x9214]
     assert picture.pixels[y, x].tolist() == [255, 0, 255]
@@ -724,3 +724,72 @@ def test_alpha_chunk_that_is_damaged_or_of_another_size_is_refused_in_one_line(
 @pytest.fixture(scope="module")
 def alpha_file() -> bytes:
     return hpcmcodec.encode(noise(4, 8), 50)
+
+
+# ----------------------------------------------------------------------------------------------------------- editing
+
+
+def gps_exif(order: str = "<") -> bytes:
+    """EXIF with a maker, a place in its middle and an orientation behind it."""
+    block = Image.Exif()
+    block.endian = order
+    block[0x010F], block[0x8825], block[0xC4A5] = "Maker of cameras", {1: "N", 2: (12.0, 34.0, 56.789)}, "behind"
+    block[0x8769] = {0x9003: "2024:02:29 12:00:00"}
+    return block.tobytes().removeprefix(b"Exif\0\0")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_place_is_gone_from_exif_and_xmp_and_the_rest_stays(order: str) -> None:
+    block = gps_exif(order)
+    packet = xmp('exif:GPSLatitude="12,34N" dc:a="b"', "<exif:GPSLongitude>1,2E</exif:GPSLongitude><dc:c>d</dc:c>")
+    picture = Picture(np.zeros((1, 1, 3), np.uint8), {"EXIF": block, "XMP": packet})
+    clean = editing.stripped(picture, ["gps"]).metadata
+    before, after = Image.Exif(), Image.Exif()
+    before.load(block)
+    after.load(clean["EXIF"])
+    assert before.get_ifd(0x8825)
+    assert not after.get_ifd(0x8825)
+    assert (after[0x010F], after[0xC4A5]) == ("Maker of cameras", "behind")
+    assert after.get_ifd(0x8769) == before.get_ifd(0x8769)
+    assert struct.pack(f"{order}2I", 12, 1) not in clean["EXIF"]
+    assert clean["XMP"] == xmp('dc:a="b"', "<dc:c>d</dc:c>")
+
+
+@given(block=st.binary(max_size=90), order=st.sampled_from([b"II*\0\x08\0\0\0\x01\0", b"MM\0*\0\0\0\x08\0\x01"]))
+def test_taking_the_place_away_takes_any_bytes(block: bytes, order: bytes) -> None:
+    gps = b"\x25\x88\x04\0\x01\0\0\0" if order[:1] == b"I" else b"\x88\x25\0\x04\0\0\0\x01"
+    for data in (order + block, order + gps + block):
+        assert len(exif.without_gps(data)) in (0, len(data))
+
+
+@pytest.mark.parametrize(
+    ("strip", "left"),
+    [
+        (["all"], {"ICC"}),
+        (["all", "icc"], set()),
+        (["icc"], {"EXIF", "IPTC", "TEXT", "XMP"}),
+        (["text"], {"ICC", "EXIF", "XMP"}),
+        (["exif", "xmp"], {"ICC", "IPTC", "TEXT"}),
+        ([], {"ICC", "EXIF", "IPTC", "TEXT", "XMP"}),
+    ],
+)
+def test_kinds_of_metadata_are_dropped_or_kept_alone(strip: list[str], left: set[str]) -> None:
+    whole = Picture(np.zeros((1, 1, 3), np.uint8), {"ICC": colour.profile_of(P3), **EVERYTHING}, cicp=None)
+    assert set(editing.stripped(whole, strip).metadata) == left
+    kinds = {"ICC": "icc", "EXIF": "exif", "IPTC": "text", "TEXT": "text", "XMP": "xmp"}
+    if not {"IPTC", "TEXT"} & left or {"IPTC", "TEXT"} <= left:
+        assert set(editing.kept(whole, {kinds[name] for name in left}).metadata) == left
+
+
+def test_replacements_have_to_be_what_they_are_said_to_be() -> None:
+    picture = Picture(np.zeros((1, 1, 3), np.uint8), {}, cicp=P3)
+    icc = colour.profile_of(Cicp(9, 14))
+    assert editing.with_icc(picture, icc).metadata == {"ICC": icc}
+    assert editing.with_icc(picture, icc).cicp is None
+    turned = editing.with_exif(picture, b"Exif\0\0" + turned_exif(6)).metadata["EXIF"]
+    assert exif.take_orientation(turned)[0] == 1
+    assert editing.with_xmp(picture, xmp('a="b"')).metadata == {"XMP": xmp('a="b"')}
+    for change in (editing.with_exif, editing.with_xmp, editing.with_icc):
+        for data in (b"", b"garbage", b"<!DOCTYPE a><a/>", b"II*\0\x08\0\0\0", b"acsp" * 60):
+            with pytest.raises(InputError, match="not an"):
+                change(picture, data)

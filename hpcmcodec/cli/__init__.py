@@ -36,7 +36,7 @@ from hpcmcodec.errors import HpcmError, OutputError, UnsupportedError
 
 __all__ = ["EXIT_CODES", "cli", "main"]
 
-COMMANDS = ("compare", "decode", "doctor", "encode", "eval", "info")  # in the order of the help
+COMMANDS = ("compare", "decode", "doctor", "edit", "encode", "eval", "info")  # in the order of the help
 
 # Each line of the help stays within 80 columns.
 EXIT_CODES = {

@@ -8,6 +8,7 @@ import click
 
 from hpcmcodec.cli.files import Output, about, check_input, mute_libraries, opened
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
+from hpcmcodec.cli.metadata import changes, metadata_options
 from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.cli.options import (
     Number,
@@ -54,6 +55,7 @@ from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
 )
 @click.option("--verify", is_flag=True, help="Decode the result, and have it carry a checksum of its pixels.")
 @background_option("Put a picture with transparency on this colour, rather than keep the transparency.")
+@metadata_options
 @force_option
 @device_option
 @shared_options
@@ -67,6 +69,11 @@ def command(
     tile: str,
     verify: bool,
     background: str | None,
+    strip: str,
+    keep: str | None,
+    exif: str | None,
+    xmp: str | None,
+    icc: str | None,
     force: bool,
     device: str,
 ) -> None:
@@ -77,6 +84,7 @@ def command(
     note; animations are refused.
     """
     started = time.perf_counter()
+    wanted = changes(strip, keep, exif, xmp, icc)
     check_input(source)
     output = Output(source, target, ".hpcm", force)
     require_memory()
@@ -94,18 +102,19 @@ def command(
         if not settings.quiet:
             for note in picture.notes:
                 say(f"note: {label(source)}: {note}")
-        with Progress("encoding", settings) as progress:
-            data = codec.encode(
-                picture,
-                quality,
-                effort=effort,
-                tile=int(tile),
-                verify=verify,
-                background=behind,
-                device=device,
-                progress=progress,
-                **settings.limits,
-            )
+    picture = wanted.applied(picture)
+    with about(source), Progress("encoding", settings) as progress:
+        data = codec.encode(
+            picture,
+            quality,
+            effort=effort,
+            tile=int(tile),
+            verify=verify,
+            background=behind,
+            device=device,
+            progress=progress,
+            **settings.limits,
+        )
     output.write(data)
     height, width, _ = picture.pixels.shape
     summarise(settings, source, output.name, len(data), width * height, started)

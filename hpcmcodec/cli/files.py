@@ -140,6 +140,7 @@ class Output:
         target: the output, as the user named it; None derives it from `source` and `suffix`.
         suffix: of the derived name, such as ".png".
         force: whether a file that exists is overwritten.
+        in_place: whether the input itself may be the output.
 
     Attributes:
         name: the path as given or derived, "-" for standard output.
@@ -149,7 +150,7 @@ class Output:
         click.UsageError: binary data would go to the terminal.
     """
 
-    def __init__(self, source: str, target: str | None, suffix: str, force: bool) -> None:
+    def __init__(self, source: str, target: str | None, suffix: str, force: bool, *, in_place: bool = False) -> None:
         if target is None:
             piped = source == "-" or _descriptor(source) is not None
             target = "-" if piped else str(Path(source).with_suffix(suffix))
@@ -175,7 +176,7 @@ class Output:
             raise OutputError(f"{target or '(no name)'}: is a directory; name the file to write")
         if re.split(r"[\\/]" if os.altsep else "/", target)[-1] in ("", ".", ".."):
             raise OutputError(f"{target}: there is no such directory; name the file to write")
-        if same:
+        if same and not in_place:
             raise OutputError(f"{target}: is the input itself")
         if self._direct:
             self._path = Path(target)  # a link in /proc may resolve to something that is no path

@@ -25,12 +25,19 @@ from hpcmcodec.cli.options import Settings, force_option, input_argument, shared
     type=click.Path(readable=False),
     help="Also decode INPUT and draw where its bits went.",
 )
+@click.option("--exif", "with_exif", is_flag=True, help="Also print what EXIF and texts say; read from the whole file.")
 @click.option("--coder", "with_coder", is_flag=True, help="Also say which entropy coder reads INPUT here.")
 @force_option
 @shared_options
 @click.pass_obj
 def command(
-    settings: Settings, source: str, as_json: bool, map_target: str | None, with_coder: bool, force: bool
+    settings: Settings,
+    source: str,
+    as_json: bool,
+    map_target: str | None,
+    with_exif: bool,
+    with_coder: bool,
+    force: bool,
 ) -> None:
     """Print what the header of the .hpcm file INPUT says.
 
@@ -54,6 +61,8 @@ def command(
       picture_crc     CRC-32 of the decoded 8-bit pixels in hexadecimal, null
                       where the file has none
       complete        false where the file has been cut
+      exif            with --exif: names and values of EXIF's tags, and
+                      the texts
       coder           with --coder: "compressai", "native C++" or
                       "native Python", which read and write the same
     """
@@ -65,7 +74,7 @@ def command(
 
     data = b""
     with about(source), opened(source) as stream:
-        if map_output:
+        if map_output or with_exif:
             data = container.read(stream, **settings.limits)
             header, n_bytes = container.parse_header(data, **settings.limits), len(data)
         else:
@@ -73,6 +82,10 @@ def command(
             n_bytes = size_of(stream, len(start), header.file_bytes)
         model = weights.model_name(header.model_id)
     facts = _facts(header, n_bytes, model)
+    if with_exif:
+        require_memory()
+        with about(source):
+            facts["exif"] = _exif(container.Reader(data, **settings.limits))
     if with_coder:
         require_memory()
         from hpcmcodec import rans_coders
@@ -80,19 +93,25 @@ def command(
         facts["coder"] = rans_coders.choose().coder.name
     if map_output:
         require_memory()
-        from hpcmcodec import codec
-        from hpcmcodec.evaluation import heat
-
-        with about(source):
-            spent = codec.bits_map(data, **settings.limits)
-        title = f"{Path(label(source)).name}: {facts['bpp']:.3f} bits per pixel"
-        map_output.write(heat.bits_png(spent, header.width, header.height, printable(title)))
+        _write_map(map_output, data, source, header, facts["bpp"], settings)
     text = json.dumps(facts, indent=2) if as_json else _describe(label(source), facts, header.file_bytes)
     write_stdout(text.encode() + b"\n")
 
 
+def _write_map(
+    output: Output, data: bytes, source: str, header: container.Header, bpp: float, settings: Settings
+) -> None:
+    from hpcmcodec import codec
+    from hpcmcodec.evaluation import heat
+
+    with about(source):
+        spent = codec.bits_map(data, **settings.limits)
+    title = f"{Path(label(source)).name}: {bpp:.3f} bits per pixel"
+    output.write(heat.bits_png(spent, header.width, header.height, printable(title)))
+
+
 def _facts(header: container.Header, n_bytes: int, model: str | None) -> dict[str, Any]:
-    """The JSON object."""
+    """The JSON object without what options add, of a file of `n_bytes` bytes."""
     metadata = {chunk.name: chunk.length for chunk in header.chunks}
     return {
         "format_version": header.version,
@@ -122,6 +141,15 @@ def _color(header: container.Header, metadata: dict[str, int]) -> str:
     return f"ICC ({metadata['ICC']} bytes)" if "ICC" in metadata else "sRGB"
 
 
+def _exif(reader: container.Reader) -> dict[str, str]:
+    """What EXIF and the texts of a file say."""
+    from hpcmcodec.image.exif import described
+
+    reader.verify_complete()
+    blocks = reader.metadata()
+    return described(blocks.get("EXIF", b"")) | container.text_of(blocks.get("TEXT", b""))
+
+
 def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
     """The text that ``info`` prints, one aligned line for each fact."""
     size = f"{facts['bytes']} bytes, {facts['bpp']:.3f} bpp"
@@ -143,4 +171,6 @@ def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
         rows["Picture"] = f"CRC-32 {facts['picture_crc']}"
     if "coder" in facts:
         rows["Coder"] = facts["coder"]
-    return "\n".join([printable(label), *(f" * {name:<10} : {value}" for name, value in rows.items())])
+    lines = [printable(label), *(f" * {name:<10} : {value}" for name, value in rows.items())]
+    lines += [f"     {printable(name)}: {printable(value)}" for name, value in facts.get("exif", {}).items()]
+    return "\n".join(lines)

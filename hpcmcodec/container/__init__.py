@@ -5,6 +5,7 @@
 """
 
 from hpcmcodec.container.chunks import CHUNKS, ChunkInfo, packed_text, text_of
+from hpcmcodec.container.editor import edited
 from hpcmcodec.container.header import (
     DEFAULT_MAX_PIXELS,
     DEFAULT_MAX_SIDE,
@@ -41,6 +42,7 @@ __all__ = [
     "Stream",
     "StreamInfo",
     "check_size",
+    "edited",
     "max_bytes",
     "pack",
     "packed_text",

@@ -13,8 +13,8 @@ CRITICAL, LEADING, DEFLATED = 1, 2, 4
 CHUNKS = {"ICC": LEADING, "ALPH": CRITICAL, "EXIF": 0, "IPTC": 0, "TEXT": 0, "XMP": 0}
 """The names of metadata, and the flags of their chunks without `DEFLATED`.
 
-"ICC" is a profile of the decoded RGB pixels, "EXIF" a TIFF structure, "XMP" a packet, "TEXT" what `packed_text` gives,
-"ALPH" a grey PNG of the picture's size, whose samples are the opacity.
+"ICC" is a profile of the decoded RGB pixels, "EXIF" a TIFF structure, "IPTC" IIM records, "XMP" a packet, "TEXT" what
+`packed_text` gives, "ALPH" a grey PNG of the picture's size, whose samples are the opacity.
 """
 
 

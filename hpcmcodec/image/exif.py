@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 _EXIF_PREFIX = b"Exif\0\0"
 XMP_TAG = 0x02BC
-_ORIENTATION, _EXIF_DIRECTORY = 0x0112, 0x8769
+_ORIENTATION, _EXIF_DIRECTORY, _GPS_DIRECTORY = 0x0112, 0x8769, 0x8825
+_MAX_GPS_ENTRIES = 256  # the standard has 32
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of a value, by its type
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214
 _THUMBNAIL_OFFSET, _THUMBNAIL_BYTES = 0x0201, 0x0202
@@ -123,6 +125,40 @@ def upright(exif: bytes, orientation: int, width: int, height: int) -> tuple[byt
     return _without_thumbnail(exif, first)
 
 
+def without_gps(exif: bytes) -> bytes:
+    """`exif` without the directory that says where the picture was taken: its bytes become zeros.
+
+    A block in which that cannot be done becomes empty. Maker notes, whose form is each maker's own, may hold a place as
+    well.
+    """
+    order, first = _order(exif), _first_directory(exif)
+    entries = list(_entries(exif, first))
+    number = next((i for i, entry in enumerate(entries) if entry.tag == _GPS_DIRECTORY), None)
+    if order is None or number is None:
+        return exif
+    directory = entries[number].number(exif) or 0
+    inner = list(_entries(exif, directory))
+    if not inner or len(inner) > _MAX_GPS_ENTRIES:
+        return b""
+    end = first + 2 + 12 * len(entries) + 4
+    if end > len(exif):
+        return b""
+    clean = bytearray(exif)
+    for start, size in [
+        (directory, 2 + 12 * len(inner)),
+        *((entry.place, entry.n * _SIZES.get(entry.kind, 1)) for entry in inner),
+    ]:
+        stop = min(start + size, len(exif))
+        if start < 8 or (start < end and stop > first):
+            return b""
+        clean[start:stop] = bytes(max(0, stop - start))
+    # The entries behind it move up, and so does the link to the next directory.
+    place = first + 2 + 12 * number
+    clean[place:end] = exif[place + 12 : end] + bytes(12)
+    struct.pack_into(order + "H", clean, first, len(entries) - 1)
+    return bytes(clean)
+
+
 def _turned(x: int, y: int, orientation: int, width: int, height: int) -> tuple[int, int]:
     """Where `orient` puts a pixel of a picture that is `width` x `height` afterwards."""
     if orientation >= 5:
@@ -169,10 +205,27 @@ def resolution_of(exif: bytes) -> tuple[float, float] | None:
     return (x * unit, y * unit) if 0 < x < 1e6 and 0 < y < 1e6 else None
 
 
+def described(exif: bytes) -> dict[str, str]:
+    """Names and values of the tags of an EXIF block, its sub-directory and its place, as texts; none where damaged."""
+    found = parsed_exif(exif)
+    if found is None:
+        return {}
+    texts = {}
+    for directory, names in ((0, ExifTags.TAGS), (_EXIF_DIRECTORY, ExifTags.TAGS), (_GPS_DIRECTORY, ExifTags.GPSTAGS)):
+        tags = found.get_ifd(directory) if directory else found
+        for tag, value in tags.items():
+            if not directory and tag in (_EXIF_DIRECTORY, _GPS_DIRECTORY):
+                continue
+            text = f"{len(value)} bytes" if isinstance(value, bytes) and len(value) > 16 else str(value)
+            texts[str(names.get(tag, f"0x{tag:04X}"))] = text.strip("\0 ")
+    return texts
+
+
 class _Entry(NamedTuple):
-    """An entry of a directory: tag, format of struct of one number, count, and where its numbers stand."""
+    """An entry of a directory: tag, type, format of struct where it holds whole numbers, count, and their place."""
 
     tag: int
+    kind: int
     form: str
     n: int
     place: int
@@ -221,9 +274,9 @@ def _entries(exif: bytes, directory: int) -> Iterator[_Entry]:
         tag, kind, n = struct.unpack_from(order + "HHI", exif, entry)
         form = {1: "B", 3: "H", 4: "I"}.get(kind, "")
         place = entry + 8
-        if form and struct.calcsize(form) * n > 4:
+        if _SIZES.get(kind, 1) * n > 4:
             (place,) = struct.unpack_from(order + "I", exif, place)
-        yield _Entry(tag, order + form if form else "", n, place)
+        yield _Entry(tag, kind, order + form if form else "", n, place)
 
 
 def orient(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

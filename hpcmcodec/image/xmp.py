@@ -17,6 +17,8 @@ _APPENDED = (
 )
 _APPENDED_ATTRIBUTE = re.compile(rb"\s(?:" + _APPENDED + rb""")\s*=\s*(?:"[^"]*"|'[^']*')""")
 _APPENDED_ELEMENT = re.compile(rb"<(" + _APPENDED + rb")(?=[\s/>])")
+_GPS_ATTRIBUTE = re.compile(rb"""\sexif:GPS\w+\s*=\s*(?:"[^"]*"|'[^']*')""")
+_GPS_ELEMENT = re.compile(rb"<(exif:GPS\w+)(?=[\s/>])")
 _THUMBNAILS = re.compile(rb"<(xmp:Thumbnails)(?=[\s/>])")
 _ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)[2-8]""")
 _SIDES = ((b"tiff:ImageWidth", b"tiff:ImageLength"), (b"exif:PixelXDimension", b"exif:PixelYDimension"))
@@ -55,6 +57,11 @@ def _without_elements(packet: bytes, opening: re.Pattern[bytes]) -> bytes:
         kept.append(packet[position : found.start()])
         position = end + 1
     return b"".join((*kept, packet[position:]))
+
+
+def without_gps(packet: bytes) -> bytes:
+    """A packet without the properties of EXIF that say where the picture was taken."""
+    return _without_elements(_GPS_ATTRIBUTE.sub(b"", packet), _GPS_ELEMENT)
 
 
 def announces_appended(packet: bytes) -> str:

@@ -1,0 +1,29 @@
+"""Memory that runs out, as one error of this package."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hpcmcodec.errors import UnsupportedError
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Raises `UnsupportedError` where memory runs out, whether numpy, onnxruntime or the system reports it."""
+    try:
+        yield
+    except Exception as error:
+        if not _for_want_of_memory(error):
+            raise
+        raise UnsupportedError("not enough memory for an image of this size") from error
+
+
+def _for_want_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # onnxruntime has no class of exception for this: it is known by the words of its allocator, or of C++.
+    theirs = type(error).__module__.startswith("onnxruntime")
+    return isinstance(error, MemoryError) or (theirs and bool(re.search("bad_alloc|allocate memory", str(error))))
