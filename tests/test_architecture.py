@@ -53,6 +53,7 @@ LAYERS = (
     ("engines.base",),
     ("refine",),
     ("codec",),
+    ("pillow",),
     # the public names
     ("",),
     # what is done with the codec

@@ -20,8 +20,9 @@ def stripped(picture: Picture, kinds: Collection[str]) -> Picture:
 
     Args:
         picture: the picture.
-        kinds: of `formats.METADATA_KINDS`. "gps" are places in EXIF and XMP, "text" are texts and IPTC, "icc" is the colour space, in
-            whatever form; "all" is everything but the colour space, without which a picture would look different.
+        kinds: of `formats.METADATA_KINDS`. "gps" are places in EXIF and XMP, "text" are texts and IPTC, "icc" is the
+            colour space, in whatever form; "all" is everything but the colour space, without which a picture would look
+            different.
     """
     dropped = {name for kind in kinds for name in _CHUNKS.get(kind, ())}
     if "all" in kinds:

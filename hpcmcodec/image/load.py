@@ -17,7 +17,7 @@ from hpcmcodec.container import max_bytes, take
 from hpcmcodec.errors import HpcmError, InputError, UnsupportedError
 from hpcmcodec.image import bmp, heif, jpeg, netpbm, png, tiff
 from hpcmcodec.image.carried import take_metadata
-from hpcmcodec.image.colour import Cicp
+from hpcmcodec.image.colour import Cicp, profile_of
 from hpcmcodec.image.deep import open_with
 from hpcmcodec.image.exif import one_line, orient
 from hpcmcodec.image.picture import Found, Picture
@@ -86,7 +86,7 @@ def load(source: ImageSource, *, max_pixels: int | None) -> Picture:
     if isinstance(source, np.ndarray):
         return _of_array(source, max_pixels)
     if isinstance(source, Image.Image):
-        return _convert(Found(source), max_pixels)
+        return _convert(_of_image(source), max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read(io.BytesIO(source), max_pixels, seekable=True)
     if isinstance(source, (str, os.PathLike)):
@@ -102,6 +102,21 @@ def load(source: ImageSource, *, max_pixels: int | None) -> Picture:
     raise TypeError(
         f"an image must be a path, bytes, a binary file, a PIL image or an array, not {type(source).__name__}"
     )
+
+
+def _of_image(image: Image.Image) -> Found:
+    """Pillow's image, with what `to_image` and Pillow's PNG reader put into it beyond the usual."""
+    found = Found(image)
+    cicp, icc, iptc = (image.info.get(key) for key in ("cicp", "icc_profile", "iptc"))
+    if isinstance(cicp, tuple) and len(cicp) == 2 and icc in (None, profile_of(Cicp(*cicp))):
+        found.colour, found.by_name = Cicp(*cicp), True
+    if isinstance(iptc, bytes):
+        found.metadata["IPTC"] = iptc
+    texts = image.info.get("text") or getattr(image, "text", None)
+    if isinstance(texts, dict):
+        unread = ("XML:com.adobe.xmp", "Raw profile type")
+        found.text = [(k, str(v)) for k, v in texts.items() if isinstance(k, str) and not k.startswith(unread)]
+    return found
 
 
 def _of_array(array: npt.NDArray[Any], max_pixels: int | None) -> Picture:
@@ -220,6 +235,7 @@ def _convert(found: Found, max_pixels: int | None) -> Picture:
     _check_size(read.levels.shape[1], read.levels.shape[0], max_pixels)
     metadata, orientation = take_metadata(found)
     icc = metadata.pop("ICC", b"")
+    icc = b"" if found.by_name else icc
     cicp = found.colour if isinstance(found.colour, Cicp) and not icc else None
     if isinstance(found.colour, bytes) and not icc:
         icc = found.colour

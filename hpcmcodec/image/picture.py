@@ -56,6 +56,7 @@ class Found:
         text: (keyword, text) pairs.
         key: the transparent colour, in levels from 0 to 2^depth - 1, where the file names one and Pillow is not told.
         dpi: horizontal and vertical resolution in dots per inch.
+        by_name: whether `colour` counts, and not the profile beside it.
         turned: the Orientation (1..8) that the reader applies to the pixels by itself; 0 where it applies none.
         chosen: whether `image` stands at the only whole picture of its file.
     """
@@ -69,6 +70,7 @@ class Found:
     text: list[tuple[str, str]] = field(default_factory=list)
     key: tuple[int, ...] | None = None
     dpi: tuple[float, float] | None = None
+    by_name: bool = False
     turned: int = 0
     chosen: bool = False
 
