@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
@@ -28,15 +26,15 @@ import numpy as np
 
 from hpcmcodec import container, refine, timing, weights
 from hpcmcodec.container import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE, LATENT, TILE_SIDE
+from hpcmcodec.decoding import Ticks, check_complete, halves, latents_of, part, pixels_crc, pixels_of, what_decodes
 from hpcmcodec.engines import base
 from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
 from hpcmcodec.errors import InputError, IntegrityError
-from hpcmcodec.exact.schedule import SCALES, STEPS, STRIDE, grid
+from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.image import Picture, alpha_png, flattened, load, read_alpha, thumbnail_of_alpha, to_image
 from hpcmcodec.image.colour import Cicp, rgb_of
-from hpcmcodec.model.coder import RATE_WEIGHT, Cut, LatentMismatchError
+from hpcmcodec.model.coder import RATE_WEIGHT, Cut
 from hpcmcodec.model.synthesis import THUMBNAIL
-from hpcmcodec.native import compiled
 from hpcmcodec.quality import Quality
 from hpcmcodec.shortage import within_memory
 
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
 
 Streams: TypeAlias = dict[str, list[container.Stream]]  # for each scale those of all tiles
 Coded: TypeAlias = tuple[Streams, np.ndarray]  # and y_hat (h, w, M) int32 in sixteenths
-Ticks: TypeAlias = tuple[Progress | None, Progress | None]  # for the transforms, and for coding
 
 # Symbols that the model expects to be zero are not coded, for speed. They are where that does more harm than this share
 # of a file's bits is worth: nearly never in photographs, but in halftones, where it costs several dB.
@@ -118,7 +115,7 @@ def _encoded(
     height, width, _ = picture.pixels.shape
     # Each round counts for as much as the first coding, and as decoding: half for the transforms and half for coding.
     parts = 1 + refine.ROUNDS[effort] + verify
-    ticks = [_halves(_part(progress, n / parts, 1 / parts)) for n in range(parts)]
+    ticks = [halves(part(progress, n / parts, 1 / parts)) for n in range(parts)]
     streams, full = _streams_of(runner, _levels(picture), q, effort, tile, ticks)
     metadata = picture.metadata if picture.alpha is None else {**picture.metadata, "ALPH": alpha_png(picture)}
 
@@ -139,7 +136,7 @@ def _encoded(
         )
 
     data = packed(None)
-    return packed(_pixels_crc(_pixels_of(data, runner, ticks[-1]))) if verify else data
+    return packed(pixels_crc(pixels_of(data, runner, ticks[-1]))) if verify else data
 
 
 def _streams_of(
@@ -209,7 +206,7 @@ def _code(
         tile_z = z[
             row // Z_STRIDE : -(-(row + rows) // Z_STRIDE), column // Z_STRIDE : -(-(column + columns) // Z_STRIDE)
         ]
-        tick = _part(progress, i / len(tiles), 1 / len(tiles))
+        tick = part(progress, i / len(tiles), 1 / len(tiles))
         with runner.lock, timing.phase("entropy path"):
             coded, y_hat[place] = runner.coder.encode(y[place], tile_z, quality, tick, rate_weight, full=full, cut=cut)
         for s, c in coded.items():
@@ -282,7 +279,7 @@ def decode_picture(
         raise ValueError(f"depth is 8 or 16, not {depth}")
     reader = _reader(data, max_pixels, max_side)
     header = reader.header
-    _check_complete(reader, scale)
+    check_complete(reader, scale)
     metadata = reader.metadata(partial=scale is not None)
     runner = base.find(weights.find(header.model_id), device, engine)
     depth = depth or (16 if header.depth > 8 else 8)
@@ -291,22 +288,22 @@ def decode_picture(
     cicp = None if header.cicp is None else Cicp(*header.cicp)
     if thumbnail:
         finest = "s2" if scale in ("s1", "s2") else "s3"
-        y_hat = _decode_latents(reader, runner, scale, progress, finest=finest)
+        y_hat = latents_of(reader, runner, scale, progress, finest=finest)
         with timing.phase("transform"):
             pixels = runner.thumbnail(y_hat, header.quality, finest)
         height, width = (-(-n * THUMBNAIL // LATENT) for n in (header.height, header.width))
         pixels = np.ascontiguousarray(pixels[:height, :width])
         alpha = None if alpha is None else thumbnail_of_alpha(alpha, width, height)
         return Picture(pixels, metadata, grey=header.grey, alpha=alpha, cicp=cicp)
-    coding, transforming = _halves(progress)
-    y_hat = _decode_latents(reader, runner, scale, coding)
+    coding, transforming = halves(progress)
+    y_hat = latents_of(reader, runner, scale, coding)
     with timing.phase("transform"):
         pixels = runner.synthesise(y_hat, header.quality, transforming, depth)
     pixels = np.ascontiguousarray(pixels[: header.height, : header.width])
     checked = header.picture_crc is not None and depth == 8 and scale in (None, SCALES[-1])
-    if checked and _pixels_crc(pixels) != header.picture_crc:
+    if checked and pixels_crc(pixels) != header.picture_crc:
         raise IntegrityError(
-            f"the decoded pixels differ from those of the encoder (CRC mismatch); decoded by {_what_decodes(runner)}"
+            f"the decoded pixels differ from those of the encoder (CRC mismatch); decoded by {what_decodes(runner)}"
         )
     return Picture(pixels, metadata, depth=depth, grey=header.grey, alpha=alpha, cicp=cicp)
 
@@ -326,7 +323,7 @@ def decode_latents(
     """
     reader = container.Reader(data, max_pixels=max_pixels, max_side=max_side)
     reader.verify_complete()
-    return _decode_latents(reader, base.find(weights.find(reader.header.model_id), device, engine))
+    return latents_of(reader, base.find(weights.find(reader.header.model_id), device, engine))
 
 
 @within_memory()
@@ -347,105 +344,8 @@ def bits_map(
     header = reader.header
     runner = base.find(weights.find(header.model_id), device, engine)
     spent = {s: np.zeros((header.latent_height, header.latent_width)) for s in container.STREAM_ORDER}
-    _decode_latents(reader, runner, spent=spent)
+    latents_of(reader, runner, spent=spent)
     return spent
-
-
-def _check_complete(reader: container.Reader, scale: str | None) -> None:
-    """Raises InputError or IntegrityError where not all is there that decoding up to `scale` (None: the file) takes."""
-    if scale is None:
-        reader.verify_complete()
-    elif len(there := reader.scales()) <= container.STREAM_ORDER.index(scale):
-        raise InputError(f"truncated: the file ends before the end of scale {container.STREAM_ORDER[len(there)]}")
-
-
-def _decode_latents(
-    reader: container.Reader,
-    runner: Engine,
-    scale: str | None = None,
-    progress: Progress | None = None,
-    *,
-    spent: dict[str, np.ndarray] | None = None,
-    finest: str = SCALES[-1],
-) -> np.ndarray:
-    """y_hat (h, w, M) int32 in sixteenths, from the streams up to `scale`, on the grid of the scale `finest`.
-
-    `spent` holds a plane (h, w) for each scale, to which the bits of the scale's symbols are added.
-    """
-    header = reader.header
-    wanted = container.STREAM_ORDER[: container.STREAM_ORDER.index(scale or SCALES[-1]) + 1]
-    stride = STRIDE[finest]
-    y_hat = np.empty((*grid(finest, header.latent_height, header.latent_width), runner.config.latent), np.int32)
-    tiles = header.tiles
-    for i, (row, column, rows, columns) in enumerate(tiles):
-        place = slice(row, row + rows), slice(column, column + columns)
-        r, c = row // stride, column // stride
-        high, wide = grid(finest, rows, columns)
-        with runner.lock, timing.phase("entropy path"), _naming(i, runner):
-            y_hat[r : r + high, c : c + wide] = runner.coder.decode(
-                {s: reader.stream(s, i) for s in wanted},
-                reader.verifier(i),
-                header.quality,
-                rows,
-                columns,
-                _part(progress, i / len(tiles), 1 / len(tiles)),
-                None if spent is None else _adder({s: plane[place] for s, plane in spent.items()}),
-                finest,
-                full=header.full,
-            )
-    return y_hat
-
-
-def _pixels_of(data: bytes, runner: Engine, ticks: Ticks) -> np.ndarray:
-    """What a file shows, as a decoder finds it: pixels (H, W, 3) uint8."""
-    reader = container.Reader(data, max_pixels=None, max_side=None)
-    header = reader.header
-    y_hat = _decode_latents(reader, runner, progress=ticks[1])
-    with timing.phase("transform"):
-        return runner.synthesise(y_hat, header.quality, ticks[0])[: header.height, : header.width]
-
-
-def _pixels_crc(pixels: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(pixels).data)
-
-
-@contextmanager
-def _naming(tile: int, runner: Engine) -> Iterator[None]:
-    """Names the tile in errors from inside; where latents differ, also says what decoded them and what to try."""
-    try:
-        yield
-    except LatentMismatchError as error:
-        where = f"tile {tile}" + (f", coding step {error.step.index + 1} of {len(STEPS)}" if error.step else "")
-        raise IntegrityError(
-            f"decoded latents of {error.scale} ({where}) differ from the encoder's (CRC mismatch); decoded by "
-            f"{_what_decodes(runner)}"
-        ) from error
-    except IntegrityError as error:
-        raise IntegrityError(f"tile {tile}, {error}") from error
-
-
-def _what_decodes(runner: Engine) -> str:
-    ops = runner.coder.ops
-    if isinstance(ops, compiled.KernelOps):
-        kernels, what = f"{ops.kernels.variant} kernels", "try HPCM_OPS=reference, and report"
-    else:
-        kernels, what = "no kernels", "please report"
-    return f"the {runner.name} engine with {kernels}: {what} what hpcm doctor says"
-
-
-def _adder(planes: dict[str, np.ndarray]) -> Callable[[str, np.ndarray], None]:
-    def add(scale: str, bits: np.ndarray) -> None:
-        planes[scale] += bits
-
-    return add
-
-
-def _halves(progress: Progress | None) -> Ticks:
-    return _part(progress, 0, 0.5), _part(progress, 0.5, 0.5)
-
-
-def _part(progress: Progress | None, start: float, share: float) -> Progress | None:
-    return None if progress is None else lambda done: progress(start + share * done)
 
 
 def _reader(
