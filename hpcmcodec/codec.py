@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 
-from hpcmcodec import container, refine, timing, weights
+from hpcmcodec import container, refine, targets, timing, weights
 from hpcmcodec.container import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE, LATENT, TILE_SIDE
 from hpcmcodec.decoding import Ticks, check_complete, halves, latents_of, part, pixels_crc, pixels_of, what_decodes
 from hpcmcodec.engines import base
@@ -61,6 +61,9 @@ def encode(
     tile: int = TILE_SIDE,
     verify: bool = False,
     background: str | tuple[int, int, int] | None = None,
+    target_size: int | None = None,
+    target_bpp: float | None = None,
+    target_psnr: float | None = None,
     device: str = "cpu",
     engine: str = "auto",
     model: str = weights.DEFAULT_MODEL,
@@ -79,6 +82,9 @@ def encode(
             long as encoding and decoding together.
         tile: 256, 128 or 64: the plane of latents is coded in squares of this side, one by one.
         verify: decode the result, and have it carry a checksum of its pixels, which each decoder then compares.
+        target_size, target_bpp, target_psnr: choose the quality in place of `quality`, in up to six encodes: so that
+            the file has at most that many bytes, metadata counted, or bits per pixel, and at most 2% fewer; or so that
+            the picture has at least that many dB, and at most 0.05 more.
         background: 8-bit RGB, or a colour's name as in CSS, to put a picture with alpha on; None keeps alpha.
         device: "cpu" or "cuda".
         engine: "light", "torch", or "auto" (light on a CPU).
@@ -88,24 +94,53 @@ def encode(
         progress: is called with the fraction of the work that is done, from 0 to 1.
 
     Raises:
-        ValueError: quality, effort, tile, device or engine out of range, a background that names no colour, or an array
-            of another shape, type or range.
+        ValueError: more than one target, quality, effort, tile, device or engine out of range, a background that names
+            no colour, or an array of another shape, type or range.
         InputError: the image cannot be read.
-        UnsupportedError: the kind of image, its size, the model or the device is not supported here, or there is not
-            enough memory.
+        UnsupportedError: the kind of image, its size, the model or the device is not supported here, there is not
+            enough memory, or a target cannot be met.
     """
     q = Quality.of(quality)
-    if effort not in range(len(refine.ROUNDS)):
-        raise ValueError(f"effort is 0 to {len(refine.ROUNDS) - 1}, not {effort}")
-    if tile not in container.TILE_SIDES:
-        raise ValueError(f"tile is one of {', '.join(map(str, container.TILE_SIDES))}, not {tile}")
+    _check(effort, tile, [target_size, target_bpp, target_psnr])
     behind = None if background is None else rgb_of(background)
     picture = load(image, max_pixels=max_pixels)
     if behind is not None:
         picture = flattened(picture, behind)
     height, width, _ = picture.pixels.shape
     container.check_size(width, height, max_pixels, max_side)
-    return _encoded(picture, q, base.find(model, device, engine), effort, tile, verify, progress)
+    runner = base.find(model, device, engine)
+
+    def attempt(quality: Quality) -> bytes:
+        return _encoded(picture, quality, runner, effort, tile, verify, progress)
+
+    if target_bpp is not None:
+        target_size = int(target_bpp * width * height / 8)
+    if target_size is not None:
+        return targets.for_size(lambda percent: attempt(Quality.of(percent)), target_size)
+    if target_psnr is not None:
+        psnr_db = partial(_psnr_db, picture, runner)
+        return targets.for_psnr(lambda percent: attempt(Quality.of(percent)), psnr_db, target_psnr)
+    return attempt(q)
+
+
+def _check(effort: int, tile: int, wanted: list[float | None]) -> None:
+    if sum(target is not None for target in wanted) > 1:
+        raise ValueError("target_size, target_bpp and target_psnr exclude each other")
+    if effort not in range(len(refine.ROUNDS)):
+        raise ValueError(f"effort is 0 to {len(refine.ROUNDS) - 1}, not {effort}")
+    if tile not in container.TILE_SIDES:
+        raise ValueError(f"tile is one of {', '.join(map(str, container.TILE_SIDES))}, not {tile}")
+
+
+def _psnr_db(picture: Picture, runner: Engine, data: bytes) -> float:
+    """PSNR of the decoded pixels of a file in dB, at the depth of the picture."""
+    reader = container.Reader(data, max_pixels=None, max_side=None)
+    depth = 8 if picture.depth == 8 else 16
+    y_hat = latents_of(reader, runner)
+    decoded = runner.synthesise(y_hat, reader.header.quality, None, depth)
+    height, width, _ = picture.pixels.shape
+    error = decoded[:height, :width] / ((1 << depth) - 1) - picture.pixels / ((1 << picture.depth) - 1)
+    return float(-10 * np.log10(max(float(np.mean(np.square(error))), 1e-12)))
 
 
 def _encoded(

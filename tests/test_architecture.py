@@ -51,7 +51,7 @@ LAYERS = (
     ("engines", "engines.strips"),
     ("image", "engines.light", "engines.torch"),
     ("engines.base",),
-    ("refine", "decoding"),
+    ("refine", "decoding", "targets"),
     ("codec",),
     ("pillow",),
     # the public names

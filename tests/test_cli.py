@@ -229,6 +229,15 @@ def test_edit_changes_metadata_and_nothing_else(photo: Path, tmp_path: Path) -> 
     assert_refused(inside("edit", photo, "--strip", "gps", "-f"), 3, "not an .hpcm file")
 
 
+def test_target_chooses_the_quality_and_excludes_the_option(photo: Path) -> None:
+    result = inside("encode", photo, "--target-size", "2000", "-f")
+    assert result.exit_code == 0
+    assert re.search(r"^hpcm: note: .*: quality \d", result.stderr, re.MULTILINE)
+    assert 1960 <= photo.with_suffix(".hpcm").stat().st_size <= 2000
+    assert_refused(inside("encode", photo, "--target-size", "300", "-f"), 4, "300 bytes cannot be met: quality 0 takes")
+    assert_refused(inside("encode", photo, "--target-psnr", "30", "-q", "50"), 2, "exclude each other")
+
+
 def test_info_prints_exif_and_texts(photo: Path) -> None:
     inside("encode", photo)
     shown = inside("info", photo.with_suffix(".hpcm"), "--exif").stdout

@@ -6,6 +6,7 @@ import time
 
 import click
 
+from hpcmcodec import container
 from hpcmcodec.cli.files import Output, about, check_input, mute_libraries, opened
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
 from hpcmcodec.cli.metadata import changes, metadata_options
@@ -33,9 +34,20 @@ from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
     "--quality",
     type=Number(0, 100),
     callback=finite,
-    default=50,
-    show_default=True,
-    help="From 0 (smallest file) to 100 (best picture); decimals are allowed.",
+    help="From 0 (smallest file) to 100 (best picture); decimals are allowed.  [default: 50]",
+)
+@click.option(
+    "--target-size",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="Choose the quality so that the file has at most this size, and at most 2% less, in up to six encodes.",
+)
+@click.option("--target-bpp", type=Number(min=0, min_open=True), metavar="BPP", help="The same, in bits per pixel.")
+@click.option(
+    "--target-psnr",
+    type=Number(min=0, min_open=True),
+    metavar="DB",
+    help="Choose the quality so that the picture has at least this PSNR, and at most 0.05 dB more.",
 )
 @click.option(
     "-e",
@@ -64,7 +76,10 @@ def command(
     settings: Settings,
     source: str,
     target: str | None,
-    quality: float,
+    quality: float | None,
+    target_size: int | None,
+    target_bpp: float | None,
+    target_psnr: float | None,
     effort: int,
     tile: str,
     verify: bool,
@@ -84,6 +99,8 @@ def command(
     note; animations are refused.
     """
     started = time.perf_counter()
+    if sum(given is not None for given in (quality, target_size, target_bpp, target_psnr)) > 1:
+        raise click.UsageError("--quality, --target-size, --target-bpp and --target-psnr exclude each other")
     wanted = changes(strip, keep, exif, xmp, icc)
     check_input(source)
     output = Output(source, target, ".hpcm", force)
@@ -106,7 +123,10 @@ def command(
     with about(source), Progress("encoding", settings) as progress:
         data = codec.encode(
             picture,
-            quality,
+            50 if quality is None else quality,
+            target_size=target_size,
+            target_bpp=target_bpp,
+            target_psnr=target_psnr,
             effort=effort,
             tile=int(tile),
             verify=verify,
@@ -116,6 +136,8 @@ def command(
             **settings.limits,
         )
     output.write(data)
+    if not settings.quiet and (target_size or target_bpp or target_psnr):
+        say(f"note: {label(source)}: quality {container.parse_header(data, **settings.limits).quality.percent:g}")
     height, width, _ = picture.pixels.shape
     summarise(settings, source, output.name, len(data), width * height, started)
     mention_kernels(settings, device)

@@ -104,13 +104,18 @@ class Number(click.FloatRange):
         try:
             float(value)
         except ValueError:
-            self.fail(f"{value!r} is not a number from {self.min:g} to {self.max:g}", param, ctx)
+            self.fail(f"{value!r} is not a number{self._range()}", param, ctx)
         return super().convert(value, param, ctx)
 
+    def _range(self) -> str:
+        return f" from {self.min:g} to {self.max:g}" if self.max is not None else ""
 
-def finite(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
+
+def finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """A callback of click that refuses NaN."""
-    if math.isnan(value):  # NaN passes click's check of the range, as comparisons with NaN are false
+    if value is not None and math.isnan(
+        value
+    ):  # NaN passes click's check of the range, as comparisons with NaN are false
         raise click.BadParameter("not a number", ctx, parameter)
     return value
 
