@@ -66,9 +66,11 @@ class LightEngine:
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
         inputs = {"scale8": _factors(self.weights, "g_a.s8", quality), "gain": _factors(self.weights, "gain", quality)}
         session = self._session("analysis")
-        dtype = _type_of_pixels(session)
         return analyse_strips(
-            lambda x: session.run(["y", "z"], {"pixels": _converted(x, dtype), **inputs}), pixels, self.config, tick
+            lambda x: session.run(["y", "z"], {"pixels": x.astype(np.float32, copy=False), **inputs}),
+            pixels,
+            self.config,
+            tick,
         )
 
     def synthesise(
@@ -89,10 +91,9 @@ class LightEngine:
         self, y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray, quality: Quality, tick: Progress | None
     ) -> np.ndarray:
         inputs, session = self._synthesis_factors(quality), self._session("gradient")
-        dtype = _type_of_pixels(session)
 
         def run(y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray) -> Any:
-            arrays = {"y_hat": y_hat, "pixels": _converted(pixels, dtype), "weight": weight}
+            arrays = {"y_hat": y_hat, "pixels": pixels.astype(np.float32, copy=False), "weight": weight}
             return session.run(["gradient"], {**arrays, **inputs})[0]
 
         return gradient_strips(run, y_hat, pixels, weight, self.config, tick)
@@ -111,18 +112,6 @@ def keep_sessions() -> None:
     """
     for session in _alive:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-def _type_of_pixels(session: Any) -> Any:
-    """The type in which a graph takes pixels: float32, or uint8 in graphs that were exported for 8 bits alone."""
-    kind = next(node.type for node in session.get_inputs() if node.name == "pixels")
-    return np.uint8 if kind == "tensor(uint8)" else np.float32
-
-
-def _converted(pixels: np.ndarray, dtype: Any) -> np.ndarray:
-    if pixels.dtype == dtype:
-        return pixels
-    return (np.rint(pixels) if dtype == np.uint8 else pixels).astype(dtype)
 
 
 def _factors(w: weights.Weights, name: str, quality: Quality) -> np.ndarray:
