@@ -52,6 +52,11 @@ class StreamInfo:
     length: int
     offset: int
 
+    @property
+    def end(self) -> int:
+        """The place behind the stream's check."""
+        return self.offset + self.length + CHECK_BYTES[self.scale]
+
 
 @dataclass(frozen=True, slots=True)
 class Header:

@@ -13,7 +13,6 @@ from hpcmcodec.container.header import (
     DEFAULT_MAX_SIDE,
     STREAM_ORDER,
     Header,
-    StreamInfo,
     extent,
     parse_header,
 )
@@ -91,7 +90,7 @@ class Reader:
     def scales(self) -> tuple[str, ...]:
         """The scales whose streams and checks are there to their last byte, in `STREAM_ORDER`; nothing is verified."""
         last = self.header.n_tiles - 1
-        return tuple(s for s in STREAM_ORDER if self._end_of(self.header.stream_info(s, last)) <= len(self._data))
+        return tuple(s for s in STREAM_ORDER if self.header.stream_info(s, last).end <= len(self._data))
 
     def stream(self, scale: str, tile: int) -> bytes:
         """The bytes of one stream. Only what they decode to can be verified, by `verifier`, or the whole file.
@@ -100,7 +99,7 @@ class Reader:
             InputError: the file is cut before the end of the stream or of its check.
         """
         info = self.header.stream_info(scale, tile)
-        self._take(info.offset, self._end_of(info), f"stream {scale} of tile {tile}")
+        self._take(info.offset, info.end, f"stream {scale} of tile {tile}")
         return bytes(self._data[info.offset : info.offset + info.length])
 
     def verifier(self, tile: int) -> Callable[[str, int], bool]:
@@ -114,7 +113,7 @@ class Reader:
             nonlocal running
             running = run_on(running, latents_crc)
             info, size = self.header.stream_info(scale, tile), CHECK_BYTES[scale]
-            found = self._take(info.offset + info.length, self._end_of(info), f"the check of {scale} of tile {tile}")
+            found = self._take(info.offset + info.length, info.end, f"the check of {scale} of tile {tile}")
             return found == low_bytes(running, size)
 
         return verify
@@ -160,9 +159,6 @@ class Reader:
             raise InputError(f"the file should have {expected} bytes, but more stand behind its end")
         if self._data[-CRC_BYTES:] != crc32_bytes(self._data[:-CRC_BYTES]):
             raise IntegrityError("the file is damaged: its CRC does not hold")
-
-    def _end_of(self, info: StreamInfo) -> int:
-        return info.offset + info.length + CHECK_BYTES[info.scale]
 
     def _take(self, start: int, end: int, name: str) -> memoryview:
         if end > len(self._data):
