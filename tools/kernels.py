@@ -6,8 +6,8 @@ Operations run at lite's width on the lattices of a Kodak image (32 x 48 positio
 one thread. Times are CPU time, the smallest of the rounds, so that other work on the machine counts little. The bound
 is the larger of two times:
 
-    bytes: inputs and outputs are read and written once, as int16 (outputs of `head` as int32), at the rate at which
-           numpy copies an array larger than the caches on this machine
+    bytes: inputs and outputs are read and written once, as int16 (outputs of `head` and wide values as int32), at the
+           rate at which numpy copies an array larger than the caches on this machine
     products: the multiplications, at the rate of numpy's matrix products on this machine, in float32 or for Bi-WKV4 in
            float64
 
@@ -90,6 +90,9 @@ WORK = {
     "add": _Work(6 * WIDTH, 0),
     "pool": _Work(2 * WIDTH, 0),
     "latent_code": _Work(6 * WIDTH, 0),
+    "block": _Work(4 * WIDTH, (9 + 4 * WIDTH) * WIDTH),
+    "block, wide": _Work(8 * WIDTH, (9 + 4 * WIDTH) * WIDTH),
+    "around": _Work(2 * (len(selftest.STEP.groups) + 1) * WIDTH, 9 * WIDTH),
 }
 
 

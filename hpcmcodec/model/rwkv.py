@@ -31,9 +31,9 @@ def channel_mix(ops: Ops, x: Act, layer: str, rate: int, out_grid: str) -> Act:
     """Mixes channels, `rate` times as many inside; (B, H, W, D) to the same on `out_grid`."""
     width = x.x.shape[-1]
     shifted = ops.depthwise(x, OmniShift(f"{layer}.shift"))
-    k = ops.linear(shifted, Linear(f"{layer}.k", rate * width))
+    k = ops.relu_squared(ops.linear(shifted, Linear(f"{layer}.k", rate * width)), f"{layer}.k2")
     r = ops.linear(shifted, Linear(f"{layer}.r", width), GATE_GRID)
-    v = ops.linear(ops.relu_squared(k, f"{layer}.k2"), Linear(f"{layer}.v", width, branch=True), out_grid)
+    v = ops.linear(k, Linear(f"{layer}.v", width, branch=True), out_grid)
     return ops.gate(r, v)
 
 
