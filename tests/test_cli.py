@@ -871,7 +871,7 @@ def interrupted(function):
     def call(*args, progress=None, **options):
         return function(*args, progress=lambda fraction: os.kill(os.getpid(), {signal}), **options)
     return call
-codec.encode, codec.decode = interrupted(codec.encode), interrupted(codec.decode)
+codec.encode, codec.decode_picture = interrupted(codec.encode), interrupted(codec.decode_picture)
 """
 BEFORE_THE_RENAME = """
 import os, pathlib
