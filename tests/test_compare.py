@@ -271,7 +271,7 @@ def test_pictures_carry_the_photographs_profile(folder: Path) -> None:
     [
         (["photo.png", "small.hpcm"], 3, "64x64 pixels, but the photograph has 208x176"),
         (["photo.png", "photo.png"], 3, "photo.png"),
-        (["low.hpcm", "low.hpcm"], 3, "low.hpcm"),
+        (["low.hpcm", "low.hpcm"], 4, "low.hpcm: this is an .hpcm file already"),
         (["missing.png", "low.hpcm"], 3, "No such file"),
         (["photo.png", "low.hpcm", "--against", "gif"], 2, "'gif' is not one of"),
         (["photo.png", "low.hpcm", "-o", "photo.html"], 6, "exists already"),
