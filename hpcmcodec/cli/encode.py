@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from hpcmcodec import container
-from hpcmcodec.cli.files import Output, about, check_input, mute_libraries, opened
+from hpcmcodec.cli.batch import convert
+from hpcmcodec.cli.files import Output, about, mute_libraries, opened
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
 from hpcmcodec.cli.metadata import changes, metadata_options
-from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.cli.options import (
     Number,
     Settings,
@@ -18,16 +19,19 @@ from hpcmcodec.cli.options import (
     device_option,
     finite,
     force_option,
-    input_argument,
+    inputs_argument,
     output_option,
     rgb,
     shared_options,
 )
 from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
 
+if TYPE_CHECKING:
+    from hpcmcodec.image import Picture
+
 
 @click.command("encode")
-@input_argument
+@inputs_argument
 @output_option(".hpcm")
 @click.option(
     "-q",
@@ -74,7 +78,7 @@ from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
 @click.pass_obj
 def command(
     settings: Settings,
-    source: str,
+    sources: tuple[str, ...],
     target: str | None,
     quality: float | None,
     target_size: int | None,
@@ -92,22 +96,54 @@ def command(
     force: bool,
     device: str,
 ) -> None:
-    """Code the image INPUT as a .hpcm file.
+    """Code each image INPUT as a .hpcm file.
 
     JPEG, PNG, WebP, AVIF, TIFF, GIF, PPM, BMP, JPEG 2000 and, with pillow-heif, HEIF are read. Greyscale, alpha and up
     to 16 bits are kept, alpha without loss. EXIF's orientation is applied. Palette and CMYK are converted, each with a
     note; animations are refused.
     """
-    started = time.perf_counter()
     if sum(given is not None for given in (quality, target_size, target_bpp, target_psnr)) > 1:
         raise click.UsageError("--quality, --target-size, --target-bpp and --target-psnr exclude each other")
     wanted = changes(strip, keep, exif, xmp, icc)
-    check_input(source)
-    output = Output(source, target, ".hpcm", force)
-    require_memory()
-    from hpcmcodec import codec, image
+    for source in sources if len(sources) > 1 else ():
+        if source.lower().endswith(".hpcm"):
+            raise click.UsageError(f"{source} is no image: a file to write is named with -o")
 
-    behind = rgb(background)
+    def encode(source: str, output: Output) -> None:
+        started = time.perf_counter()
+        from hpcmcodec import codec
+
+        behind = rgb(background)
+        picture = wanted.applied(_loaded(settings, source))
+        with about(source), Progress("encoding", settings) as progress:
+            data = codec.encode(
+                picture,
+                50 if quality is None else quality,
+                target_size=target_size,
+                target_bpp=target_bpp,
+                target_psnr=target_psnr,
+                effort=effort,
+                tile=int(tile),
+                verify=verify,
+                background=behind,
+                device=device,
+                progress=progress,
+                **settings.limits,
+            )
+        output.write(data)
+        if not settings.quiet and (target_size or target_bpp or target_psnr):
+            say(f"note: {label(source)}: quality {container.parse_header(data, **settings.limits).quality.percent:g}")
+        height, width, _ = picture.pixels.shape
+        summarise(settings, source, output.name, len(data), width * height, started)
+
+    convert(settings, sources, target, ".hpcm", force, encode)
+    mention_kernels(settings, device)
+
+
+def _loaded(settings: Settings, source: str) -> Picture:
+    """The image, once its notes have been said."""
+    from hpcmcodec import image
+
     max_pixels = settings.limits["max_pixels"]
     with about(source):
         with mute_libraries(settings):
@@ -119,25 +155,4 @@ def command(
         if not settings.quiet:
             for note in picture.notes:
                 say(f"note: {label(source)}: {note}")
-    picture = wanted.applied(picture)
-    with about(source), Progress("encoding", settings) as progress:
-        data = codec.encode(
-            picture,
-            50 if quality is None else quality,
-            target_size=target_size,
-            target_bpp=target_bpp,
-            target_psnr=target_psnr,
-            effort=effort,
-            tile=int(tile),
-            verify=verify,
-            background=behind,
-            device=device,
-            progress=progress,
-            **settings.limits,
-        )
-    output.write(data)
-    if not settings.quiet and (target_size or target_bpp or target_psnr):
-        say(f"note: {label(source)}: quality {container.parse_header(data, **settings.limits).quality.percent:g}")
-    height, width, _ = picture.pixels.shape
-    summarise(settings, source, output.name, len(data), width * height, started)
-    mention_kernels(settings, device)
+    return picture
