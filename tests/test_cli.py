@@ -289,6 +289,19 @@ def test_threads_are_limited_wherever_the_option_stands(place: int, file: Path) 
     assert done.stdout.splitlines()[-1] == "1"
 
 
+def test_picture_that_is_no_photograph_is_said_to_be_none_and_refused_on_request(photo: Path) -> None:
+    few = photo.with_name("few.png")
+    with Image.open(photo) as image:
+        image.convert("1").save(few)
+    said = inside("encode", few, "-f").stderr
+    assert (
+        f"hpcm: note: {few}: this is no photograph (it has 2 colours): PNG or lossless WebP will serve it better\n"
+        in said
+    )
+    assert_refused(inside("encode", few, "-f", "--strict"), 4, "no photograph")
+    assert "photograph" not in inside("encode", photo, "--strict", "-f").stderr
+
+
 def test_target_chooses_the_quality_and_excludes_the_option(photo: Path) -> None:
     result = inside("encode", photo, "--target-size", "2000", "-f")
     assert result.exit_code == 0
@@ -349,7 +362,7 @@ def test_conversion_is_said_in_one_line_and_quiet_silences_all(photo: Path) -> N
         image.quantize(16).save(few)
     said = hpcm("encode", few).stderr.decode().splitlines()
     assert said[0] == f"hpcm: note: {few}: palette converted to RGB"
-    assert len(said) == 2
+    assert len(said) == 3
     for args in (("--quiet", "encode", few, "-f"), ("encode", few, "-f", "--quiet")):
         result = hpcm(*args)
         assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")

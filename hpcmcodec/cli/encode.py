@@ -25,6 +25,7 @@ from hpcmcodec.cli.options import (
     shared_options,
 )
 from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
+from hpcmcodec.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from hpcmcodec.image import Picture
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 )
 @click.option("--verify", is_flag=True, help="Decode the result, and have it carry a checksum of its pixels.")
 @background_option("Put a picture with transparency on this colour, rather than keep the transparency.")
+@click.option("--strict", is_flag=True, help="Refuse pictures that are no photographs: text, drawings, dithers.")
 @metadata_options
 @force_option
 @device_option
@@ -88,6 +90,7 @@ def command(
     tile: str,
     verify: bool,
     background: str | None,
+    strict: bool,
     strip: str,
     keep: str | None,
     exif: str | None,
@@ -114,7 +117,7 @@ def command(
         from hpcmcodec import codec
 
         behind = rgb(background)
-        picture = wanted.applied(_loaded(settings, source))
+        picture = wanted.applied(_loaded(settings, source, strict))
         with about(source), Progress("encoding", settings) as progress:
             data = codec.encode(
                 picture,
@@ -140,8 +143,8 @@ def command(
     mention_kernels(settings, device)
 
 
-def _loaded(settings: Settings, source: str) -> Picture:
-    """The image, once its notes have been said."""
+def _loaded(settings: Settings, source: str, strict: bool) -> Picture:
+    """The image, once its notes have been said. Raises UnsupportedError for one that is no photograph, if `strict`."""
     from hpcmcodec import image
 
     max_pixels = settings.limits["max_pixels"]
@@ -152,7 +155,11 @@ def _loaded(settings: Settings, source: str) -> Picture:
                     picture = image.load(stream, max_pixels=max_pixels)
             else:
                 picture = image.load(source, max_pixels=max_pixels)
+        why = "" if settings.quiet and not strict else image.not_a_photograph(picture)
+        advice = [f"this is no photograph ({why}): PNG or lossless WebP will serve it better"] if why else []
+        if why and strict:
+            raise UnsupportedError(advice[0])
         if not settings.quiet:
-            for note in picture.notes:
+            for note in (*picture.notes, *advice):
                 say(f"note: {label(source)}: {note}")
     return picture
