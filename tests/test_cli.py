@@ -229,6 +229,79 @@ def test_edit_changes_metadata_and_nothing_else(photo: Path, tmp_path: Path) -> 
     assert_refused(inside("edit", photo, "--strip", "gps", "-f"), 3, "not an .hpcm file")
 
 
+def test_several_inputs_go_into_a_directory_and_failures_do_not_stop_them(photo: Path, tmp_path: Path) -> None:
+    second, broken, out = tmp_path / "second.png", tmp_path / "broken.png", tmp_path / "out"
+    with Image.open(photo) as image:
+        image.crop((0, 0, 20, 20)).save(second)
+    broken.write_bytes(b"garbage")
+    out.mkdir()
+    done = inside("encode", photo, second, "-o", out)
+    assert done.exit_code == 0
+    assert done.stderr.splitlines()[-1] == "hpcm: 2 inputs: 2 done, 0 failed"
+    assert contents(out) == {"photo.hpcm", "second.hpcm"}
+    some = inside("encode", photo, broken, second, tmp_path, "-o", out, "-f", "--quiet")
+    assert some.exit_code == 7
+    lines = some.stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines[:2]] == ["error", "error"]
+    assert lines[2:] == ["hpcm: 4 inputs: 2 done, 2 failed"]
+    decoded = inside("decode", out / "photo.hpcm", out / "second.hpcm", "--format", "jpg")
+    assert decoded.exit_code == 0
+    assert contents(out) == {"photo.hpcm", "second.hpcm", "photo.jpg", "second.jpg"}
+    assert_refused(inside("encode", photo, second, "-o", tmp_path / "nowhere"), 6, "is a directory")
+
+
+def test_two_inputs_are_never_written_to_one_file(photo: Path, tmp_path: Path) -> None:
+    with Image.open(photo) as image:
+        image.save(tmp_path / "photo.png")
+    done = inside("encode", photo, tmp_path / "photo.png", "-f")
+    assert done.exit_code == 7
+    assert "is written there too" in done.stderr
+
+
+def test_verify_says_what_agrees_and_fails_where_it_does_not(file: Path, coded: bytes, photo: Path) -> None:
+    result = inside("verify", file)
+    assert (result.exit_code, result.stdout) == (0, f"{file}: its checksum agrees\n")
+    assert inside("verify", file, "--decode").stdout == f"{file}: the checksums of file, latents agree\n"
+    inside("encode", photo, "--verify", "-f")
+    checked = photo.with_suffix(".hpcm")
+    assert (
+        inside("verify", checked, "--decode").stdout == f"{checked}: the checksums of file, latents and pixels agree\n"
+    )
+    damaged = file.with_name("damaged.hpcm")
+    damaged.write_bytes(coded[:-20] + bytes([coded[-20] ^ 1]) + coded[-19:])
+    assert_refused(inside("verify", damaged), 5, "damaged.hpcm")
+    intact = file.with_name("intact.hpcm")
+    intact.write_bytes(coded)
+    both = inside("verify", intact, damaged)
+    assert (both.exit_code, both.stdout) == (7, f"{intact}: its checksum agrees\n")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_threads_are_limited_wherever_the_option_stands(place: int, file: Path) -> None:
+    arguments = ["info", str(file)]
+    arguments[place:place] = ["--threads", "1"]
+    code = (
+        "import sys; from hpcmcodec import threads; from hpcmcodec.cli import cli\n"
+        "try: cli.main(args=sys.argv[1:])\n"
+        "finally: print(threads.count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1"
+
+
+def test_picture_that_is_no_photograph_is_said_to_be_none_and_refused_on_request(photo: Path) -> None:
+    few = photo.with_name("few.png")
+    with Image.open(photo) as image:
+        image.convert("1").save(few)
+    said = inside("encode", few, "-f").stderr
+    assert (
+        f"hpcm: note: {few}: this is no photograph (it has 2 colours): PNG or lossless WebP will serve it better\n"
+        in said
+    )
+    assert_refused(inside("encode", few, "-f", "--strict"), 4, "no photograph")
+    assert "photograph" not in inside("encode", photo, "--strict", "-f").stderr
+
+
 def test_target_chooses_the_quality_and_excludes_the_option(photo: Path) -> None:
     result = inside("encode", photo, "--target-size", "2000", "-f")
     assert result.exit_code == 0
@@ -289,7 +362,7 @@ def test_conversion_is_said_in_one_line_and_quiet_silences_all(photo: Path) -> N
         image.quantize(16).save(few)
     said = hpcm("encode", few).stderr.decode().splitlines()
     assert said[0] == f"hpcm: note: {few}: palette converted to RGB"
-    assert len(said) == 2
+    assert len(said) == 3
     for args in (("--quiet", "encode", few, "-f"), ("encode", few, "-f", "--quiet")):
         result = hpcm(*args)
         assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
@@ -472,6 +545,8 @@ def test_importing_the_package_loads_nothing_heavy_and_offers_its_names() -> Non
         (["decode", "a.hpcm", "-o", "a.jpg", "--format", "png"], "--format says png"),
         (["decode", "a.hpcm", "-o", "a.jpg", "--depth", "16"], "JPEG is written with 8 bits"),
         (["decode", "a.hpcm", "--depth", "12"], "12"),
+        (["encode", "a.png", "-"], "on its own"),
+        (["decode", "a.hpcm", "b.png"], "-o"),
         (["edit", "a.hpcm"], "nothing to change"),
         (["edit", "a.hpcm", "--strip", "gps", "--keep", "icc"], "exclude each other"),
         (["edit", "a.hpcm", "--strip", "iptc"], "'iptc' is not one of all, gps, exif, xmp, icc, text"),
@@ -499,10 +574,10 @@ def test_version_is_printed_everywhere(args: list[str]) -> None:
 # -------------------------------------------------------------------------------------------- inputs: exit codes 3 to 5
 
 
-@pytest.mark.parametrize("command", ["encode", "decode", "info", "edit --strip all"])
+@pytest.mark.parametrize("command", ["encode", "decode", "info", "edit --strip all", "verify"])
 def test_input_that_is_missing_or_a_folder_or_garbage_is_exit_code_3(command: str, tmp_path: Path) -> None:
     garbage, output = tmp_path / "garbage", tmp_path / "out.png"
-    target = [] if command == "info" else ["-o", output]
+    target = [] if command in ("info", "verify") else ["-o", output]
     assert_refused(inside(*command.split(), tmp_path / "missing.png", *target), 3, "missing.png: No such file")
     assert_refused(inside(*command.split(), tmp_path, *target), 3, "is a directory")
     for data in (b"", b"\0", b"This is a text.\n" * 100, bytes(1000)):

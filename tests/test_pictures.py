@@ -13,13 +13,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageDraw
 
 import hpcmcodec
 from hpcmcodec import codec, container
 from hpcmcodec.container import packed_text, text_of
 from hpcmcodec.errors import InputError, UnsupportedError
-from hpcmcodec.image import Picture, alpha_png, colour, editing, exif, flattened, load, read_alpha, to_image, write
+from hpcmcodec.image import (
+    Picture,
+    alpha_png,
+    colour,
+    editing,
+    exif,
+    flattened,
+    load,
+    not_a_photograph,
+    read_alpha,
+    to_image,
+    write,
+)
 from hpcmcodec.image.colour import Cicp
 from tests.files import ADAM7, png_file, saved, tiff_file, tiff_tags, with_segments
 
@@ -793,3 +805,57 @@ def test_replacements_have_to_be_what_they_are_said_to_be() -> None:
         for data in (b"", b"garbage", b"<!DOCTYPE a><a/>", b"II*\0\x08\0\0\0", b"acsp" * 60):
             with pytest.raises(InputError, match="not an"):
                 change(picture, data)
+
+
+# -------------------------------------------------------------------------------------------------- kinds of picture
+
+
+def drawn(kind: str, photo: Image.Image) -> Image.Image:
+    """A picture that is no photograph, 300x200 or the size of `photo`."""
+    page = Image.new("L" if kind == "grey text" else "RGB", (300, 200), "white")
+    pen = ImageDraw.Draw(page)
+    if kind in ("text", "grey text"):
+        for line in range(12):
+            pen.text((5, 3 + 16 * line), "The quick brown fox jumps over it 0123456789", fill="black")
+    elif kind == "logo":
+        pen.ellipse((30, 30, 170, 170), fill=(220, 30, 40))
+        pen.rectangle((120, 90, 280, 180), fill=(20, 60, 200))
+        page = page.resize((600, 400), Image.Resampling.BICUBIC)
+    elif kind == "dither":
+        return photo.convert("1")
+    elif kind == "palette":
+        return photo.quantize(16)
+    else:
+        levels = (
+            np.asarray(photo).astype(int)
+            + 60 * (-1) ** np.add.outer(*map(np.arange, (photo.height, photo.width)))[..., None]
+        )
+        return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
+    return page
+
+
+@pytest.mark.parametrize("kind", ["text", "grey text", "logo", "dither", "palette", "checkerboard"])
+def test_what_is_no_photograph_is_known(kind: str, photos: dict[str, Path]) -> None:
+    with Image.open(photos["astronaut"]) as image:
+        picture = read(saved(drawn(kind, image.convert("RGB")), "PNG"))
+    assert not_a_photograph(picture)
+
+
+@pytest.mark.parametrize("name", ["coffee", "chelsea", "astronaut", "motorcycle_left"])
+@pytest.mark.parametrize("change", ["none", "grey", "jpeg", "small", "16 bits"])
+def test_photographs_are_taken_for_photographs(name: str, change: str, photos: dict[str, Path]) -> None:
+    with Image.open(photos[name]) as image:
+        image = image.convert("L" if change == "grey" else "RGB")
+        if change == "small":
+            image = image.resize((image.width // 4, image.height // 4))
+        data = saved(image, "JPEG", quality=60) if change == "jpeg" else saved(image, "PNG")
+    picture = read(data)
+    if change == "16 bits":
+        picture = load(picture.pixels.astype(np.uint16) * 257, max_pixels=None)
+    assert not_a_photograph(picture) == ""
+
+
+def test_kodaks_photographs_are_photographs(kodak: list[Path]) -> None:
+    assert {path.name: not_a_photograph(load(path, max_pixels=None)) for path in kodak} == {
+        path.name: "" for path in kodak
+    }

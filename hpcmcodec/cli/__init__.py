@@ -36,7 +36,7 @@ from hpcmcodec.errors import HpcmError, OutputError, UnsupportedError
 
 __all__ = ["EXIT_CODES", "cli", "main"]
 
-COMMANDS = ("compare", "decode", "doctor", "edit", "encode", "eval", "info")  # in the order of the help
+COMMANDS = ("compare", "decode", "doctor", "edit", "encode", "eval", "info", "verify")  # in the order of the help
 
 # Each line of the help stays within 80 columns.
 EXIT_CODES = {
@@ -47,6 +47,7 @@ EXIT_CODES = {
     4: "not supported here: version, model, device, a kind of image, size",
     5: "integrity failure: a checksum or the decoded latents do not agree",
     6: "the output exists or cannot be written",
+    7: "some of several inputs failed; their errors have been said",
     130: "interrupted",
 }
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())

@@ -9,16 +9,16 @@ from pathlib import PurePath
 import click
 
 from hpcmcodec import container, formats
-from hpcmcodec.cli.files import Output, about, check_input, mute_libraries, opened
+from hpcmcodec.cli.batch import convert
+from hpcmcodec.cli.files import Output, about, mute_libraries, opened
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
-from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.cli.options import (
     OUTPUT_PATH,
     Settings,
     background_option,
     device_option,
     force_option,
-    input_argument,
+    inputs_argument,
     rgb,
     shared_options,
 )
@@ -26,15 +26,15 @@ from hpcmcodec.formats import FORMATS
 
 
 @click.command("decode")
-@input_argument
+@inputs_argument
 @click.option(
     "-o",
     "--output",
     "target",
     metavar="OUTPUT",
     type=OUTPUT_PATH,
-    help=f"The file to write, whose suffix chooses the format: {', '.join(FORMATS)}.  [default: INPUT with .png as its "
-    "suffix; '-' where INPUT is '-']",
+    help=f"The file to write, whose suffix chooses the format: {', '.join(FORMATS)}; for several inputs the directory."
+    "  [default: INPUT with .png as its suffix; '-' where INPUT is '-']",
 )
 @click.option(
     "--format", "form", type=click.Choice(list(FORMATS)), help="The format to write, for '-' and for other suffixes."
@@ -56,7 +56,7 @@ from hpcmcodec.formats import FORMATS
 @click.pass_obj
 def command(
     settings: Settings,
-    source: str,
+    sources: tuple[str, ...],
     target: str | None,
     form: str | None,
     depth: str | None,
@@ -65,38 +65,43 @@ def command(
     force: bool,
     device: str,
 ) -> None:
-    """Decode the .hpcm file INPUT to an image file.
+    """Decode each .hpcm file INPUT to an image file.
 
     JPEG is written at quality 95 and AVIF at 90, the other formats without loss. Colour space and metadata are written
     too, and a note says what a format cannot hold.
     """
-    started = time.perf_counter()
-    form = _format(target, form)
-    if depth == "16" and not FORMATS[form].deep:
-        raise click.UsageError(f"{FORMATS[form].name} is written with 8 bits: --depth 16 needs png, tif or ppm")
-    check_input(source)
-    output = Output(source, target, FORMATS[form].suffixes[0], force)
-    require_memory()
-    from hpcmcodec import codec, image
+    chosen = _format(target if len(sources) == 1 else None, form)
+    if depth == "16" and not FORMATS[chosen].deep:
+        raise click.UsageError(f"{FORMATS[chosen].name} is written with 8 bits: --depth 16 needs png, tif or ppm")
+    for source in sources if len(sources) > 1 else ():
+        if formats.of_name(source):
+            raise click.UsageError(f"{source} is no .hpcm file: a file to write is named with -o")
 
-    behind = rgb(background)
-    bits = int(depth) if depth else None if FORMATS[form].deep else 8
-    with about(source), Progress("decoding", settings) as progress:
-        with opened(source) as stream:
-            data = container.read(stream, **settings.limits)
-        picture = codec.decode_picture(
-            data, device=device, scale=scale, depth=bits, progress=progress, **settings.limits
-        )
-    if behind:
-        picture = image.flattened(picture, behind)
-    file = io.BytesIO()
-    with mute_libraries(settings):
-        notes = image.write(picture, form, file)
-    output.write(file.getbuffer())
-    if not settings.quiet:
-        for note in notes:
-            say(f"note: {label(output.name)}: {note}")
-    summarise(settings, source, output.name, len(data), picture.pixels.shape[0] * picture.pixels.shape[1], started)
+    def decode(source: str, output: Output) -> None:
+        started = time.perf_counter()
+        from hpcmcodec import codec, image
+
+        behind = rgb(background)
+        bits = int(depth) if depth else None if FORMATS[chosen].deep else 8
+        with about(source), Progress("decoding", settings) as progress:
+            with opened(source) as stream:
+                data = container.read(stream, **settings.limits)
+            picture = codec.decode_picture(
+                data, device=device, scale=scale, depth=bits, progress=progress, **settings.limits
+            )
+        if behind:
+            picture = image.flattened(picture, behind)
+        file = io.BytesIO()
+        with mute_libraries(settings):
+            notes = image.write(picture, chosen, file)
+        output.write(file.getbuffer())
+        if not settings.quiet:
+            for note in notes:
+                say(f"note: {label(output.name)}: {note}")
+        height, width, _ = picture.pixels.shape
+        summarise(settings, source, output.name, len(data), width * height, started)
+
+    convert(settings, sources, target, FORMATS[chosen].suffixes[0], force, decode)
     mention_kernels(settings, device)
 
 

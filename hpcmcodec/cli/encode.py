@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from hpcmcodec import container
-from hpcmcodec.cli.files import Output, about, check_input, mute_libraries, opened
+from hpcmcodec.cli.batch import convert
+from hpcmcodec.cli.files import Output, about, mute_libraries, opened
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
 from hpcmcodec.cli.metadata import changes, metadata_options
-from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.cli.options import (
     Number,
     Settings,
@@ -18,16 +19,20 @@ from hpcmcodec.cli.options import (
     device_option,
     finite,
     force_option,
-    input_argument,
+    inputs_argument,
     output_option,
     rgb,
     shared_options,
 )
 from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
+from hpcmcodec.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from hpcmcodec.image import Picture
 
 
 @click.command("encode")
-@input_argument
+@inputs_argument
 @output_option(".hpcm")
 @click.option(
     "-q",
@@ -67,6 +72,7 @@ from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
 )
 @click.option("--verify", is_flag=True, help="Decode the result, and have it carry a checksum of its pixels.")
 @background_option("Put a picture with transparency on this colour, rather than keep the transparency.")
+@click.option("--strict", is_flag=True, help="Refuse pictures that are no photographs: text, drawings, dithers.")
 @metadata_options
 @force_option
 @device_option
@@ -74,7 +80,7 @@ from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
 @click.pass_obj
 def command(
     settings: Settings,
-    source: str,
+    sources: tuple[str, ...],
     target: str | None,
     quality: float | None,
     target_size: int | None,
@@ -84,6 +90,7 @@ def command(
     tile: str,
     verify: bool,
     background: str | None,
+    strict: bool,
     strip: str,
     keep: str | None,
     exif: str | None,
@@ -92,22 +99,54 @@ def command(
     force: bool,
     device: str,
 ) -> None:
-    """Code the image INPUT as a .hpcm file.
+    """Code each image INPUT as a .hpcm file.
 
     JPEG, PNG, WebP, AVIF, TIFF, GIF, PPM, BMP, JPEG 2000 and, with pillow-heif, HEIF are read. Greyscale, alpha and up
     to 16 bits are kept, alpha without loss. EXIF's orientation is applied. Palette and CMYK are converted, each with a
     note; animations are refused.
     """
-    started = time.perf_counter()
     if sum(given is not None for given in (quality, target_size, target_bpp, target_psnr)) > 1:
         raise click.UsageError("--quality, --target-size, --target-bpp and --target-psnr exclude each other")
     wanted = changes(strip, keep, exif, xmp, icc)
-    check_input(source)
-    output = Output(source, target, ".hpcm", force)
-    require_memory()
-    from hpcmcodec import codec, image
+    for source in sources if len(sources) > 1 else ():
+        if source.lower().endswith(".hpcm"):
+            raise click.UsageError(f"{source} is no image: a file to write is named with -o")
 
-    behind = rgb(background)
+    def encode(source: str, output: Output) -> None:
+        started = time.perf_counter()
+        from hpcmcodec import codec
+
+        behind = rgb(background)
+        picture = wanted.applied(_loaded(settings, source, strict))
+        with about(source), Progress("encoding", settings) as progress:
+            data = codec.encode(
+                picture,
+                50 if quality is None else quality,
+                target_size=target_size,
+                target_bpp=target_bpp,
+                target_psnr=target_psnr,
+                effort=effort,
+                tile=int(tile),
+                verify=verify,
+                background=behind,
+                device=device,
+                progress=progress,
+                **settings.limits,
+            )
+        output.write(data)
+        if not settings.quiet and (target_size or target_bpp or target_psnr):
+            say(f"note: {label(source)}: quality {container.parse_header(data, **settings.limits).quality.percent:g}")
+        height, width, _ = picture.pixels.shape
+        summarise(settings, source, output.name, len(data), width * height, started)
+
+    convert(settings, sources, target, ".hpcm", force, encode)
+    mention_kernels(settings, device)
+
+
+def _loaded(settings: Settings, source: str, strict: bool) -> Picture:
+    """The image, once its notes have been said. Raises UnsupportedError for one that is no photograph, if `strict`."""
+    from hpcmcodec import image
+
     max_pixels = settings.limits["max_pixels"]
     with about(source):
         with mute_libraries(settings):
@@ -116,28 +155,11 @@ def command(
                     picture = image.load(stream, max_pixels=max_pixels)
             else:
                 picture = image.load(source, max_pixels=max_pixels)
+        why = "" if settings.quiet and not strict else image.not_a_photograph(picture)
+        advice = [f"this is no photograph ({why}): PNG or lossless WebP will serve it better"] if why else []
+        if why and strict:
+            raise UnsupportedError(advice[0])
         if not settings.quiet:
-            for note in picture.notes:
+            for note in (*picture.notes, *advice):
                 say(f"note: {label(source)}: {note}")
-    picture = wanted.applied(picture)
-    with about(source), Progress("encoding", settings) as progress:
-        data = codec.encode(
-            picture,
-            50 if quality is None else quality,
-            target_size=target_size,
-            target_bpp=target_bpp,
-            target_psnr=target_psnr,
-            effort=effort,
-            tile=int(tile),
-            verify=verify,
-            background=behind,
-            device=device,
-            progress=progress,
-            **settings.limits,
-        )
-    output.write(data)
-    if not settings.quiet and (target_size or target_bpp or target_psnr):
-        say(f"note: {label(source)}: quality {container.parse_header(data, **settings.limits).quality.percent:g}")
-    height, width, _ = picture.pixels.shape
-    summarise(settings, source, output.name, len(data), width * height, started)
-    mention_kernels(settings, device)
+    return picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -36,12 +37,26 @@ def _store(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
         setattr(ctx.ensure_object(Settings), parameter.name, value)
 
 
+def _limit_threads(ctx: click.Context, parameter: click.Parameter, value: int | None) -> None:
+    """Sets what numpy's BLAS, onnxruntime and the kernels read when they are loaded, which no option comes before."""
+    if value:
+        os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(value)
+
+
 def shared_options(function: Function) -> Function:
     """The options that work before and after the name of a command."""
     for decorate in (
         click.version_option(__version__, prog_name="hpcm", message="%(prog)s %(version)s"),
         click.option("--debug", is_flag=True, expose_value=False, callback=_store, help="Show tracebacks."),
         click.option("--quiet", is_flag=True, expose_value=False, callback=_store, help="Say nothing but errors."),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            expose_value=False,
+            callback=_limit_threads,
+            help="Use at most this many threads.  [default: one for each core]",
+        ),
         click.option(
             "--max-pixels",
             type=click.IntRange(min=1),
@@ -66,6 +81,9 @@ def shared_options(function: Function) -> Function:
 
 # click does not check whether files can be read: it would report wrong usage, exit code 2. Opening them checks it.
 input_argument = click.argument("source", metavar="INPUT", type=click.Path(allow_dash=True, readable=False))
+inputs_argument = click.argument(
+    "sources", metavar="INPUT...", nargs=-1, required=True, type=click.Path(allow_dash=True, readable=False)
+)
 OUTPUT_PATH = click.Path(allow_dash=True, readable=False)
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output if it exists.")
 device_option = click.option(
@@ -92,7 +110,10 @@ def rgb(background: str | None) -> tuple[int, int, int] | None:
 
 def output_option(suffix: str) -> Callable[[Function], Function]:
     """The option ``-o`` of a command whose output gets this suffix by default."""
-    text = f"The file to write.  [default: INPUT with {suffix} as its suffix; '-' where INPUT is '-']"
+    text = (
+        f"The file to write; for several inputs the directory.  [default: INPUT with {suffix} as its suffix; '-' where "
+        "INPUT is '-']"
+    )
     return click.option("-o", "--output", "target", metavar="OUTPUT", type=OUTPUT_PATH, help=text)
 
 

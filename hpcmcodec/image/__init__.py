@@ -30,9 +30,11 @@ Metadata are bytes by name: "ICC" is a profile of the RGB pixels (without one, a
     samples.py  levels, alpha, conversions
     colour.py   code points and profiles
     carried.py, exif.py, xmp.py    metadata
+    kind.py     is it a photograph?
     save.py     the way back: Pillow's images, and files
 """
 
+from hpcmcodec.image.kind import not_a_photograph
 from hpcmcodec.image.load import load
 from hpcmcodec.image.picture import Picture, flattened, plain
 from hpcmcodec.image.save import (
@@ -51,6 +53,7 @@ __all__ = [
     "alpha_png",
     "flattened",
     "load",
+    "not_a_photograph",
     "plain",
     "read_alpha",
     "thumbnail_of_alpha",
