@@ -69,7 +69,7 @@ class HpcmImageFile(ImageFile.ImageFile):
                 self.info["icc_profile"] = icc
 
     def _whole(self) -> Any:
-        return ImageFile._Tile("raw", (0, 0, *self.size), 0, self.mode)
+        return "raw", (0, 0, *self.size), 0, self.mode
 
     def draft(self, mode: str | None, size: tuple[int, int] | None) -> tuple[str, tuple[int, int, float, float]] | None:
         """Has an eighth of the picture decoded, where that is at least as large as `size`; `mode` stays."""

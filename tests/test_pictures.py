@@ -519,6 +519,13 @@ def test_10_bit_heif_is_kept(tmp_path: Path) -> None:
     assert np.abs(picture.pixels / 1023 - ramp / 65535).max() < 0.01
 
 
+def test_format_that_pillow_is_too_old_for_says_so(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(photo, "AVIF")
+    monkeypatch.setitem(sys.modules, "PIL.AvifImagePlugin", None)
+    with pytest.raises(UnsupportedError, match="upgrade pillow"):
+        read(data)
+
+
 def test_heif_without_its_reader_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(UnsupportedError, match="pip install pillow-heif"):

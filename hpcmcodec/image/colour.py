@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -46,6 +46,7 @@ _CURVES: dict[int, tuple[float, ...]] = {
     15: _BT709,
 }
 _TRANSFER_NAMES = {4: "gamma 2.2", 5: "gamma 2.8", 8: "linear", 13: "sRGB", 16: "PQ", 18: "HLG"}
+_BLACK_POINT_COMPENSATION: Any = 0x2000  # littleCMS's number; Pillow has a name for it since version 10.3
 _D50 = (0.9642, 1.0, 0.8249)
 _BRADFORD = np.array(((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296)))
 
@@ -202,7 +203,7 @@ def to_srgb(image: Image.Image, icc: bytes) -> Image.Image | None:
             ImageCms.createProfile("sRGB"),
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            flags=_BLACK_POINT_COMPENSATION,
         )
     except (ImageCms.PyCMSError, ImportError, OSError, TypeError, ValueError):
         return None

@@ -170,6 +170,8 @@ def _read(file: BinaryIO, max_pixels: int | None, *, seekable: bool) -> Picture:
         opened = _LOOK[name](file, start) if name in _LOOK else Found(open_with(name, file))
     except (HpcmError, MemoryError):
         raise
+    except ImportError as error:
+        raise UnsupportedError(f"{name} is not read by this version of Pillow: pip install --upgrade pillow") from error
     except Image.DecompressionBombError as error:
         raise UnsupportedError(f"more pixels than Pillow's {name} reader allows ({error})") from error
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything, down to TypeError

@@ -325,7 +325,7 @@ def read_alpha(data: bytes, width: int, height: int, depth: int) -> Any:
         raise InputError("the alpha channel is no PNG")
     try:
         found = png.look(io.BytesIO(data))
-        if found.image.size != (width, height) or found.image.mode not in ("L", "1", "I;16", "I;16B"):
+        if found.image.size != (width, height) or found.image.mode not in ("L", "1", "I", "I;16", "I;16B"):
             raise InputError(
                 f"the alpha channel is a PNG of {found.image.size[0]}x{found.image.size[1]} {found.image.mode}, "
                 f"not {width}x{height} greys"
