@@ -16,6 +16,8 @@ WIDE_MAX = 1 << 21  # what one layer adds to a wide value: a thousand of them st
 FIXED_GRIDS = {GATE_GRID: 8, EXP_GRID: 8, "y": Y_GRID, CHANNEL_GRID: 0, WIDE_GRID: 14, PIXEL_GRID: 18}
 """Exponents of the grids whose meaning is the same in every model."""
 LEVELS = 64  # levels, each with a table of its own
+SCALES_MIN, SCALES_MAX, SCALE_LEVELS = 0.12, 64.0, 60  # generalised Gaussians: scales of the first and last level
+SCALE_SHIFT = 10  # scales are read in 1024ths of a quantisation step
 BLOCK = 64  # tokens in a block of the two-level Bi-WKV recurrence
 EXPONENT_MAX = 16.0  # clamp of Bi-WKV's decay and boost
 SLOPE = 0.1  # LeakyReLU's negative slope

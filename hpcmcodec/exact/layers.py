@@ -10,6 +10,7 @@ kept in flat dictionaries, under `<layer>.<tensor>`:
                                                         bias float32 (O), widths int32 (inputs)
     Depthwise, OmniShift            weight, bias        weight int16 (C, k * k), step float32 (1, C), bias float32 (C)
     Norm                            gamma, beta         gamma, beta float32 (C)
+    Residual                        gamma, beta, scale  gamma, beta, scale float32 (C)
     Scale                           scale               scale float32 (C)
     Wkv                             decay, boost        decay, boost float32 (C)
     Place                           table               table float32 (groups, C)
@@ -141,7 +142,8 @@ class Linear(_Joining):
 
     biased: it has a bias. branch: it ends a residual branch, which training scales by a gain. start: what its
     weights do when training starts, in addition to random noise: "random" adds nothing, "same" passes on the one input,
-    "first" the first of several inputs, "mean" their mean.
+    "first" the first of several inputs, "mean" their mean; "small" is less noise. phases: of a pixel shuffle behind it,
+    which share one bias.
     """
 
     def __init__(
@@ -151,10 +153,12 @@ class Linear(_Joining):
         *,
         biased: bool = True,
         branch: bool = False,
-        start: Literal["random", "same", "first", "mean"] = "random",
+        start: Literal["random", "same", "first", "mean", "small"] = "random",
+        phases: int = 1,
     ) -> None:
         super().__init__(name)
         self.channels, self.biased, self.branch, self.start = channels, biased, branch, start
+        self.phases = phases
 
     @property
     def out(self) -> int:
@@ -211,8 +215,27 @@ class Norm(_Plain):
         return {"gamma": _uniform(rng, self.out, 0.5, 2), "beta": _uniform(rng, self.out, -1, 1)}
 
 
+class Residual(Norm):
+    """A LayerNorm that holds a residual branch's gain, and the factors of what it replaces (model.rwkv)."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__(name)
+        self.kind = kind
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return ("gamma", "beta", "scale")
+
+    def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
+        return super().example(rng) | {"scale": _uniform(rng, self.out, -1, 1)}
+
+
 class Scale(_Plain):
-    """One factor per channel."""
+    """One factor per channel. first: what training starts from."""
+
+    def __init__(self, name: str, first: float = 1.0) -> None:
+        super().__init__(name)
+        self.first = first
 
     @property
     def derived(self) -> tuple[str, ...]:
@@ -314,7 +337,7 @@ class Dequantise(_Plain):
 
 
 KINDS: tuple[type[Layer], ...] = (
-    *(Linear, Head, Depthwise, OmniShift, Norm, Scale, Wkv, Place, QualityBias),
+    *(Linear, Head, Depthwise, OmniShift, Norm, Residual, Scale, Wkv, Place, QualityBias),
     *(Read, Gain, Dequantise),
 )
 

@@ -39,6 +39,10 @@ class NumpyNamespace:
     def zeros(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)
 
+    def zeros_like(self, x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Zeros of `shape`, of x's dtype."""
+        return np.zeros(shape, x.dtype)
+
     def cast(self, x: np.ndarray, dtype: Any) -> np.ndarray:
         return x.astype(dtype)
 
@@ -63,6 +67,10 @@ class NumpyNamespace:
     def sum(self, x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
         """Sum of integers in float64, exact below 2^53; the summed axes stay, with length 1."""
         return np.asarray(np.sum(x, axis=axis, dtype=np.float64, keepdims=True))
+
+    def max(self, x: np.ndarray) -> np.ndarray:
+        """The largest value along the last axis, which stays, with length 1."""
+        return np.asarray(np.max(x, axis=-1, keepdims=True))
 
     def take(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
         return np.take(table, index)
@@ -116,6 +124,9 @@ class TorchNamespace:
     def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
         return self.torch.zeros(tuple(shape), dtype=dtype, device=self.device)
 
+    def zeros_like(self, x: Any, shape: Sequence[int]) -> Any:
+        return x.new_zeros(tuple(shape))
+
     def cast(self, x: Any, dtype: Any) -> Any:
         return x.to(dtype, copy=True)
 
@@ -139,6 +150,9 @@ class TorchNamespace:
 
     def sum(self, x: Any, axis: int | tuple[int, ...]) -> Any:
         return x.sum(dim=axis, dtype=self.f8, keepdim=True)
+
+    def max(self, x: Any) -> Any:
+        return x.amax(-1, keepdim=True)
 
     def take(self, table: Any, index: Any) -> Any:
         return table[index]

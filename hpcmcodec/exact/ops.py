@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from hpcmcodec.exact.constants import CHANNEL_GRID
+from hpcmcodec.exact.constants import CHANNEL_GRID, SLOPE
 from hpcmcodec.exact.layers import (
     Depthwise,
     Dequantise,
@@ -25,6 +25,7 @@ from hpcmcodec.exact.layers import (
     Place,
     QualityBias,
     Read,
+    Residual,
     Scale,
     Wkv,
 )
@@ -42,11 +43,16 @@ class Act(NamedTuple):
 
 
 class Rearranging(Protocol):
-    """The array functions that the flow calls itself: `permute` reorders the axes of x, `concat` joins arrays."""
+    """The array functions that the flow calls itself."""
 
-    def permute(self, x: Array, axes: Sequence[int]) -> Array: ...
+    def permute(self, x: Array, axes: Sequence[int]) -> Array:
+        """x with its axes in another order."""
 
-    def concat(self, xs: Sequence[Array], axis: int) -> Array: ...
+    def zeros_like(self, x: Array, shape: Sequence[int]) -> Array:
+        """Zeros of `shape`, of x's dtype."""
+
+    def concat(self, xs: Sequence[Array], axis: int) -> Array:
+        """Arrays side by side along an axis."""
 
 
 class Ops(Protocol):
@@ -69,7 +75,7 @@ class Ops(Protocol):
     def norm(self, a: Act, layer: Norm, grid: str | None = None) -> Act:
         """LayerNorm over the channels."""
 
-    def channel_scale(self, a: Act, layer: Scale) -> Act:
+    def channel_scale(self, a: Act, layer: Scale | Residual) -> Act:
         """a times the layer's factors, one per channel; the result is on a's grid."""
 
     def place(self, a: Act, step: Step, layer: Place) -> Act:
@@ -83,8 +89,8 @@ class Ops(Protocol):
 
     # -- without parameters --
 
-    def lrelu(self, a: Act) -> Act:
-        """max(a, 0.1 a), on a's grid."""
+    def lrelu(self, a: Act, slope: float = SLOPE) -> Act:
+        """max(a, slope * a), on a's grid."""
 
     def relu_squared(self, a: Act, grid: str) -> Act:
         """max(a, 0)^2, on `grid`."""
@@ -93,10 +99,46 @@ class Ops(Protocol):
         """sigmoid(r) * a, on a's grid."""
 
     def blend(self, r: Act, a: Act, b: Act) -> Act:
-        """sigmoid(r) * a + (1 - sigmoid(r)) * b, a is (B, 1, 1, C); a, b and the result are on one grid."""
+        """sigmoid(r) * a + (1 - sigmoid(r)) * b, a may be (B, 1, 1, C); a, b and the result are on one grid."""
 
     def add(self, a: Act, b: Act) -> Act:
         """a + b; a, b and the result are on one grid."""
+
+    def attend(self, q: Act, k: Act, v: Act, window: int, heads: int, grid: str) -> Act:
+        """Attention inside windows of `window` x `window` positions (`exact.attention`); all (B, H, W, C)."""
+
+    def curve(self, a: Act, name: str, grid: str) -> Act:
+        """A function of each value, by its name in `elementary.CURVES`; on `grid`."""
+
+    def resize(self, a: Act, rows: int, columns: int, how: str) -> Act:
+        """a (B, H, W, C) as (B, rows, columns, C), on a's grid; how: "mean" over bins, or "bilinear"."""
+
+    def outer(self, k: Act, v: Act, heads: int, grid: str) -> Act:
+        """In each head of d channels the mean over all positions of k v^T: (B, 1, 1, C d), ordered (head, k, v)."""
+
+    def lookup(self, q: Act, table: Act, norm: Act, heads: int, grid: str) -> Act:
+        """In each head q `table` / q . norm, (B, H, W, C).
+
+        q (B, H, W, C) and norm (B, 1, 1, C) are positive and on one grid; table is as `outer` gives it.
+        """
+
+    def choose(self, query: Act, keys: Sequence[Act], count: int, temperature: float) -> tuple[Array, Array]:
+        """Which `count` keys are most similar to the query by their cosines, at most all of them, and their weights.
+
+        query, keys (B, 1, 1, K); returns (B, count) indexes, and weights in proportion to exp(cosine / temperature). Of
+        equally similar keys, the older comes first. At most eight keys.
+        """
+
+    def mix(self, parts: Sequence[Act], weights: Array) -> Act:
+        """The mean of the parts, all (B, H, W, C) on one grid, by weights (B, number of parts)."""
+
+    def moments(self, scales: Act, means: Act) -> tuple[Array, Array]:
+        """Means and levels of latents with generalised Gaussian distributions, each (B, H, W, C).
+
+        scales are the distributions' own, in quantisation steps, which exact operations round up to those of levels
+        (`elementary.scale_levels`). Exact ones are int32: means in sixteenths, levels 0..59. Float ones are the means
+        and the scales.
+        """
 
     def pool(self, a: Act, grid: str) -> Act:
         """The average over all positions, (B, 1, 1, C)."""

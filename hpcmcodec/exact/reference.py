@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from hpcmcodec.errors import IntegrityError
+from hpcmcodec.exact.base import same_grid
 from hpcmcodec.exact.biwkv import biwkv4_exact, decay_powers, own_factor
 from hpcmcodec.exact.constants import (
     CHANNEL_GRID,
@@ -19,12 +17,11 @@ from hpcmcodec.exact.constants import (
     PIXEL_GRID,
     SIMILARITY_ONE,
     SLOPE,
-    TABLE_MAX,
     WEIGHT_ONE,
     WIDE_GRID,
     limit_of,
 )
-from hpcmcodec.exact.elementary import exp_table, gains, memory_weight_table, rsqrt, sigmoid_table
+from hpcmcodec.exact.elementary import exp_table, gains, memory_weight_table, rsqrt
 from hpcmcodec.exact.layers import (
     Depthwise,
     Dequantise,
@@ -35,16 +32,17 @@ from hpcmcodec.exact.layers import (
     Place,
     QualityBias,
     Read,
+    Residual,
     Scale,
     Wkv,
 )
-from hpcmcodec.exact.ops import Act, Array, Composed, Qualities
-from hpcmcodec.exact.quantisation import check_bound
+from hpcmcodec.exact.members import MemberOps
+from hpcmcodec.exact.ops import Act, Array, Qualities
 from hpcmcodec.exact.schedule import Step, fold, positions, unfold
 from hpcmcodec.quality import Quality
 
 
-class ExactOps(Composed):
+class ExactOps(MemberOps):
     """The entropy path's operations on integer codes.
 
     tensors: the flat dictionary of stored tensors (exact/layers.py lists them); grids: the exponent e of each grid by
@@ -53,58 +51,6 @@ class ExactOps(Composed):
 
     Raises IntegrityError where a weight is not a matrix of int16 or breaks the bound on sums.
     """
-
-    def __init__(self, xp: Any, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> None:
-        self.xp, self.tensors, self.grids = xp, tensors, grids
-        self._prepared: dict[Any, Any] = {}
-        for name, t in tensors.items():
-            if name.endswith(".weight"):
-                if t.dtype != np.int16 or t.ndim != 2:
-                    raise IntegrityError(f"{name} is {t.ndim}-dimensional {t.dtype}, not a matrix of int16")
-                layer = name.removesuffix(".weight")
-                for i, (a, b) in enumerate(self._edges(layer)):
-                    check_bound(f"{layer}, input {i}", t[:, a:b])
-
-    def on(self, grids: Mapping[str, int]) -> ExactOps:
-        """The same operations with other exponents; constants that were computed from the tensors are shared."""
-        other = copy.copy(self)
-        other.grids = grids
-        return other
-
-    # Constants in the namespace (matrices, multipliers, biases) are computed on first use and kept.
-    def _keep(self, key: Any, make: Any) -> Any:
-        if key not in self._prepared:
-            self._prepared[key] = make()
-        return self._prepared[key]
-
-    def _edges(self, layer: str) -> list[tuple[int, int]]:
-        """First and last column of each input's weights."""
-        n, count = self.tensors[f"{layer}.weight"].shape[1], self.tensors[f"{layer}.step"].shape[0]
-        widths = [int(v) for v in self.tensors.get(f"{layer}.widths", [n])]
-        if sum(widths) != n or len(widths) != count:
-            raise IntegrityError(f"weights of {layer} do not fit together: {n} columns and {count} steps for {widths}")
-        return list(pairwise(accumulate(widths, initial=0)))
-
-    def _code_(self, x: Array, grid: str) -> Array:
-        limit = limit_of(grid)
-        return self.xp.clamp_(self.xp.rint_(x), -limit, limit)
-
-    def _sigmoid(self, r: Act) -> Array:
-        return self.xp.take(self._sigmoid_table(r), self._index(r.x))
-
-    def _sigmoid_table(self, r: Act) -> Array:
-        return self._table("sigmoid", sigmoid_table, r)
-
-    def _table(self, name: str, make: Callable[[int], np.ndarray], a: Act) -> Array:
-        """A function of the codes -2047..2047 of a's grid."""
-        if limit_of(a.grid) > TABLE_MAX:
-            raise ValueError(f"codes of {a.grid} go beyond the {name} table's +-{TABLE_MAX}")
-        e = self.grids[a.grid]
-        return self._keep((name, e), lambda: self.xp.array(make(e)))
-
-    def _index(self, codes: Array) -> Array:
-        xp = self.xp
-        return xp.cast(codes + xp.full(TABLE_MAX, xp.f4), xp.i8)
 
     def _scales(self, layer: str, e_in: tuple[int, ...], e_out: int) -> Any:
         """The factors for the sums of each input, and the bias, float32."""
@@ -213,9 +159,9 @@ class ExactOps(Composed):
             lambda: tuple(self.xp.array(self.tensors[f"{layer}.{t}"] * np.float32(2.0**e)) for t in ("gamma", "beta")),
         )
 
-    def lrelu(self, a: Act) -> Act:
+    def lrelu(self, a: Act, slope: float = SLOPE) -> Act:
         xp = self.xp
-        return Act(xp.maximum(a.x, xp.rint_(a.x * xp.full(SLOPE, xp.f4))), a.grid)
+        return Act(xp.maximum(a.x, xp.rint_(a.x * xp.full(slope, xp.f4))), a.grid)
 
     def relu_squared(self, a: Act, grid: str) -> Act:
         xp = self.xp
@@ -237,7 +183,7 @@ class ExactOps(Composed):
         limit = limit_of(same_grid(a, b))
         return Act(self.xp.clamp_(a.x + b.x, -limit, limit), a.grid)
 
-    def channel_scale(self, a: Act, layer: Scale) -> Act:
+    def channel_scale(self, a: Act, layer: Scale | Residual) -> Act:
         return Act(self._code_(a.x * self._channel_factors(layer.name), a.grid), a.grid)
 
     def place(self, a: Act, step: Step, layer: Place) -> Act:
@@ -425,10 +371,3 @@ def interpolate(table: np.ndarray, quality: Quality) -> list[int]:
     i = min(position // 10000, len(table) - 2)
     f = position - i * 10000
     return [(int(a) * (10000 - f) + int(b) * f + 5000) // 10000 for a, b in zip(table[i], table[i + 1], strict=True)]
-
-
-def same_grid(a: Act, b: Act) -> str:
-    """The grid that both operands are on. Raises ValueError where their grids differ."""
-    if a.grid != b.grid:
-        raise ValueError(f"operands on different grids: {a.grid} and {b.grid}")
-    return a.grid

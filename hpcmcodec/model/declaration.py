@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmcodec.exact.constants import CHANNEL_GRID, WIDE_GRID
+from hpcmcodec.exact.constants import CHANNEL_GRID, SLOPE, WIDE_GRID
 from hpcmcodec.exact.layers import (
     Depthwise,
     Dequantise,
@@ -22,6 +22,7 @@ from hpcmcodec.exact.layers import (
     Place,
     QualityBias,
     Read,
+    Residual,
     Scale,
     Wkv,
 )
@@ -75,7 +76,7 @@ class Declaration(Composed):
     def folded(self, a: Act, step: Step) -> Act:
         return Act(a.x[..., : a.x.shape[-1] // len(step.groups)], a.grid)
 
-    def channel_scale(self, a: Act, layer: Scale) -> Act:
+    def channel_scale(self, a: Act, layer: Scale | Residual) -> Act:
         return self._note(a, layer.over(a.x.shape[-1]), a.grid)
 
     def wkv(self, k: Act, v: Act, layer: Wkv, grid: str | None = None) -> Act:
@@ -108,8 +109,38 @@ class Declaration(Composed):
         self.grids.add(grid)
         return Act(a.x[:, :1, :1], grid)
 
-    def lrelu(self, a: Act) -> Act:
+    def lrelu(self, a: Act, slope: float = SLOPE) -> Act:
         return a
+
+    def attend(self, q: Act, k: Act, v: Act, window: int, heads: int, grid: str) -> Act:
+        self.grids.add(grid)
+        return Act(v.x, grid)
+
+    def curve(self, a: Act, name: str, grid: str) -> Act:
+        self.grids.add(grid)
+        return Act(a.x, grid)
+
+    def resize(self, a: Act, rows: int, columns: int, how: str) -> Act:
+        return Act(np.zeros((a.x.shape[0], rows, columns, a.x.shape[-1]), np.float32), a.grid)
+
+    def outer(self, k: Act, v: Act, heads: int, grid: str) -> Act:
+        self.grids.add(grid)
+        c = v.x.shape[-1]
+        return Act(np.zeros((v.x.shape[0], 1, 1, c * (c // heads)), np.float32), grid)
+
+    def lookup(self, q: Act, table: Act, norm: Act, heads: int, grid: str) -> Act:
+        self.grids.add(grid)
+        return Act(q.x, grid)
+
+    def choose(self, query: Act, keys: Sequence[Act], count: int, temperature: float) -> tuple[Array, Array]:
+        shape = query.x.shape[0], min(count, len(keys))
+        return np.zeros(shape, np.int64), np.ones(shape)
+
+    def mix(self, parts: Sequence[Act], weights: Array) -> Act:
+        return parts[0]
+
+    def moments(self, scales: Act, means: Act) -> tuple[Array, Array]:
+        return means.x.astype(np.int32), scales.x.astype(np.int32)
 
     def gate(self, r: Act, a: Act) -> Act:
         return a

@@ -29,6 +29,7 @@ from hpcmcodec.exact.constants import (
     Y_GRID,
     limit_of,
 )
+from hpcmcodec.exact.elementary import level_scales
 from hpcmcodec.exact.layers import (
     Depthwise,
     Dequantise,
@@ -39,36 +40,17 @@ from hpcmcodec.exact.layers import (
     Place,
     QualityBias,
     Read,
+    Residual,
     Scale,
     Wkv,
 )
 from hpcmcodec.exact.namespaces import TorchNamespace
-from hpcmcodec.exact.ops import COMPUTING, Act, Composed, Qualities
+from hpcmcodec.exact.ops import COMPUTING, Act, Qualities
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import Step, positions
+from hpcmcodec.model.float_members import FloatMemberOps, bounded
 from hpcmcodec.native.torch_ops import biwkv4
 from hpcmcodec.quality import Quality
-
-
-class _Bounded(torch.autograd.Function):
-    """A clamp that lets a gradient pass where following it leads back into the range (as CompressAI's LowerBound)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.range = (low, high)
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        (x,), (low, high) = ctx.saved_tensors, ctx.range
-        return torch.where((x < low) & (g > 0) | (x > high) & (g < 0), torch.zeros_like(g), g), None, None
-
-
-def bounded(x: Tensor, low: float, high: float) -> Tensor:
-    """x clamped to low..high; outside, the gradient passes only where following it leads back into the range."""
-    out: Tensor = _Bounded.apply(x, float(low), float(high))  # type: ignore[no-untyped-call]
-    return out
 
 
 class _TorchFloat:
@@ -77,11 +59,15 @@ class _TorchFloat:
         return x.permute(tuple(axes))
 
     @staticmethod
+    def zeros_like(x: Tensor, shape: Sequence[int]) -> Tensor:
+        return x.new_zeros(tuple(shape))
+
+    @staticmethod
     def concat(xs: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat(list(xs), axis)
 
 
-class FloatOps(Composed):
+class FloatOps(FloatMemberOps):
     """The operations in floats. p: derived tensors by name (`<layer>.<tensor>`); grids: exponent by grid name.
 
     observe: called with the name of a grid and each tensor on it, before clamping. recompute: see `segment`.
@@ -139,8 +125,8 @@ class FloatOps(Composed):
         x = F.layer_norm(a.x.float(), a.x.shape[-1:], gamma, beta, 4.0 ** -self.grids[a.grid])
         return self._act(x, grid or layer.name)
 
-    def lrelu(self, a: Act) -> Act:
-        return Act(F.leaky_relu(a.x, SLOPE), a.grid)
+    def lrelu(self, a: Act, slope: float = SLOPE) -> Act:
+        return Act(F.leaky_relu(a.x, slope), a.grid)
 
     def relu_squared(self, a: Act, grid: str) -> Act:
         return self._act(F.relu(a.x).square(), grid)
@@ -154,7 +140,7 @@ class FloatOps(Composed):
     def add(self, a: Act, b: Act) -> Act:
         return self._act(a.x + b.x, a.grid)
 
-    def channel_scale(self, a: Act, layer: Scale) -> Act:
+    def channel_scale(self, a: Act, layer: Scale | Residual) -> Act:
         return self._act(a.x * self.p[f"{layer.name}.scale"], a.grid)
 
     def place(self, a: Act, step: Step, layer: Place) -> Act:
@@ -351,6 +337,26 @@ class FakeOps(FloatOps):
         with self.namespace.exact_mode():
             e = self.exact.pixels(self._codes(a), depth)
         return _straight(e, f)
+
+    def choose(self, query: Act, keys: Sequence[Act], count: int, temperature: float) -> tuple[Tensor, Tensor]:
+        with self.namespace.exact_mode():
+            order, weights = self.exact.choose(self._codes(query), self._codes(keys), count, temperature)
+        soft = self.shares(query, keys, order, temperature)
+        return order, _straight(weights, soft * weights.sum(-1, keepdim=True).float())
+
+    def mix(self, parts: Sequence[Act], weights: Tensor) -> Act:
+        f = super().mix(parts, weights)
+        with self.namespace.exact_mode():
+            e = self.exact.mix(self._codes(parts), weights.detach().double())
+        return Act(_straight(e.x * 2.0 ** -self.grids[e.grid], f.x), f.grid)
+
+    def moments(self, scales: Act, means: Act) -> tuple[Tensor, Tensor]:
+        """Scales are those of the levels."""
+        f = super().moments(scales, means)
+        with self.namespace.exact_mode():
+            mean, level = self.exact.moments(self._codes(scales), self._codes(means))
+        known = torch.from_numpy(level_scales()).to(level.device, torch.float32)
+        return _straight(mean * 2.0**-MEAN_SHIFT, f[0]), _straight(known[level.long()], f[1])
 
     def latent_code(self, y_hat: Tensor) -> Tensor:
         f = super().latent_code(y_hat)

@@ -40,7 +40,8 @@ from hpcmcodec.model.entropy import (
     grids_at,
     logistic_tables,
 )
-from hpcmcodec.model.float_ops import FakeOps, FloatOps, bounded
+from hpcmcodec.model.float_members import bounded
+from hpcmcodec.model.float_ops import FakeOps, FloatOps
 from hpcmcodec.model.parameters import FIRST_LEVEL, LEVELS_PER_NEPER
 from hpcmcodec.model.transforms import Analysis, HyperAnalysis, QScale, Synthesis
 from hpcmcodec.quality import Quality
@@ -100,26 +101,36 @@ class Estimator(nn.Module, ABC):
         self.config = config
         self.layers, names = declare(config)
         names += declare_synthesis(config)[1]
-        self.grids: dict[str, int] = {n: FIXED_GRIDS.get(n, DEFAULT_GRID) for n in names} | dict(grids or {})
-        self.g_a, self.g_s, self.h_a = Analysis(config), Synthesis(config), HyperAnalysis(config)
+        known = FIXED_GRIDS | dict(self.first_grids)
+        self.grids: dict[str, int] = {n: known.get(n, DEFAULT_GRID) for n in names} | dict(grids or {})
+        self.build()
+        self.raw = nn.ParameterDict()
+        for layer in self.layers.values():
+            for name, value in parameters.first_values(layer).items():
+                self.raw[name] = nn.Parameter(value)
+
+    first_grids: Mapping[str, int] = {}  # exponents that training starts with, where they are not DEFAULT_GRID
+    recompute = False  # whether spatial priors and cells run again in the backward pass: less memory, more time
+
+    def build(self) -> None:
+        """Makes what is no layer of the flow: transforms, gains, the prior of z."""
+        config = self.config
+        self.g_a: Any = Analysis(config)
+        self.g_s: Any = Synthesis(config)
+        self.h_a: Any = HyperAnalysis(config)
         self.gain, self.ungain = QScale(config.qualities, config.latent), QScale(config.qualities, config.latent)
         with torch.no_grad():
             anchors = torch.linspace(0, 1, config.qualities)
             log_gain = (0.5 * torch.log(lmbda(anchors) / lmbda(torch.tensor(0.5))) + math.log(4.0))[:, None]
             self.gain.log_scale.add_(log_gain)
             self.ungain.log_scale.sub_(log_gain)
-        self.z_prior = FactorisedPrior(config.hyper)
+        self.z_prior: Any = FactorisedPrior(config.hyper)
         self.register_buffer("centroids", torch.from_numpy(centroids()), persistent=False)
         least = thresholds(Tables(**logistic_tables()), centroids())
         self.register_buffer("thresholds", torch.from_numpy(least), persistent=False)
-        self.raw = nn.ParameterDict()
-        for layer in self.layers.values():
-            for name, value in parameters.first_values(layer).items():
-                self.raw[name] = nn.Parameter(value)
 
     centroids: Tensor
     thresholds: Tensor
-    recompute = False  # whether spatial priors and cells run again in the backward pass: less memory, more time
 
     def derived(self) -> dict[str, Tensor]:
         """The derived tensors of all layers, named `<layer>.<tensor>`, which operations and `layers.quantise` read."""
@@ -168,6 +179,10 @@ class Estimator(nn.Module, ABC):
             n = v.abs().round()
             column = n.clamp(max=self.thresholds.shape[1] - 1).long()
             return (n - (v.abs() < self.thresholds[_index(levels), column]).to(n.dtype)) * v.sign()
+
+    def likelihood(self, v: Tensor, levels: Tensor) -> Tensor:
+        """The probabilities of residuals v - 0.5 to v + 0.5, elementwise."""
+        return logistic_likelihood(v, levels)
 
     def quantity(self, v: Tensor, coded: Tensor) -> Tensor:
         """The values whose probabilities give the bits: v plus uniform noise in training, else `coded`."""
@@ -222,7 +237,7 @@ class HPCM(Estimator):
                 )
             r = ops.fold(scales[step.scale], step) - means
             symbols = self.symbols(r, levels)
-            likelihood = logistic_likelihood(self.quantity(r, symbols), levels)
+            likelihood = self.likelihood(self.quantity(r, symbols), levels)
             y_hat = self.reconstruct(r, symbols, levels) + means
             if mask is not None:
                 keep = torch.from_numpy(mask).to(y.device)

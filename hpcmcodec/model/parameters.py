@@ -57,7 +57,7 @@ class _Linear(Parameters[layers.Linear]):
     def first_values(self, layer: layers.Linear) -> dict[str, Tensor]:
         c, n = layer.out, sum(layer.widths)
         w = torch.randn(c, n) / math.sqrt(n)
-        if layer.branch:
+        if layer.branch or layer.start == "small":
             w = 0.3 * w
         elif layer.start == "same":
             w = 0.2 * w + _identity(c, n)
@@ -66,7 +66,7 @@ class _Linear(Parameters[layers.Linear]):
             w = 0.3 * w
             for i, k in enumerate(passed):
                 w[:, sum(layer.widths[:i]) :][:, :k] += _identity(c, k) / len(passed)
-        values = {"weight": w} | ({"bias": torch.zeros(c)} if layer.biased else {})
+        values = {"weight": w} | ({"bias": torch.zeros(c // layer.phases)} if layer.biased else {})
         return values | ({"gain": torch.ones(c)} if layer.branch else {})
 
     def raw(self, layer: layers.Linear) -> tuple[str, ...]:
@@ -74,10 +74,13 @@ class _Linear(Parameters[layers.Linear]):
 
     def derived(self, layer: layers.Linear, raw: Tensors) -> dict[str, Tensor]:
         merged = {k: v for k, v in raw.items() if k != "gain"}
+        if layer.biased:
+            merged["bias"] = merged["bias"].repeat(layer.phases)
         return _scale_rows(merged, raw["gain"]) if layer.branch else merged
 
     def from_stored(self, layer: layers.Linear, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
-        return _real(layer, stored) | ({"gain": torch.ones(layer.out)} if layer.branch else {})
+        real = _real(layer, stored) | ({"gain": torch.ones(layer.out)} if layer.branch else {})
+        return real | ({"bias": real["bias"][: layer.out // layer.phases]} if layer.biased else {})
 
 
 class _Head(Parameters[layers.Head]):
@@ -112,25 +115,33 @@ class _Depthwise(Parameters[layers.Depthwise]):
 
 
 class _OmniShift(Parameters[layers.OmniShift]):
-    """The sum of the identity, a factor per channel and a k x k kernel, weighted by the three numbers of `mix`."""
+    """The sum of the identity, a factor per channel and kernels up to k x k, weighted by the numbers of `mix`."""
 
     def first_values(self, layer: layers.OmniShift) -> dict[str, Tensor]:
-        c, n = layer.out, layer.k**2
-        return {"mix": torch.tensor([0.6, 0.2, 0.3]), "w1": torch.ones(c), "w3": torch.randn(c, n) * 0.2 + 1 / n}
+        c, mix = layer.out, torch.tensor([0.6, 0.2, 0.3, 0.0])
+        kernels = {f"w{k}": torch.randn(c, k * k) * 0.2 + 1 / k**2 for k in range(3, layer.k + 1, 2)}
+        return {"mix": mix[: 2 + len(kernels)], "w1": torch.ones(c)} | kernels
 
     def raw(self, layer: layers.OmniShift) -> tuple[str, ...]:
-        return "mix", "w1", "w3"
+        return "mix", *(f"w{k}" for k in range(1, layer.k + 1, 2))
 
     def derived(self, layer: layers.OmniShift, raw: Tensors) -> dict[str, Tensor]:
-        mix, w3 = raw["mix"], raw["w3"]
-        centre = torch.zeros_like(w3)
-        centre[:, layer.k**2 // 2] = 1
-        weight = mix[2] * w3 + (mix[0] + mix[1] * raw["w1"])[:, None] * centre
-        return {"weight": weight, "bias": torch.zeros_like(w3[:, 0])}
+        mix, c = raw["mix"], layer.out
+        weight = torch.zeros_like(raw[f"w{layer.k}"])
+        weight[:, layer.k**2 // 2] = 1
+        weight = (mix[0] + mix[1] * raw["w1"])[:, None] * weight
+        for i, k in enumerate(range(3, layer.k + 1, 2), 2):
+            around = (layer.k - k) // 2
+            wider = F.pad(raw[f"w{k}"].view(c, k, k), (around,) * 4).flatten(1) if around else raw[f"w{k}"]
+            weight = mix[i] * wider + weight
+        return {"weight": weight, "bias": torch.zeros_like(weight[:, 0])}
 
     def from_stored(self, layer: layers.OmniShift, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
-        weight = _real(layer, stored)["weight"]
-        return {"mix": torch.tensor([0.0, 0.0, 1.0]), "w1": torch.zeros(layer.out), "w3": weight}
+        kernels = {f"w{k}": torch.zeros(layer.out, k * k) for k in range(3, layer.k, 2)}
+        kernels[f"w{layer.k}"] = _real(layer, stored)["weight"]
+        mix = torch.zeros(2 + len(kernels))
+        mix[-1] = 1
+        return {"mix": mix, "w1": torch.zeros(layer.out)} | kernels
 
 
 class _Norm(Parameters[layers.Norm]):
@@ -138,9 +149,27 @@ class _Norm(Parameters[layers.Norm]):
         return {"gamma": torch.ones(layer.out), "beta": torch.zeros(layer.out)}
 
 
+class _Residual(Parameters[layers.Residual]):
+    def first_values(self, layer: layers.Residual) -> dict[str, Tensor]:
+        return {"gamma": torch.ones(layer.out), "beta": torch.zeros(layer.out), "gain": torch.ones(layer.out)}
+
+    def raw(self, layer: layers.Residual) -> tuple[str, ...]:
+        return "gamma", "beta", "gain"
+
+    def derived(self, layer: layers.Residual, raw: Tensors) -> dict[str, Tensor]:
+        gain = raw["gain"]
+        scale = 1 - gain if layer.kind == "lerp" else -torch.ones_like(gain)
+        return {"gamma": gain * raw["gamma"], "beta": gain * raw["beta"], "scale": scale}
+
+    def from_stored(self, layer: layers.Residual, stored: Tensors, grids: Mapping[str, int]) -> dict[str, Tensor]:
+        gain = 1 - stored["scale"] if layer.kind == "lerp" else torch.ones(layer.out)
+        inverse = torch.where(gain == 0, torch.zeros_like(gain), 1 / gain)
+        return {"gamma": stored["gamma"] * inverse, "beta": stored["beta"] * inverse, "gain": gain}
+
+
 class _Scale(Parameters[layers.Scale]):
     def first_values(self, layer: layers.Scale) -> dict[str, Tensor]:
-        return {"scale": torch.ones(layer.out)}
+        return {"scale": torch.full((layer.out,), layer.first)}
 
 
 class _Wkv(Parameters[layers.Wkv]):
@@ -173,6 +202,7 @@ PARAMETERS: dict[type[Layer], Parameters[Any]] = {
     layers.Depthwise: _Depthwise(),
     layers.OmniShift: _OmniShift(),
     layers.Norm: _Norm(),
+    layers.Residual: _Residual(),
     layers.Scale: _Scale(),
     layers.Wkv: _Wkv(),
     layers.Place: _Place(),

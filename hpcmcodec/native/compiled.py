@@ -15,20 +15,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hpcmcodec.exact.base import same_grid
 from hpcmcodec.exact.constants import (
     CHANNEL_GRID,
     LEVELS,
     MEAN_MAX,
     MEAN_SHIFT,
     PIXEL_GRID,
+    SLOPE,
     WIDE_GRID,
     WIDE_MAX,
     limit_of,
 )
-from hpcmcodec.exact.layers import Depthwise, Dequantise, Gain, Head, Linear, Norm, Place, Read, Scale, Wkv
+from hpcmcodec.exact.layers import Depthwise, Dequantise, Gain, Head, Linear, Norm, Place, Read, Residual, Scale, Wkv
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.ops import Act, Qualities
-from hpcmcodec.exact.reference import ExactOps, same_grid
+from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import Step, positions
 from hpcmcodec.native import abi, passes
 from hpcmcodec.native.library import Kernels
@@ -56,8 +58,11 @@ class KernelOps(ExactOps):
     xp: numpy for the C++ kernels, torch on the kernels' device for CUDA.
     """
 
-    INHERITED = frozenset({"hyper_latent", "folded", "gather", "scatter", "unfold", "segment"})
-    """The operations that run the reference's code: they move arrays, or compute one vector per image."""
+    INHERITED = frozenset(
+        {"hyper_latent", "attend", "moments", "curve", "resize", "outer", "lookup", "choose", "mix"}
+        | {"folded", "gather", "scatter", "unfold", "segment"}
+    )
+    """The operations that run the reference's code: they move arrays, or compute little."""
 
     def __init__(
         self, kernels: Kernels, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], xp: Any = NUMPY
@@ -224,7 +229,7 @@ class KernelOps(ExactOps):
         )
         return Act(out, grid)
 
-    def channel_scale(self, a: Act, layer: Scale) -> Act:
+    def channel_scale(self, a: Act, layer: Scale | Residual) -> Act:
         x = self._int16(a.x)
         out, scale = self._like(x), self._channel_factors(layer.name)
         check(len(scale) == x.shape[-1], layer.name, x)
@@ -317,7 +322,9 @@ class KernelOps(ExactOps):
 
     # -- element by element --
 
-    def lrelu(self, a: Act) -> Act:
+    def lrelu(self, a: Act, slope: float = SLOPE) -> Act:
+        if slope != SLOPE:  # the kernel has a slope of its own
+            return Act(self._int16(super().lrelu(Act(self.xp.cast(a.x, self.xp.f4), a.grid), slope).x), a.grid)
         x = self._int16(a.x)
         out = self._like(x)
         self.kernels.lrelu(_count(x), self._at(x), self._at(out))
@@ -340,6 +347,11 @@ class KernelOps(ExactOps):
     def blend(self, r: Act, a: Act, b: Act) -> Act:
         gates, x, current = self._int16(r.x), self._int16(a.x), self._int16(b.x)
         batch, h, w, c = current.shape
+        if x.shape == current.shape:  # the kernel takes one vector for all positions
+            gate, plane, base = (
+                Act(self.xp.cast(t, self.xp.f4), s.grid) for t, s in ((gates, r), (x, a), (current, b))
+            )
+            return Act(self._int16(super().blend(gate, plane, base).x), same_grid(a, b))
         check(gates.shape == current.shape and x.shape == (batch, 1, 1, c), "blend", gates, x, current)
         out, table = self._like(current), self._sigmoid_table(r)
         for i in range(batch):

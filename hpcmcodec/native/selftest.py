@@ -161,6 +161,32 @@ def cases(
         "segment": lambda o: o.segment(o.add, on(o, x), on(o, y)),
         **_synthesis_cases(x, y_hat, qualities, outputs, seed),
         **_composed_cases(x, other, unfolded, seed),
+        **_member_cases(x, y),
+    }
+
+
+def _member_cases(x: Act, y: Act) -> dict[str, Case]:
+    """Those of the paper's members and of the larger memory banks. x, y: codes of one shape."""
+    heads = 1 if x.x.shape[-1] % 2 else 2
+    positive, norm = Act(abs(x.x) + 1, "x"), Act(abs(y.x[:, :1, :1]) + 1, "x")
+    r = Act(x.x.clip(-2047, 2047), "sigmoid")
+    query, keys = Act(x.x[:, :1, :1], "x"), [Act(y.x[:, -1:, :1], "x"), Act(-y.x[:, :1, :1], "x"), norm, norm]
+    weights = np.repeat([[32768.0, 4321.0]], len(x.x), 0)
+    return {
+        "lrelu, of another slope": lambda o: o.lrelu(on(o, x), 0.01),
+        "attend": lambda o: o.attend(on(o, x), on(o, y), on(o, x), 4, heads, "fine"),
+        "moments": lambda o: o.moments(on(o, x), on(o, y)),
+        "blend, of planes": lambda o: o.blend(on(o, r), on(o, x), on(o, y)),
+        "curve": lambda o: o.curve(on(o, x), "gelu", "fine"),
+        "curve, of elu+1": lambda o: o.curve(on(o, x), "elu+1", "x"),
+        "resize": lambda o: o.resize(on(o, x), 5, 3, "mean"),
+        "resize, bilinear": lambda o: o.resize(on(o, x), 7, 9, "bilinear"),
+        "outer": lambda o: o.outer(on(o, x), on(o, y), heads, "x"),
+        "lookup": lambda o: o.lookup(
+            on(o, positive), o.outer(on(o, x), on(o, y), heads, "x"), on(o, norm), heads, "fine"
+        ),
+        "choose": lambda o: o.choose(on(o, query), [on(o, k) for k in keys], 3, 0.1),
+        "mix": lambda o: o.mix([on(o, x), on(o, y)], o.xp.array(weights)),
     }
 
 

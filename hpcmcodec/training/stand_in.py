@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from hpcmcodec.exact.constants import LEVELS
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import hyper_synthesis
-from hpcmcodec.model.float_ops import FloatOps, bounded
+from hpcmcodec.model.float_members import bounded
+from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import Estimator, logistic_likelihood, scale_of, ste_round
 from hpcmcodec.model.parameters import FIRST_LEVEL, LEVELS_PER_NEPER
 from hpcmcodec.model.transforms import SLOPE, Block
