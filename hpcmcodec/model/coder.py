@@ -82,6 +82,9 @@ class LatentCoder:
         self.skipped = skipped_levels(self.y_tables.cdf, self.y_tables.sizes, self.y_tables.offsets)
         zeros = np.zeros(len(self.skipped), np.int32)
         self._zero_bits = bits(self.y_tables, zeros, np.arange(len(zeros)))
+        self.plain = config.flow == "hpcm"  # symbols are rounded to the nearest, and all are coded
+        if self.plain:
+            self.skipped[:] = False
         self._thresholds: dict[float, np.ndarray] = {}  # by the weight of a bit; only encoders need them
 
     def encode(
@@ -140,6 +143,8 @@ class LatentCoder:
 
     def quantise(self, residuals: np.ndarray, levels: Ints, rate_weight: float = RATE_WEIGHT) -> Ints:
         """The symbols of residuals (n,) float32: the nearest integers, or the next towards zero by `thresholds`."""
+        if self.plain:
+            return _round(residuals)
         if rate_weight not in self._thresholds:
             self._thresholds[rate_weight] = thresholds(self.y_tables, self.centroids, rate_weight)
         least, symbols = self._thresholds[rate_weight], _round(residuals)

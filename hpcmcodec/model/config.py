@@ -24,57 +24,110 @@ def lmbda(q: Q) -> Q:
 
 
 KINDS = {
-    "cells": ("rwkv",),
+    "flow": ("hpcm", "lite"),
+    "cells": ("attention", "none", "rwkv"),
     "fusion": ("linear", "rwkv"),
-    "prior": ("dwconv",),
-    "memory": ("light", "none"),
+    "prior": ("dwconv", "rwkv"),
+    "memory": ("full", "light", "linear", "none"),
+    "residual": ("difference", "lerp", "pre"),
 }
 """The values of a config's fields that name a kind of network."""
+
+_ONLY_ENCODING = {"name", "analysis_widths", "analysis_blocks", "hyper_analysis_width", "fixed_lambda"}
+# Fields that the model id holds only where they differ from the default, so that the ids of older models stay.
+_OPTIONAL = {
+    *("flow", "window", "attention_heads", "prior_rate", "fusion_blocks", "shift", "residual"),
+    *("transform_widths", "deep_blocks", "memory_topk", "memory_value_size", "memory_handover"),
+}
+_OF_LITE = {"features", "width", "heads", "synthesis_widths", "synthesis_blocks"}  # fields that mean nothing in `hpcm`
 
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes of a model. Widths count channels; a tuple of three holds one value per scale, s1, s2, s3."""
+    """The sizes of a model. Widths count channels; a tuple of three holds one value per scale, s1, s2, s3.
+
+    flow: "lite" has a carry of `width` features, shuffles pixels and codes at every quality; "hpcm" is that of the
+    paper: its carry is means and scales of all latents (2 M), its transforms have partial convolutions, its residuals a
+    generalised Gaussian distribution, and it is trained for one lambda.
+    """
 
     name: str = "lite"
+    flow: str = "lite"
     latent: int = 320  # M: channels of y, in eight groups of M / 8
     hyper: int = 128  # N: channels of z
     features: int = 256  # channels that h_s gives at each position of y (1/16 of the image's resolution)
     width: int = 128  # D: channels of the carry and the context
     cells: tuple[str, str, str] = ("rwkv", "rwkv", "rwkv")
     cell_rates: tuple[int, int, int] = (2, 2, 2)  # how many times wider ChannelMix is inside
+    window: tuple[int, int, int] = (4, 8, 8)  # rows and columns that attention sees at once
+    attention_heads: int = 32
+    shift: int = 3  # rows and columns of OmniShift's kernel, 3 or 5
+    residual: str = "pre"  # how an RWKV block adds its branches: model.rwkv
     fusion: str = "rwkv"
     fusion_rate: int = 2
+    fusion_blocks: int = 1
     prior: str = "dwconv"
+    prior_rate: int = 4  # of an RWKV prior's ChannelMix
     prior_blocks: tuple[tuple[int, int], tuple[int, int]] = (
         (1, 1),
         (1, 1),
     )  # blocks before and after the factors of the coding step: of s1 and s2, then of s3
     heads: tuple[int, int, int] = (0, 128, 128)  # hidden channels of each group's head; 0: no hidden layer
     memory: str = "light"
-    memory_references: int = 4
+    memory_references: int | tuple[int, int, int] = 4  # that a bank holds; where each scale has a bank, of each
+    memory_topk: int | tuple[int, int, int] = 2  # of them that are recalled at once, in `full` and `linear`
     memory_compression: int = 4
     memory_temperature: float = 0.1
+    memory_value_size: int = 8  # rows and columns of a value in `full`
+    memory_handover: bool = False  # whether a scale's bank in `full` begins with the coarser one's references
     synthesis_widths: tuple[int, int] = (192, 320)  # at 1/8 and 1/16 of the image's resolution
     synthesis_blocks: tuple[int, int] = (7, 2)
-    qualities: int = 8  # stored qualities, between which gains and the quality bias are interpolated
+    qualities: int = 8  # stored qualities, between which gains and the quality bias are interpolated; 0: one lambda
+    fixed_lambda: float = 0.013  # the lambda of a model without qualities
+    transform_widths: tuple[int, int, int] = (96, 192, 384)  # of hpcm's g_a and g_s, at 1/2, 1/4 and 1/8
+    deep_blocks: int = 4  # of hpcm's g_a and g_s at 1/8
     analysis_widths: tuple[int, int] = (192, 320)
     analysis_blocks: tuple[int, int] = (4, 2)
     hyper_analysis_width: int = 192
 
     def __post_init__(self) -> None:
-        if self.latent % 8 or self.width % self.memory_compression:
-            raise ValueError("latent must be a multiple of 8, width of memory_compression")
         for field, known in KINDS.items():
             value = getattr(self, field)
             for v in value if isinstance(value, tuple) else (value,):
                 if v not in known:
                     raise UnsupportedError(f"{field} = {v!r} is not built in this version; known: {', '.join(known)}")
+        if self.latent % 8 or self.carry_width % self.memory_compression:
+            raise ValueError("latent must be a multiple of 8, the carry's width of memory_compression")
+        if self.carry_width % self.attention_heads and "attention" in self.cells:
+            raise ValueError(f"{self.attention_heads} heads do not divide a carry of {self.carry_width} channels")
+        if "none" in self.cells and self.flow == "lite":
+            raise UnsupportedError("the context of flow 'lite' cannot be its carry: it needs cells")
+        references = self.memory_references
+        if max((references,) if isinstance(references, int) else references) > 8:
+            raise ValueError(f"a memory bank holds at most eight references, not {references}")
+        if self.memory == "light" and (self.memory_topk != 2 or not isinstance(references, int)):
+            raise UnsupportedError("memory 'light' recalls two of one number of references: it has one bank")
+        if self.shift not in (3, 5):
+            raise ValueError(f"OmniShift's kernel has 3 or 5 rows, not {self.shift}")
+        if (self.flow == "hpcm") != (self.qualities == 0):
+            raise UnsupportedError(
+                f"flow {self.flow!r} with {self.qualities} qualities is not built: hpcm has one lambda, lite has more"
+            )
+
+    @property
+    def carry_width(self) -> int:
+        """Channels of the carry and of the context."""
+        return 2 * self.latent if self.flow == "hpcm" else self.width
 
     def decoding_json(self) -> str:
         """Canonical JSON of the fields that decoding depends on."""
-        only_encoding = {"name", "analysis_widths", "analysis_blocks", "hyper_analysis_width"}
-        d = {k: v for k, v in asdict(self).items() if k not in only_encoding}
+        left_out = set(_ONLY_ENCODING)
+        left_out |= {f.name for f in fields(self) if f.name in _OPTIONAL and getattr(self, f.name) == f.default}
+        if self.flow == "hpcm":
+            left_out |= _OF_LITE
+        if self.memory == "none":
+            left_out |= {f.name for f in fields(self) if f.name.startswith("memory")}
+        d = {k: v for k, v in asdict(self).items() if k not in left_out}
         return json.dumps(d, sort_keys=True, separators=(",", ":"))
 
     def to_json(self) -> str:
@@ -108,4 +161,34 @@ TINY = Config(
     analysis_blocks=(1, 1),
     hyper_analysis_width=16,
 )
-PRESETS = {c.name: c for c in (LITE, TINY)}
+
+
+def _paper(size: str, member: str, **kinds: Any) -> Config:
+    """A member with the paper's flow: at its own size, `base`, or at that of `small`, with which twins are trained."""
+    sizes: dict[str, Any] = {"latent": 320, "hyper": 256}
+    if size == "small":
+        sizes = {"latent": 96, "hyper": 80, "attention_heads": 12, "transform_widths": (32, 64, 128)}
+    first: dict[str, Any] = {"cells": ("attention",) * 3, "fusion": "linear", "prior_blocks": ((2, 1), (3, 2))}
+    first |= {"cell_rates": (2, 3, 4), "fusion_rate": 4, "shift": 5, "memory": "none"}
+    name = "large" if (size, member) == ("base", "large") else f"{size}-{member}"
+    return Config(name=name, flow="hpcm", qualities=0, **sizes | first | kinds)
+
+
+_RWKV: dict[str, Any] = {"cells": ("rwkv",) * 3}
+_MEMBERS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "phi": {"cells": ("none",) * 3},
+    "large": {"prior_blocks": ((2, 2), (4, 3)), "deep_blocks": 8},
+    "phase1": {"cells": ("attention", "attention", "rwkv")},
+    "phase2": _RWKV,
+    "phase3": _RWKV | {"fusion": "rwkv"},
+    "phase4": _RWKV | {"fusion": "rwkv", "prior": "rwkv"},
+    "light": {"memory": "light"},
+    "full": {"memory": "full", "memory_references": (2, 3, 4), "memory_topk": (1, 2, 2)},
+    "handover": {"memory": "full", "memory_references": (2, 3, 4), "memory_topk": (1, 2, 2), "memory_handover": True},
+    "linear": {"memory": "linear", "memory_references": 8},
+}
+"""What distinguishes the paper's members from its baseline, HPCM-Base."""
+
+MEMBERS = {c.name: c for c in (_paper(size, name, **k) for size in ("base", "small") for name, k in _MEMBERS.items())}
+PRESETS = {c.name: c for c in (LITE, TINY)} | MEMBERS

@@ -10,21 +10,26 @@ Each coding step sees what the earlier ones coded:
     to the finer scale:  carry -> fusion net -> 1x1 to 4 D -> pixel shuffle; + the finer scale's features
 
 `walk` runs all this for encoder, decoder, previews and training, which each give it a function `code` that turns the
-means and levels of a coding step into its y_hat. The operations `ops` are exact, float or fake-quantised.
+means and levels of a coding step into its y_hat. The operations `ops` are exact, float or fake-quantised. Above is the
+flow of `lite` (`LiteFlow`); `family.flow` has the paper's, which differs in how carries begin and move and in where
+means and levels come from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from hpcmcodec.exact.layers import Depthwise, Head, Linear, Place, QualityBias, Scale
 from hpcmcodec.exact.ops import Act, Array, Ops, Qualities
 from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, grid, refine, valid
 from hpcmcodec.model import rwkv
+from hpcmcodec.model.arrange import crop, shuffle, unshuffle
 from hpcmcodec.model.blocks import residual_block
 from hpcmcodec.model.config import Config
-from hpcmcodec.model.memory import MemoryBank
+from hpcmcodec.model.family.blocks import attention_cell, no_cell
+from hpcmcodec.model.family.flow import HpcmFlow
+from hpcmcodec.model.remember import Memory
 
 Code = Callable[[Step, Any, Any, Any], Any]
 """code(step, means, levels, mask) -> y_hat, all folded: (B, rows, columns, M / groups).
@@ -32,8 +37,31 @@ Code = Callable[[Step, Any, Any, Any], Any]
 mask (1, rows, columns, M / groups) is True where a latent exists; None where all exist.
 """
 
-CELLS = {"rwkv": rwkv.context_cell}
-"""The context cells by the values of `Config.cells`: cell(ops, context, carry, layer, rate) -> the next carry."""
+
+def rwkv_cell(ops: Ops, config: Config, context: Act, carry: Act, scale: str) -> Act:
+    """`rwkv.context_cell`, at the scale's rate."""
+    rate = config.cell_rates[SCALES.index(scale)]
+    return rwkv.context_cell(ops, context, carry, f"{scale}.cell", rate, rwkv.kind_of(config))
+
+
+CELLS = {"attention": attention_cell, "none": no_cell, "rwkv": rwkv_cell}
+"""The context cells by the values of `Config.cells`: cell(ops, config, context, carry, scale) -> the next carry."""
+
+
+class Flow(Protocol):
+    """What differs between the flows of one walk: how carries begin and move, and what a coding step takes from them.
+
+    Made of the arguments of `walk`.
+    """
+
+    def first(self, scale: str) -> Act:
+        """The carry (B, rows, columns, D) that the coarsest scale begins with."""
+
+    def finer(self, carry: Act, coarser: str) -> Act:
+        """The carry of the scale `coarser`, moved to the next finer one."""
+
+    def parameters(self, step: Step, carry: Act, seen: Act) -> tuple[Act, Any, Any]:
+        """The context, and the means and levels of the coding step, folded; seen: y_hat as the context sees it."""
 
 
 def walk(
@@ -46,9 +74,8 @@ def walk(
     z: symbols (B, ceil(h/4), ceil(w/4), N); quality: one per sample (`exact.ops.Qualities`). With exact operations,
     means and y_hat are int32 in sixteenths of a quantisation step, and levels are int32 from 0 to 63.
     """
-    hyper = hyper_synthesis(ops, config, z, quality)
-    features = scale_features(ops, config, hyper, h, w)
-    evidence = features | {"s3": crop(hyper, h, w)}  # what the heads of each scale see of h_s
+    flow = FLOWS[config.flow](ops, config, z, quality, h, w)
+    memory = Memory(ops, config)
     carry: Any = None
     y_hat: Any = None
     seen: Any = None  # y_hat as the context sees it
@@ -58,72 +85,54 @@ def walk(
         shape = (z.shape[0], rows, columns, config.latent)
         finer, finer_code = ops.empty_latent(shape)
         if carry is None:
-            carry = features[scale]
+            carry = flow.first(scale)
         else:
             finer, finer_code = refine(y_hat, coarser, finer), Act(refine(seen.x, coarser, finer_code.x), seen.grid)
-            carry = to_finer(ops, config, carry, coarser, features[scale])
+            carry = flow.finer(carry, coarser)
         y_hat, seen, coarser = finer, finer_code, scale
-        memory = None
-        if scale == "s3" and config.memory == "light":
-            memory = MemoryBank(
-                ops, "memory", config.memory_references, config.memory_compression, config.memory_temperature
-            )
-            memory.add(carry)
+        memory.begin(scale, carry)
         for step in (s for s in STEPS if s.scale == scale):
-            first = step.index == 0
-            if first:
-                context, inputs = carry, [carry]
-            else:
-                context = ops.segment(prior, ops, config, step, carry, seen)
-                around = ops.around(seen, Depthwise(f"step{step.index}.around"), step, seen.grid)
-                inputs = [context, evidence[scale], around]
-            means, levels = parameters(ops, config, inputs, step, f"{scale}.first" if first else f"{scale}.head")
+            context, means, levels = flow.parameters(step, carry, seen)
             mask = valid(step, h, w, config.latent)
             values = code(step, means, levels, mask)
             y_hat = ops.unfold(values, step, y_hat)
             if step.last_of_scale and scale == finest:
                 break
             seen = Act(ops.unfold(ops.latent_code(values), step, seen.x), seen.grid)
-            if not first:
-                rate = config.cell_rates[SCALES.index(scale)]
+            if step.index:
                 cell = CELLS[config.cells[SCALES.index(scale)]]
-                carry = ops.segment(cell, ops, context, carry, f"{scale}.cell", rate)
-                if memory is not None:
-                    carry = remember(memory, carry, step)
+                carry = ops.segment(cell, ops, config, context, carry, scale)
+                carry = memory.after(step, context, carry)
     return y_hat
 
 
-def remember(memory: MemoryBank, carry: Act, step: Step) -> Act:
-    """The carry after a coding step of s3, fused with the memory from the second on, and stored there as a reference.
+class LiteFlow:
+    """The flow of `lite`: features of h_s begin the carries, heads read the context."""
 
-    The carry that the last coding step starts from is not stored, since nothing reads the memory after it.
-    """
-    if len(memory.keys) > 1:
-        carry = memory.retrieve_and_fuse(carry)
-    if step is not STEPS[-2]:
-        memory.add(carry)
-    return carry
+    def __init__(self, ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int) -> None:
+        self.ops, self.config = ops, config
+        hyper = hyper_synthesis(ops, config, z, quality)
+        self.features = scale_features(ops, config, hyper, h, w)
+        self.evidence = self.features | {"s3": crop(hyper, h, w)}  # what the heads of each scale see of h_s
 
+    def first(self, scale: str) -> Act:
+        return self.features[scale]
 
-def shuffle(ops: Ops, a: Act, side: int = 2) -> Act:
-    """(B, H, W, s * s * C) -> (B, s H, s W, C); channels are ordered (row, column, C): runs of C stay together."""
-    b, h, w, n = a.x.shape
-    c = n // (side * side)
-    x = ops.xp.permute(a.x.reshape(b, h, w, side, side, c), (0, 1, 3, 2, 4, 5))
-    return Act(x.reshape(b, side * h, side * w, c), a.grid)
+    def finer(self, carry: Act, coarser: str) -> Act:
+        finer = SCALES[SCALES.index(coarser) + 1]
+        return to_finer(self.ops, self.config, carry, coarser, self.features[finer])
 
-
-def unshuffle(ops: Ops, a: Act, stride: int) -> Act:
-    """(B, H, W, C) -> (B, H / s, W / s, s * s * C) for stride s; with s = 2 the inverse of `shuffle`."""
-    b, h, w, c = a.x.shape
-    x = a.x.reshape(b, h // stride, stride, w // stride, stride, c)
-    x = ops.xp.permute(x, (0, 1, 3, 2, 4, 5))
-    return Act(x.reshape(b, h // stride, w // stride, stride * stride * c), a.grid)
+    def parameters(self, step: Step, carry: Act, seen: Act) -> tuple[Act, Any, Any]:
+        ops, scale = self.ops, step.scale
+        if step.index == 0:
+            return carry, *parameters(ops, self.config, [carry], step, f"{scale}.first")
+        context = ops.segment(prior, ops, self.config, step, carry, seen)
+        around = ops.around(seen, Depthwise(f"step{step.index}.around"), step, seen.grid)
+        return context, *parameters(ops, self.config, [context, self.evidence[scale], around], step, f"{scale}.head")
 
 
-def crop(a: Act, rows: int, columns: int) -> Act:
-    """The upper left part of a (B, H, W, C): (B, rows, columns, C)."""
-    return Act(a.x[:, :rows, :columns], a.grid)
+FLOWS: dict[str, Callable[[Ops, Config, Array, Qualities, int, int], Flow]] = {"hpcm": HpcmFlow, "lite": LiteFlow}
+"""The flows by the values of `Config.flow`."""
 
 
 def hyper_synthesis(ops: Ops, config: Config, z: Array, quality: Qualities) -> Act:
@@ -153,7 +162,8 @@ def to_finer(ops: Ops, config: Config, carry: Act, scale: str, features: Act) ->
     The result has the shape and the grid of `features`.
     """
     if config.fusion == "rwkv":
-        carry = rwkv.fusion_net(ops, carry, f"{scale}.fusion", config.fusion_rate)
+        kind = rwkv.kind_of(config)
+        carry = rwkv.fusion_net(ops, carry, f"{scale}.fusion", config.fusion_rate, kind, config.fusion_blocks)
     finer = ops.linear(carry, Linear(f"{scale}.finer", 4 * config.width, start="same"), features.grid)
     up = shuffle(ops, finer)
     return ops.add(crop(up, *features.x.shape[1:3]), features)
@@ -169,12 +179,17 @@ def prior(ops: Ops, config: Config, step: Step, carry: Act, seen: Act) -> Act:
     adaptor = Linear(f"step{step.index}.adaptor", config.width, start="first")
     x = ops.linear([carry, seen], adaptor, f"{shared}.context")
     x = ops.place(x, step, Place(f"step{step.index}.place", len(step.groups)))
-    for i in range(before):
-        x = residual_block(ops, x, f"{shared}.prior.{i}")
-    x = ops.channel_scale(x, Scale(f"step{step.index}.scale"))
-    for i in range(before, before + after):
-        x = residual_block(ops, x, f"{shared}.prior.{i}")
-    return x
+
+    def blocks(x: Act, first: int, last: int) -> Act:
+        for i in range(first, last):
+            if config.prior == "rwkv":
+                x = rwkv.block(ops, x, f"{shared}.prior.{i}", config.prior_rate, rwkv.kind_of(config))
+            else:
+                x = residual_block(ops, x, f"{shared}.prior.{i}")
+        return x
+
+    x = ops.channel_scale(blocks(x, 0, before), Scale(f"step{step.index}.scale"))
+    return blocks(x, before, before + after)
 
 
 def parameters(ops: Ops, config: Config, inputs: list[Act], step: Step, layer: str) -> tuple[Any, Any]:

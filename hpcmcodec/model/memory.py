@@ -19,6 +19,10 @@ class MemoryBank:
     def __init__(self, ops: Ops, layer: str, references: int, compression: int, temperature: float) -> None:
         self.ops, self.layer = ops, layer
         self.references, self.compression, self.temperature = references, compression, temperature
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all references."""
         self.keys: list[Act] = []
         self.values: list[Act] = []
 
@@ -30,11 +34,15 @@ class MemoryBank:
         self.values.append(self.ops.linear(pooled, Linear(f"{self.layer}.value", width), carry.grid))
         del self.keys[: -self.references], self.values[: -self.references]
 
-    def retrieve_and_fuse(self, carry: Act) -> Act:
-        """The carry blended with what the memory recalls for it; (B, H, W, D) on the carry's grid."""
+    def query(self, carry: Act) -> Act:
+        """What the keys are compared with, (B, 1, 1, K)."""
         width = carry.x.shape[-1]
         pooled = self.ops.pool(carry, f"{self.layer}.pool")
-        query = self.ops.linear(pooled, Linear(f"{self.layer}.query", width // self.compression))
-        recalled = self.ops.recall(query, self.keys, self.values, self.temperature)
+        return self.ops.linear(pooled, Linear(f"{self.layer}.query", width // self.compression))
+
+    def retrieve_and_fuse(self, carry: Act, context: Act | None = None) -> Act:
+        """The carry blended with what the memory recalls for it; (B, H, W, D) on the carry's grid."""
+        width = carry.x.shape[-1]
+        recalled = self.ops.recall(self.query(carry), self.keys, self.values, self.temperature)
         gate = self.ops.linear([carry, recalled], Linear(f"{self.layer}.gate", width), GATE_GRID)
         return self.ops.blend(gate, recalled, carry)

@@ -21,8 +21,9 @@ from hpcmcodec.container import LATENT
 from hpcmcodec.exact.constants import PIXEL_GRID, WIDE_GRID
 from hpcmcodec.exact.layers import Depthwise, Dequantise, Gain, Linear, Read
 from hpcmcodec.exact.ops import Act, Array, Ops, Qualities
+from hpcmcodec.model.arrange import shuffle
 from hpcmcodec.model.config import Config
-from hpcmcodec.model.context import shuffle
+from hpcmcodec.model.family import synthesis as paper
 
 THUMBNAIL = 2  # pixels a latent in a thumbnail
 THUMBNAIL_STRIDE = {"s2": 2, "s3": 1}  # latents a position of the plane that each thumbnail is made of
@@ -65,6 +66,8 @@ def synthesise(
     rows: the state of the plane that the rows y_hat are from. Then the pixels are those that follow the strip before,
     in groups of 8 rows: fewer than 16 h of the first strip, 16 h of those behind it, more of the last.
     """
+    if config.flow == "hpcm":
+        return paper.synthesise(ops, config, y_hat, depth)
     rows = rows or Rows(last=True)
     c8, c16 = config.synthesis_widths
     x = ops.wide(_codes(ops, config, y_hat, quality), Linear("g_s.inp", c16), WIDE_GRID)
@@ -95,8 +98,17 @@ def _pixels(ops: Ops, a: Act, layer: str, side: int, depth: int) -> Array:
 
 def halo(config: Config) -> int:
     """Latents around a latent that its pixels depend on: by 3x3 convolutions at 1/16 and, half as wide, at 1/8."""
+    if config.flow == "hpcm":
+        return paper.halo(config)
     return config.synthesis_blocks[1] + -(-config.synthesis_blocks[0] // 2)
 
 
+def analysis_halo(config: Config) -> int:
+    """Latents around a value of z that it depends on in y, and those around these that g_a sees."""
+    return paper.halo(config) + 7 if config.flow == "hpcm" else 4 + 3
+
+
 def _codes(ops: Ops, config: Config, y_hat: Array, quality: Qualities) -> Act:
+    if config.flow == "hpcm":
+        return paper.read_latent(ops, y_hat)
     return ops.dequantise(y_hat, Dequantise("ungain", config.qualities), quality)
