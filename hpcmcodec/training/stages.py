@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hpcmcodec.errors import InputError
+from hpcmcodec.errors import InputError, UnsupportedError
 from hpcmcodec.exact.constants import CODE_MAX, FIXED_GRIDS, limit_of
 from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.float_ops import FloatOps
@@ -40,6 +40,11 @@ MS_SSIM_WEIGHT = 1280  # CompressAI's lambdas for MS-SSIM are 1222 to 1340 times
 def build(recipe: Recipe) -> Estimator:
     """The model of a stage, with its first values; what the stage does not train is frozen."""
     run = recipe.run
+    if recipe.model_config().flow == "hpcm":
+        raise UnsupportedError(
+            f"there is no recipe for {run.preset}: the stages train members of all qualities, such as lite; "
+            "model.family.model.model_of makes its module"
+        )
     kind: type[Estimator] = StandIn if run.stage == "a" else WithoutContext if run.without_context else HPCM
     model = kind(recipe.model_config())
     if run.stage == "b":
