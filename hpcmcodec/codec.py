@@ -29,7 +29,7 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE, LATENT, TI
 from hpcmcodec.decoding import Ticks, check_complete, halves, latents_of, part, pixels_crc, pixels_of, what_decodes
 from hpcmcodec.engines import base
 from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
-from hpcmcodec.errors import InputError, IntegrityError
+from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.image import Picture, alpha_png, flattened, load, read_alpha, thumbnail_of_alpha, to_image
 from hpcmcodec.image.colour import Cicp, rgb_of
@@ -50,12 +50,13 @@ Coded: TypeAlias = tuple[Streams, np.ndarray]  # and y_hat (h, w, M) int32 in si
 # Symbols that the model expects to be zero are not coded, for speed. They are where that does more harm than this share
 # of a file's bits is worth: nearly never in photographs, but in halftones, where it costs several dB.
 FULL_FROM = 0.005
+DEFAULT_QUALITY = 50.0  # of models that have qualities
 
 
 @within_memory()
 def encode(
     image: ImageSource,
-    quality: float = 50.0,
+    quality: float | None = None,
     *,
     effort: int = 0,
     tile: int = TILE_SIDE,
@@ -77,7 +78,7 @@ def encode(
         image: a path, the bytes of an image file, a binary file object, a PIL image, or an array in sRGB: (H, W) greys,
             (H, W, 2) greys and alpha, (H, W, 3) RGB or (H, W, 4) RGB and alpha, of uint8, of uint16 (0 to 65535) or of
             floating-point numbers from 0 to 1. Alpha is kept without loss, and is not premultiplied.
-        quality: 0 (smallest file) to 100 (best picture), in steps of 0.01.
+        quality: 0 (smallest file) to 100 (best picture), in steps of 0.01; None: 50, or a model's only one.
         effort: 0 to 9; latents are refined in `refine.ROUNDS[effort]` rounds, 16 at most. Each round takes about as
             long as encoding and decoding together.
         tile: 256, 128 or 64: the plane of latents is coded in squares of this side, one by one.
@@ -98,17 +99,19 @@ def encode(
             no colour, or an array of another shape, type or range.
         InputError: the image cannot be read.
         UnsupportedError: the kind of image, its size, the model or the device is not supported here, there is not
-            enough memory, or a target cannot be met.
+            enough memory, a target cannot be met, or the model has neither qualities nor effort.
     """
-    q = Quality.of(quality)
-    _check(effort, tile, [target_size, target_bpp, target_psnr])
+    wanted = [target_size, target_bpp, target_psnr]
+    q = _checked(quality, effort, tile, wanted)
     behind = None if background is None else rgb_of(background)
     picture = load(image, max_pixels=max_pixels)
     if behind is not None:
         picture = flattened(picture, behind)
     height, width, _ = picture.pixels.shape
     container.check_size(width, height, max_pixels, max_side)
-    runner = base.find(model, device, engine)
+    runner = base.find(model, device, engine, encodes=True)
+    if not runner.config.qualities:
+        q = _only_quality(model, runner, quality, effort, wanted)
 
     def attempt(quality: Quality) -> bytes:
         return _encoded(picture, quality, runner, effort, tile, verify, progress)
@@ -123,13 +126,14 @@ def encode(
     return attempt(q)
 
 
-def _check(effort: int, tile: int, wanted: list[float | None]) -> None:
+def _checked(quality: float | None, effort: int, tile: int, wanted: list[float | None]) -> Quality:
     if sum(target is not None for target in wanted) > 1:
         raise ValueError("target_size, target_bpp and target_psnr exclude each other")
     if effort not in range(len(refine.ROUNDS)):
         raise ValueError(f"effort is 0 to {len(refine.ROUNDS) - 1}, not {effort}")
     if tile not in container.TILE_SIDES:
         raise ValueError(f"tile is one of {', '.join(map(str, container.TILE_SIDES))}, not {tile}")
+    return Quality.of(DEFAULT_QUALITY if quality is None else quality)
 
 
 def _psnr_db(picture: Picture, runner: Engine, data: bytes) -> float:
@@ -218,6 +222,17 @@ def _levels(picture: Picture) -> np.ndarray:
     if picture.depth == 8:
         return picture.pixels
     return picture.pixels.astype(np.float32) * np.float32(255 / ((1 << picture.depth) - 1))
+
+
+def _only_quality(
+    model: str, runner: Engine, quality: float | None, effort: int, wanted: list[float | None]
+) -> Quality:
+    """That of a model of one lambda. Raises UnsupportedError where options were given that it does not have."""
+    for option, given in (("quality", quality), ("effort", effort or None), *(("target", target) for target in wanted)):
+        if given is not None:
+            fixed = runner.config.fixed_lambda
+            raise UnsupportedError(f"model {model} has no {option}: it was trained for lambda {fixed:g}; leave it out")
+    return Quality(0)
 
 
 def _code(

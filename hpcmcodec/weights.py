@@ -71,6 +71,8 @@ class Weights(NamedTuple):
         Raises InstallationError where the graph or the weights differ from the files that were loaded.
         """
         path = self.path.with_name(f"{self.path.stem}.{name}.onnx")
+        if not self.sums and not path.exists():
+            raise UnsupportedError(f"{self.path.name} came without graphs: encode with the torch engine")
         if self.sums and path.name not in self.sums:
             raise InstallationError(f"{path} is not on the list {checksums.LIST}; {checksums.MEND}")
         for file in (path, self.path):
@@ -101,6 +103,15 @@ def packaged() -> dict[str, Path]:
     if listed is None:
         raise InstallationError(f"{here / checksums.LIST} is missing; {checksums.MEND}")
     return {Path(name).stem: here / name for name in listed if name.endswith(".safetensors")}
+
+
+def without_graphs(name: str) -> bool:
+    """Whether a packaged model came without graphs, so that torch has to encode; False for an unknown name."""
+    path = packaged().get(name)
+    if path is None:
+        return False
+    graph = path.with_name(f"{path.stem}.analysis.onnx")
+    return graph.name not in (checksums.read(path.parent) or {}) and not graph.exists()
 
 
 def verify(path: Path) -> dict[str, str]:

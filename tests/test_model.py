@@ -597,7 +597,7 @@ def test_config_survives_json(config: Config) -> None:
 def test_config_of_another_version_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="wavelets"):
         Config.from_json('{"wavelets": 3}')
-    for field, value in (("cells", ("rwkv", "window", "rwkv")), ("memory", "full"), ("prior", "rwkv"), ("fusion", "x")):
+    for field, value in (("cells", ("rwkv", "window", "rwkv")), ("memory", "x"), ("prior", "x"), ("fusion", "x")):
         assert field in {f.name for f in fields(Config)}
         with pytest.raises(UnsupportedError, match=field):
             Config(**{field: value})  # type: ignore[arg-type]
@@ -606,8 +606,8 @@ def test_config_of_another_version_is_refused() -> None:
 def test_the_walk_takes_the_cell_that_the_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(context.CELLS) == set(KINDS["cells"])
 
-    def other(ops: Any, seen: Act, carry: Act, layer: str, rate: int) -> Act:
-        return ops.linear([seen, carry], Linear(f"{layer}.other", carry.x.shape[-1]), carry.grid)
+    def other(ops: Any, config: Config, seen: Act, carry: Act, scale: str) -> Act:
+        return ops.linear([seen, carry], Linear(f"{scale}.cell.other", carry.x.shape[-1]), carry.grid)
 
     monkeypatch.setitem(context.CELLS, "other", other)
     monkeypatch.setitem(KINDS, "cells", (*KINDS["cells"], "other"))
@@ -619,7 +619,18 @@ def test_the_walk_takes_the_cell_that_the_config_names(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "change", [{"memory": "none"}, {"fusion": "linear"}, {"prior_blocks": ((2, 1), (3, 2))}], ids=str
+    "change",
+    [
+        {"memory": "none"},
+        {"memory": "full", "memory_references": (2, 3, 4), "memory_topk": (1, 2, 2), "memory_handover": True},
+        {"memory": "linear", "memory_references": 8},
+        {"fusion": "linear"},
+        {"fusion_blocks": 2, "shift": 5, "residual": "difference"},
+        {"prior_blocks": ((2, 1), (3, 2))},
+        {"prior": "rwkv"},
+        {"cells": ("attention", "rwkv", "attention"), "attention_heads": 4},
+    ],
+    ids=str,
 )
 def test_other_members_of_the_family_code_too(change: dict[str, Any]) -> None:
     torch.manual_seed(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hpcmcodec.exact import layers
 from hpcmcodec.exact.layers import KINDS, Layer
 from hpcmcodec.exact.ops import COMPOSED, COMPUTING, MOVING, OPERATIONS, Composed, Ops
 from hpcmcodec.exact.reference import ExactOps
-from hpcmcodec.model.config import LITE, TINY
+from hpcmcodec.model.config import LITE, MEMBERS, TINY
 from hpcmcodec.model.declaration import Declaration, declare, declare_synthesis
 from hpcmcodec.native import selftest
 from hpcmcodec.native.compiled import KernelOps
@@ -86,7 +87,9 @@ def test_kernels_alone_have_another_form_of_what_is_made_of_other_operations(nam
 
 
 DECLARED = (declare, declare_synthesis)
-TRAINED = {type(layer) for layer in declare(LITE)[0].values()}  # the synthesis' are modules in training: model.fold
+OTHER = replace(MEMBERS["small-phase1"], residual="lerp")
+TRAINED = {type(layer) for config in (LITE, OTHER) for layer in declare(config)[0].values()}
+"""The synthesis' are modules in training: model.fold."""
 
 
 def concrete(kind: type) -> set[type]:
@@ -96,8 +99,8 @@ def concrete(kind: type) -> set[type]:
 
 
 def example_layers() -> list[Layer]:
-    """Those of two configs, whose flows use every kind and every option."""
-    return [layer for config in (LITE, TINY) for made in DECLARED for layer in made(config)[0].values()]
+    """Those of configs whose flows use every kind and every option."""
+    return [layer for config in (LITE, TINY, OTHER) for made in DECLARED for layer in made(config)[0].values()]
 
 
 def test_the_list_of_kinds_is_whole() -> None:
@@ -108,7 +111,7 @@ def test_the_list_of_kinds_is_whole() -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_layer_says_what_its_tensors_are(kind: type[Layer]) -> None:
     grids = {"h_s.z": 5}
-    for layer in [v for made in DECLARED for v in made(TINY)[0].values() if type(v) is kind]:
+    for layer in [v for v in example_layers() if type(v) is kind and v.out < 200]:
         derived = layer.example(np.random.RandomState(0))
         assert tuple(derived) == layer.derived
         assert all(v.dtype == np.float32 for v in derived.values())
@@ -124,7 +127,7 @@ def test_training_has_parameters_of_every_kind_of_layer_and_a_way_back_from_inte
 
     assert set(parameters.PARAMETERS) == TRAINED
     grids = {"h_s.z": 5}
-    for layer in [v for v in declare(TINY)[0].values() if type(v) is kind]:
+    for layer in [v for c in (TINY, OTHER) for v in declare(c)[0].values() if type(v) is kind and v.out < 200]:
         raw = parameters.first_values(layer)
         assert set(raw) == {parameters.raw_name(layer, k) for k in parameters.PARAMETERS[kind].raw(layer)}
         derived = parameters.derived(layer, raw)

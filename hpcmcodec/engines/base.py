@@ -61,8 +61,11 @@ class Engine(Protocol):
         """
 
 
-def find(model: str, device: str, engine: str) -> Engine:
+def find(model: str, device: str, engine: str, *, encodes: bool = False) -> Engine:
     """The engine of a packaged model on "cpu" or "cuda"; `engine` is "light", "torch", or "auto" (light on a CPU).
+
+    encodes: it is to encode, too. For models without graphs, "auto" on a CPU is then the light engine with torch's
+    transforms.
 
     Raises ValueError for another device or engine, or for the light engine on another device than a CPU;
     UnsupportedError where the model is unknown, or a package or device that the engine needs is not here;
@@ -73,6 +76,8 @@ def find(model: str, device: str, engine: str) -> Engine:
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device is cpu or cuda, not {device!r}")
     kind = ("light" if device == "cpu" else "torch") if engine == "auto" else engine
+    if encodes and engine == "auto" and kind == "light" and weights.without_graphs(model):
+        kind = "mixed"
     if kind == "light" and device != "cpu":
         raise ValueError("the light engine runs on the CPU alone")
     with threads.loading, timing.phase("load"):
@@ -84,12 +89,14 @@ def _make(name: str, kind: str, device: str) -> Engine:
     if kind == "light":
         return light.LightEngine(weights.load(name, transforms=False))
     try:
-        from hpcmcodec.engines.torch import TorchEngine
+        from hpcmcodec.engines.torch import MixedEngine, TorchEngine
     except ModuleNotFoundError as error:
         raise UnsupportedError(
-            f'device {device} needs {error.name}, which is not installed: pip install "hpcmcodec[torch]"'
+            f"model {name} on device {device} needs {error.name}, which is not installed: "
+            'pip install "hpcmcodec[torch]"'
         ) from error
-    return TorchEngine(weights.load(name), device)
+    w = weights.load(name)
+    return MixedEngine(w) if kind == "mixed" else TorchEngine(w, device)
 
 
 forget = _make.cache_clear

@@ -64,8 +64,8 @@ class LightEngine:
             return self._sessions[graph]
 
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-        inputs = {"scale8": _factors(self.weights, "g_a.s8", quality), "gain": _factors(self.weights, "gain", quality)}
         session = self._session("analysis")
+        inputs = {"scale8": _factors(self.weights, "g_a.s8", quality), "gain": _factors(self.weights, "gain", quality)}
         return analyse_strips(
             lambda x: session.run(["y", "z"], {"pixels": x.astype(np.float32, copy=False), **inputs}),
             pixels,

@@ -14,14 +14,14 @@ import numpy as np
 
 from hpcmcodec.container import LATENT
 from hpcmcodec.model.config import Config
-from hpcmcodec.model.synthesis import Rows, halo
+from hpcmcodec.model.synthesis import Rows, analysis_halo, halo
 
 Progress = Callable[[float], None]
 
 STRIP_LATENTS = 64 * 256  # positions of y that a strip has at most, without its halo
 SYNTHESIS_LATENTS = 8 * 256  # the same in the synthesis: what passes from layer to layer stays in a processor's cache
 PART_COLUMNS = 512  # columns of y that a part of the plane has at most in the synthesis, without its halo
-ANALYSIS_HALO = 8  # rows of y: the radius 4 of g_a and 3 of h_a behind it, rounded up to a multiple of Z_STRIDE
+LARGER = {"hpcm": 4, "lite": 1}  # how much more memory a flow's transforms take at a position than those of lite
 Z_STRIDE = 4  # positions of y for each position of z, in each direction
 
 
@@ -42,10 +42,11 @@ def analyse_strips(
         y (h, w, M) and z (ceil(h/4), ceil(w/4), N), float32.
     """
     h, w = pixels.shape[0] // LATENT, pixels.shape[1] // LATENT
+    around = -(-analysis_halo(config) // Z_STRIDE) * Z_STRIDE
     y = np.empty((h, w, config.latent), np.float32)
     z = np.empty((-(-h // Z_STRIDE), -(-w // Z_STRIDE), config.hyper), np.float32)
-    for a, b in _strips(h, w):
-        top, bottom = max(0, a - ANALYSIS_HALO), min(h, b + ANALYSIS_HALO)
+    for a, b in _strips(config, h, w):
+        top, bottom = max(0, a - around), min(h, b + around)
         strip_y, strip_z = run(pixels[top * LATENT : bottom * LATENT])
         y[a:b] = strip_y[a - top : b - top]
         z[a // Z_STRIDE : -(-b // Z_STRIDE)] = strip_z[(a - top) // Z_STRIDE : -(-(b - top) // Z_STRIDE)]
@@ -74,6 +75,9 @@ def synthesise_strips(
     h, w, _ = y_hat.shape
     around = halo(config)
     pixels = np.empty((h * LATENT, w * LATENT, 3), np.uint8 if depth <= 8 else np.uint16)
+    if config.flow == "hpcm":  # its synthesis keeps no rows from one strip to the next
+        _synthesise_parts(run, y_hat, config, pixels, tick)
+        return pixels
     count = -(-w // PART_COLUMNS)
     for i, (c, d) in enumerate(pairwise(w * i // count for i in range(count + 1))):
         left, right = max(0, c - around), min(w, d + around)
@@ -87,6 +91,28 @@ def synthesise_strips(
             if tick:
                 tick((i + min(h, a + height) / h) / count)
     return pixels
+
+
+def _synthesise_parts(
+    run: Callable[[np.ndarray, Rows], Any],
+    y_hat: np.ndarray,
+    config: Config,
+    pixels: np.ndarray,
+    tick: Progress | None,
+) -> None:
+    """Fills `pixels` by parts of the plane, each with a halo on all four sides."""
+    h, w, _ = y_hat.shape
+    around, count = halo(config), -(-w // PART_COLUMNS)
+    edges = [w * i // count for i in range(count + 1)]
+    for a, b in _strips(config, h, min(w, PART_COLUMNS)):
+        top, bottom = max(0, a - around), min(h, b + around)
+        for i, (c, d) in enumerate(pairwise(edges)):
+            left, right = max(0, c - around), min(w, d + around)
+            part = run(y_hat[top:bottom, left:right], Rows(last=True))
+            rows, columns = (slice(x * LATENT, y * LATENT) for x, y in ((a - top, b - top), (c - left, d - left)))
+            pixels[a * LATENT : b * LATENT, c * LATENT : d * LATENT] = part[rows, columns]
+            if tick:
+                tick((a + (b - a) * (i + 1) / count) / h)
 
 
 def gradient_strips(
@@ -113,7 +139,7 @@ def gradient_strips(
     h, w, _ = y_hat.shape
     around = 2 * halo(config)
     out = np.empty(y_hat.shape, np.float32)
-    for a, b in _strips(h, w):
+    for a, b in _strips(config, h, w):
         top, bottom = max(0, a - around), min(h, b + around)
         seen = slice(top * LATENT, bottom * LATENT)
         out[a:b] = run(y_hat[top:bottom], pixels[seen], weight[seen])[a - top : b - top]
@@ -122,8 +148,8 @@ def gradient_strips(
     return out
 
 
-def _strips(h: int, w: int) -> Iterator[tuple[int, int]]:
-    rows = max(Z_STRIDE, STRIP_LATENTS // w // Z_STRIDE * Z_STRIDE)
+def _strips(config: Config, h: int, w: int) -> Iterator[tuple[int, int]]:
+    rows = max(Z_STRIDE, STRIP_LATENTS // LARGER[config.flow] // w // Z_STRIDE * Z_STRIDE)
     for a in range(0, h, rows):
         yield a, min(a + rows, h)
 

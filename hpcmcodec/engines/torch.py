@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from hpcmcodec import weights
+from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.engines.strips import Progress, analyse_strips, gradient_strips, synthesise_strips
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.namespaces import TorchNamespace, probe
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.hpcm import HPCM
 from hpcmcodec.model.synthesis import Rows, synthesise, thumbnail_of
 from hpcmcodec.native import cuda, loader
 from hpcmcodec.native.compiled import KernelOps
@@ -65,15 +67,7 @@ class TorchEngine:
         return ExactOps(self.namespace, tensors, grids)
 
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-        q = torch.tensor([quality.unit], dtype=torch.float32, device=self.namespace.device)
-
-        def run(strip: np.ndarray) -> list[np.ndarray]:
-            with self._plain():
-                # torch.tensor copies: without a copy, torch warns of arrays that may not be written to.
-                x = torch.tensor(strip, device=self.namespace.device).permute(2, 0, 1)[None].float() / 255
-                return [t[0].cpu().numpy() for t in self.model.analyse(x, q)]
-
-        return analyse_strips(run, pixels, self.config, tick)
+        return _analyse(self.model, self.namespace.device, pixels, quality, tick)
 
     def synthesise(
         self, y_hat: np.ndarray, quality: Quality, tick: Progress | None = None, depth: int = 8
@@ -99,15 +93,42 @@ class TorchEngine:
         q = torch.tensor([quality.unit], dtype=torch.float32, device=self.namespace.device)
 
         def run(y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
-            with self._plain():
+            with _plain(self.namespace.device):
                 y = torch.tensor(y_hat, device=self.namespace.device)[None].float() * 2.0**-MEAN_SHIFT
                 x, w = (torch.tensor(v, device=y.device).permute(2, 0, 1)[None] for v in (pixels, weight))
                 return np.asarray(self.model.error_gradient(y, x.float() / 255, w, q)[0].cpu())
 
         return gradient_strips(run, y_hat, pixels, weight, self.config, tick)
 
-    @contextmanager
-    def _plain(self) -> Iterator[None]:
-        """Switches gradients and autocast off inside, whatever the caller has switched on."""
-        with torch.inference_mode(), torch.autocast(self.namespace.device.type, enabled=False):
-            yield
+
+class MixedEngine(LightEngine):
+    """The light engine for models without graphs: torch's modules run the encoder's transforms."""
+
+    def __init__(self, w: weights.Weights) -> None:
+        super().__init__(w)
+        self.model = from_weights(w).eval()
+
+    def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+        return _analyse(self.model, torch.device("cpu"), pixels, quality, tick)
+
+
+def _analyse(
+    model: HPCM, device: torch.device, pixels: np.ndarray, quality: Quality, tick: Progress | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `Engine.analyse`."""
+    q = torch.tensor([quality.unit], dtype=torch.float32, device=device)
+
+    def run(strip: np.ndarray) -> list[np.ndarray]:
+        with _plain(device):
+            # torch.tensor copies: without a copy, torch warns of arrays that may not be written to.
+            x = torch.tensor(strip, device=device).permute(2, 0, 1)[None].float() / 255
+            return [t[0].cpu().numpy() for t in model.analyse(x, q)]
+
+    return analyse_strips(run, pixels, model.config, tick)
+
+
+@contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """Switches gradients and autocast off inside, whatever the caller has switched on."""
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        yield

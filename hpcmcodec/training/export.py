@@ -73,21 +73,10 @@ def export(
     model.load_state_dict({k: torch.from_numpy(v).float() for k, v in shipped_as.items()}, strict=False)
     tables = fit_tables(model, integers, photographs)
     tensors |= {f"tables.{k}": v for k, v in tables.items()}
-    model_id = weights.compute_model_id(model.config, model.grids, tensors)
-    metadata = {
-        "format": weights.FORMAT,
-        "name": name,
-        "config": model.config.to_json(),
-        "grids": weights.canonical_json(model.grids),
-        "model_id": model_id.hex(),
-    }
     out.mkdir(parents=True, exist_ok=True)
-    from safetensors.numpy import save_file
-
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
         path = Path(folder) / f"{name}.safetensors"
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata=metadata)
-        path.chmod(0o644)  # safetensors makes files for their owner alone
+        model_id = save(path, model, tensors)
         shipped = from_weights(weights.load_file(path)).eval()
         for graph in graphs.graphs(shipped):
             graphs.write(graph, path, path.with_name(f"{name}.{graph.name}.onnx"))
@@ -97,6 +86,23 @@ def export(
             file.replace(out / file.name)
         # The list is written last: until then an older list refuses files that a killed run has replaced in part.
         checksums.write(out, [file.name for file in written])
+    return model_id
+
+
+def save(path: Path, model: HPCM, tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Write the weights file of a model, which gets the file's name; returns the model id."""
+    from safetensors.numpy import save_file
+
+    model_id = weights.compute_model_id(model.config, model.grids, tensors)
+    metadata = {
+        "format": weights.FORMAT,
+        "name": path.stem,
+        "config": model.config.to_json(),
+        "grids": weights.canonical_json(model.grids),
+        "model_id": model_id.hex(),
+    }
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata=metadata)
+    path.chmod(0o644)  # safetensors makes files for their owner alone
     return model_id
 
 

@@ -76,7 +76,7 @@ def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, Quality]]) ->
 @torch.no_grad()
 def synthesis_integers(model: Estimator, photographs: Iterable[tuple[np.ndarray, Quality]]) -> dict[str, np.ndarray]:
     """The stored tensors of the synthesis and its thumbnails, exponents fitted to what photographs make of it."""
-    peaks, maps = _Peaks(model), _Thumbnails(model.config)
+    peaks, maps = _Peaks(model), Thumbnails(model.config)
     state = {k: v.float().numpy() for k, v in model.state_dict().items()}
     layers = declare_synthesis(model.config)[0]
     with peaks:
@@ -85,12 +85,12 @@ def synthesis_integers(model: Estimator, photographs: Iterable[tuple[np.ndarray,
             y_hat = model.analyse(x, q)[0].round()
             y = y_hat * model.ungain.factors(q)[:, :, 0, 0]
             maps.add(y_hat.numpy()[0], y.numpy()[0], model.synthesise(y_hat, q)[0].permute(1, 2, 0).numpy())
-    exponents = {name: _exponents(peak) for name, peak in peaks.of.items()}
+    exponents = {name: exponents_of(peak) for name, peak in peaks.of.items()}
     derived = fold.derived(model.config, state, exponents) | maps.solve(exponents["ungain"])
     return quantise(layers.values(), derived, FIXED_GRIDS)
 
 
-def _exponents(peak: np.ndarray) -> np.ndarray:
+def exponents_of(peak: np.ndarray) -> np.ndarray:
     """e of each channel from its largest magnitude."""
     peak = np.maximum(peak, peak.max() / FINEST)
     return np.array([math.floor(stages.room(float(p), SPARE)) for p in peak])
@@ -126,7 +126,7 @@ class _Peaks:
         self.seen.add(name)
 
 
-class _Thumbnails:
+class Thumbnails:
     """Least squares from y_hat, times its factors, to the picture's mean over 8 x 8 pixels, around 0."""
 
     def __init__(self, config: Config) -> None:
