@@ -77,4 +77,4 @@ def _outside(b: int, rows: int, columns: int, window: int, heads: int) -> np.nda
     add = np.full((window, across * window), OUTSIDE)
     add[:rows, :columns] = 0
     parts = add.reshape(window, across, window).transpose(1, 0, 2).reshape(1, across, 1, 1, window * window)
-    return np.broadcast_to(parts, (b, across, heads, 1, window * window)).reshape(-1, 1, window * window)
+    return np.tile(parts, (b, 1, heads, 1, 1)).reshape(-1, 1, window * window)
