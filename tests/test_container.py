@@ -750,3 +750,10 @@ def test_edit_refuses_damage_and_chunks_that_it_would_lose() -> None:
         edited(bytes(data), {}, None)
     with pytest.raises(InputError, match="truncated"):
         edited(bytes(data[:-1]), {}, None)
+
+
+def test_metadata_that_no_reader_would_take_are_not_written() -> None:
+    streams = {scale: [Stream(b"", 0)] for scale in STREAM_ORDER}
+    whole = {"XMP": bytes(1 << 25), "EXIF": bytes((1 << 25) + 1)}
+    with pytest.raises(UnsupportedError, match="metadata"):
+        pack(model_id=bytes(4), width=1, height=1, quality=Quality(0), streams=streams, metadata=whole)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hpcmcodec.container.fields import CRC_BYTES, Fields, require
 from hpcmcodec.errors import InputError, UnsupportedError
 
+MAX_METADATA = 1 << 26  # bytes of all chunks of a file, once inflated
 CRITICAL, LEADING, DEFLATED = 1, 2, 4
 CHUNKS = {"ICC": LEADING, "ALPH": CRITICAL, "EXIF": 0, "IPTC": 0, "TEXT": 0, "XMP": 0}
 """The names of metadata, and the flags of their chunks without `DEFLATED`.
@@ -74,9 +75,15 @@ def placed(table: Iterable[tuple[str, int, int]], offset: int) -> tuple[list[Chu
 
 
 def chunks_to_write(metadata: Mapping[str, bytes]) -> list[tuple[bytes, int, bytes]]:
-    """Tag, flags and content of each chunk, in the order of the chunk table; deflated where that makes it smaller."""
+    """Tag, flags and content of each chunk, in the order of the chunk table; deflated where that makes it smaller.
+
+    Raises ValueError for an unknown name, UnsupportedError for more bytes than are read.
+    """
     unknown = set(metadata) - set(CHUNKS)
     require(not unknown, f"metadata {sorted(unknown)}: the format has {list(CHUNKS)}")
+    n_bytes = sum(map(len, metadata.values()))
+    if n_bytes > MAX_METADATA:
+        raise UnsupportedError(f"{n_bytes} bytes of metadata and alpha: a file may have {MAX_METADATA}")
     chunks = []
     for name, data in metadata.items():
         packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import BinaryIO
 
-from hpcmcodec.container.chunks import CHUNKS, DEFLATED, inflated
+from hpcmcodec.container.chunks import CHUNKS, DEFLATED, MAX_METADATA, inflated
 from hpcmcodec.container.fields import CRC_BYTES, crc32_bytes, low_bytes, run_on
 from hpcmcodec.container.header import (
     CHECK_BYTES,
@@ -18,7 +18,6 @@ from hpcmcodec.container.header import (
 )
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 
-_MAX_METADATA = 1 << 26  # bytes of all chunks of a file, once inflated
 _BYTES_PER_PIXEL = 8
 _PIECE = 1 << 20
 _FIRST_PIECE = 1 << 16  # bytes; nearly every header is far shorter
@@ -29,7 +28,7 @@ def max_bytes(max_pixels: int | None) -> int | None:
 
     The limit has room for 8 bytes per pixel, as 16-bit RGBA takes without compression, and 2^26 bytes of metadata.
     """
-    return None if max_pixels is None else _BYTES_PER_PIXEL * max_pixels + _MAX_METADATA
+    return None if max_pixels is None else _BYTES_PER_PIXEL * max_pixels + MAX_METADATA
 
 
 def take(file: BinaryIO, n_bytes: int | None) -> bytes:
@@ -130,7 +129,7 @@ class Reader:
             UnsupportedError: the chunks take more than 2^26 bytes.
         """
         found: dict[str, bytes] = {}
-        room = _MAX_METADATA
+        room = MAX_METADATA
         for chunk in self.header.chunks:
             end = chunk.offset + chunk.length + CRC_BYTES
             if chunk.name not in CHUNKS or (partial and end > len(self._data)):
@@ -142,7 +141,7 @@ class Reader:
             found[chunk.name] = inflated(data, room, chunk.name) if chunk.flags & DEFLATED else data
             room -= len(found[chunk.name])
             if room < 0:
-                raise UnsupportedError(f"the file has more than {_MAX_METADATA} bytes of metadata")
+                raise UnsupportedError(f"the file has more than {MAX_METADATA} bytes of metadata")
         return found
 
     def verify_complete(self) -> None:

@@ -72,6 +72,7 @@ def pack(
 
     Raises:
         ValueError: an argument does not fit the format.
+        UnsupportedError: metadata take more than 2^26 bytes, which readers refuse.
     """
     require(len(model_id) >= MODEL_ID_BYTES, f"model_id has {len(model_id)} bytes, not {MODEL_ID_BYTES} or more")
     for name, side in (("width", width), ("height", height)):
