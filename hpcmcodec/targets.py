@@ -39,7 +39,7 @@ def for_size(encode: Callable[[float], bytes], n_bytes: int) -> bytes:
     """
     if not n_bytes >= 1:
         raise ValueError(f"a target size is at least one byte, not {n_bytes}")
-    window = math.log(n_bytes * (1 - SIZE_SLACK)), math.log(n_bytes)
+    window = math.log(n_bytes) + math.log(1 - SIZE_SLACK), math.log(n_bytes)
     tried = _search(lambda quality: _sized(quality, encode(quality)), window, _LOG_SIZES)
     fitting = [t for t in tried if len(t.data) <= n_bytes]
     if not fitting:

@@ -532,6 +532,8 @@ def test_importing_the_package_loads_nothing_heavy_and_offers_its_names() -> Non
         (["encode", "a.png", "-q", "101"], "101"),
         (["encode", "a.png", "-q", "-1"], "-1"),
         (["encode", "a.png", "-q", "nan"], "not a number"),
+        (["encode", "a.png", "--target-bpp", "inf"], "not a number"),
+        (["encode", "a.png", "--target-psnr", "nan"], "not a number"),
         (["encode", "a.png", "-q", "high"], "high"),
         (["encode", "a.png", "-e", "10"], "10"),
         (["encode", "a.png", "--effort", "-1"], "-1"),

@@ -80,6 +80,9 @@ def test_targets_that_make_no_sense_are_mistakes_in_the_call(photo: np.ndarray, 
     for name in ("target_size", "target_psnr"):
         with pytest.raises(ValueError, match="target"):
             hpcmcodec.encode(photo, **{name: target})
+    for bpp in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="target_bpp"):
+            hpcmcodec.encode(photo, target_bpp=bpp)
     with pytest.raises(ValueError, match="exclude"):
         hpcmcodec.encode(photo, target_size=9000, target_bpp=2.0)
 
@@ -98,3 +101,11 @@ def test_files_of_photographs_meet_their_targets(photo: np.ndarray) -> None:
     decoded = np.asarray(hpcmcodec.decode(hpcmcodec.encode(photo, target_psnr=32))).astype(float)
     assert 32 <= 10 * np.log10(255**2 / np.mean((decoded - photo) ** 2)) <= 32.05
     assert container.parse_header(hpcmcodec.encode(photo, target_size=10**6)).quality.percent == 100
+
+
+def test_targets_far_beyond_all_files_are_met_or_refused_like_others(photo: np.ndarray) -> None:
+    small = photo[:16, :16]
+    for options in ({"target_size": 10**400}, {"target_bpp": 1e308}):
+        assert container.parse_header(hpcmcodec.encode(small, **options)).quality.percent == 100
+    with pytest.raises(UnsupportedError, match="cannot be met"):
+        hpcmcodec.encode(small, target_bpp=1e-300)

@@ -17,7 +17,6 @@ from hpcmcodec.cli.options import (
     Settings,
     background_option,
     device_option,
-    finite,
     force_option,
     inputs_argument,
     output_option,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     "-q",
     "--quality",
     type=Number(0, 100),
-    callback=finite,
     help="From 0 (smallest file) to 100 (best picture); decimals are allowed.  [default: 50]",
 )
 @click.option(

@@ -123,22 +123,15 @@ class Number(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number. Raises click.BadParameter for anything else."""
         try:
-            float(value)
+            number = float(value)
         except ValueError:
+            number = math.nan
+        if not math.isfinite(number):  # NaN passes click's check of the range, as comparisons with it are false
             self.fail(f"{value!r} is not a number{self._range()}", param, ctx)
         return super().convert(value, param, ctx)
 
     def _range(self) -> str:
         return f" from {self.min:g} to {self.max:g}" if self.max is not None else ""
-
-
-def finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """A callback of click that refuses NaN."""
-    if value is not None and math.isnan(
-        value
-    ):  # NaN passes click's check of the range, as comparisons with NaN are false
-        raise click.BadParameter("not a number", ctx, parameter)
-    return value
 
 
 def names(text: str, known: Iterable[str], option: str) -> list[str]:
