@@ -25,6 +25,7 @@ from typing import IO, Any
 from PIL import Image, ImageFile
 
 from hpcmcodec import container
+from hpcmcodec.container import LATENT
 from hpcmcodec.errors import HpcmError
 
 __all__ = ["HpcmImageFile", "register"]
@@ -43,15 +44,20 @@ class HpcmImageFile(ImageFile.ImageFile):
             self._data = container.read(self.fp, max_pixels=None, max_side=None)  # type: ignore[arg-type]
             reader = container.Reader(self._data, max_pixels=None, max_side=None)
             metadata = reader.metadata(partial=True)
+            text = container.text_of(metadata["TEXT"]) if "TEXT" in metadata else None
         except HpcmError as error:
             raise SyntaxError(str(error)) from error  # Pillow's way to say that a file is of another format
         header = reader.header
         self._size = header.width, header.height
+        # Pillow counts pixels as they are shown; what is decoded are whole squares of latents.
+        Image._decompression_bomb_check((LATENT * header.latent_width, LATENT * header.latent_height))
         self._thumbnail = False
         alpha = any(chunk.name == "ALPH" for chunk in header.chunks)
         self._mode = ("L" if header.grey else "RGB") + ("A" if alpha else "")
         self.tile = [self._whole()]
         self._take(metadata, header.cicp)
+        if text is not None:
+            self.info["text"] = text
 
     def _take(self, metadata: dict[str, bytes], cicp: tuple[int, int] | None) -> None:
         if "EXIF" in metadata:
@@ -59,8 +65,6 @@ class HpcmImageFile(ImageFile.ImageFile):
         for name, key in (("ICC", "icc_profile"), ("XMP", "xmp"), ("IPTC", "iptc")):
             if name in metadata:
                 self.info[key] = metadata[name]
-        if "TEXT" in metadata:
-            self.info["text"] = container.text_of(metadata["TEXT"])
         if cicp is not None:
             from hpcmcodec.image import colour
 
@@ -138,8 +142,9 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
         ):
             if key not in options:
                 continue
-            block = options[key]
-            block = block.tobytes() if isinstance(block, Image.Exif) else block
+            block = _bytes_of(options[key])
+            if block and block == im.info.get(key):  # `load` has made of it what suits the picture
+                continue
             metadata = {other: data for other, data in picture.metadata.items() if other != name}
             picture = replace(picture, metadata=metadata, cicp=None if key == "icc_profile" else picture.cicp)
             picture = change(picture, block) if block else picture
@@ -148,6 +153,15 @@ def _save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     except HpcmError as error:
         raise OSError(f"cannot write mode {im.mode} as HPCM: {error}") from error
     fp.write(data)
+
+
+def _bytes_of(block: Any) -> Any:
+    """A block of metadata as bytes; empty where it is EXIF without a tag, as `Image.getexif` gives it."""
+    if isinstance(block, str):
+        return block.encode()
+    if isinstance(block, Image.Exif):
+        return block.tobytes() if len(block) else b""
+    return b"" if block == Image.Exif().tobytes() else block
 
 
 def register() -> None:

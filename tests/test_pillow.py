@@ -17,6 +17,7 @@ import hpcmcodec.pillow
 from hpcmcodec import container
 from hpcmcodec.image import Picture, colour
 from hpcmcodec.image.colour import Cicp
+from hpcmcodec.quality import Quality
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +156,29 @@ def test_opening_loads_neither_numpy_nor_onnxruntime(photo: Image.Image, tmp_pat
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout == "(160, 96) RGB []\n"
+
+
+def test_file_whose_texts_are_malformed_is_not_identified() -> None:
+    header = {"model_id": bytes(4), "width": 5, "height": 5, "quality": Quality(0)}
+    streams = {scale: [container.Stream(b"", 0)] for scale in container.STREAM_ORDER}
+    data = container.pack(**header, streams=streams, metadata={"TEXT": b"no zero byte"})
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(data))
+
+
+def test_pixels_are_counted_as_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    header = {"model_id": bytes(4), "width": 1, "height": 100, "quality": Quality(0)}
+    streams = {scale: [container.Stream(b"", 0)] for scale in container.STREAM_ORDER}
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(container.pack(**header, streams=streams)))
+
+
+def test_saving_with_what_another_file_said_works(photo: Image.Image) -> None:
+    small = photo.crop((0, 0, 16, 16))
+    for nothing in (Image.Exif(), Image.Exif().tobytes()):
+        assert "EXIF" not in container.Reader(saved(small, exif=nothing)).metadata()
+    assert container.Reader(saved(small, xmp="<a/>")).metadata() == {"XMP": b"<a/>"}
+    grey = small.convert("L")
+    grey.info["icc_profile"] = b"a profile of greys"
+    assert container.Reader(saved(grey, icc_profile=grey.info["icc_profile"])).metadata() == {}
