@@ -33,6 +33,7 @@ from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.image import Picture, alpha_png, flattened, load, read_alpha, thumbnail_of_alpha, to_image
 from hpcmcodec.image.colour import Cicp, rgb_of
+from hpcmcodec.image.exif import take_orientation
 from hpcmcodec.model.coder import RATE_WEIGHT, Cut
 from hpcmcodec.model.synthesis import THUMBNAIL
 from hpcmcodec.quality import Quality
@@ -117,7 +118,7 @@ def encode(
         return _encoded(picture, quality, runner, effort, tile, verify, progress)
 
     if target_bpp is not None:
-        target_size = int(target_bpp * width * height / 8)
+        target_size = max(1, int(min(target_bpp * width * height / 8, 2.0**62)))
     if target_size is not None:
         return targets.for_size(lambda percent: attempt(Quality.of(percent)), target_size)
     if target_psnr is not None:
@@ -129,6 +130,8 @@ def encode(
 def _checked(quality: float | None, effort: int, tile: int, wanted: list[float | None]) -> Quality:
     if sum(target is not None for target in wanted) > 1:
         raise ValueError("target_size, target_bpp and target_psnr exclude each other")
+    if wanted[1] is not None and not 0 < wanted[1] < float("inf"):
+        raise ValueError(f"target_bpp is a positive number of bits per pixel, not {wanted[1]}")
     if effort not in range(len(refine.ROUNDS)):
         raise ValueError(f"effort is 0 to {len(refine.ROUNDS) - 1}, not {effort}")
     if tile not in container.TILE_SIDES:
@@ -333,6 +336,8 @@ def decode_picture(
     metadata = reader.metadata(partial=scale is not None)
     runner = base.find(weights.find(header.model_id), device, engine)
     depth = depth or (16 if header.depth > 8 else 8)
+    if "EXIF" in metadata:  # the pixels are upright, so nobody is to turn them again
+        metadata["EXIF"] = take_orientation(metadata["EXIF"])[1]
     opacity = metadata.pop("ALPH", None)
     alpha = None if opacity is None else read_alpha(opacity, header.width, header.height, 8 if thumbnail else depth)
     cicp = None if header.cicp is None else Cicp(*header.cicp)

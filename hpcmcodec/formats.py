@@ -16,6 +16,7 @@ class Format(NamedTuple):
         deep: whether 16 bits are written.
         colour, cicp: whether it holds ICC profiles, and code points.
         metadata: which of "EXIF", "IPTC", "TEXT" and "XMP" it holds.
+        max_side: the longest side that is written, in pixels.
     """
 
     name: str
@@ -25,12 +26,15 @@ class Format(NamedTuple):
     colour: bool
     cicp: bool
     metadata: tuple[str, ...]
+    max_side: int = (1 << 31) - 1
 
 
 FORMATS = {
     "png": Format("PNG", (".png",), True, True, True, True, ("EXIF", "IPTC", "TEXT", "XMP")),
-    "jpg": Format("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), False, False, True, False, ("EXIF", "IPTC", "XMP")),
-    "webp": Format("WEBP", (".webp",), True, False, True, False, ("EXIF", "XMP")),
+    "jpg": Format(
+        "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), False, False, True, False, ("EXIF", "IPTC", "XMP"), 65500
+    ),
+    "webp": Format("WEBP", (".webp",), True, False, True, False, ("EXIF", "XMP"), 16383),
     "avif": Format("AVIF", (".avif",), True, False, True, True, ("EXIF", "XMP")),
     "tif": Format("TIFF", (".tif", ".tiff"), True, True, True, False, ("EXIF", "IPTC", "XMP")),
     "ppm": Format("PPM", (".ppm", ".pgm", ".pnm"), False, True, False, False, ()),

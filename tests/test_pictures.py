@@ -33,6 +33,7 @@ from hpcmcodec.image import (
     write,
 )
 from hpcmcodec.image.colour import Cicp
+from tests import tiny
 from tests.files import ADAM7, png_file, saved, tiff_file, tiff_tags, with_segments
 
 P3, PQ = Cicp(12, 13), Cicp(9, 16)
@@ -866,3 +867,34 @@ def test_kodaks_photographs_are_photographs(kodak: list[Path]) -> None:
     assert {path.name: not_a_photograph(load(path, max_pixels=None)) for path in kodak} == {
         path.name: "" for path in kodak
     }
+
+
+@pytest.mark.parametrize(("form", "side"), [("jpg", 65501), ("webp", 16384)])
+def test_side_that_a_format_cannot_hold_is_refused(form: str, side: int) -> None:
+    with pytest.raises(UnsupportedError, match=f"sides up to {side - 1}"):
+        write(Picture(np.zeros((1, side, 3), np.uint8), {}), form, io.BytesIO())
+
+
+def test_profile_that_a_deep_png_cannot_hold_leaves_a_note() -> None:
+    picture = Picture(np.zeros((4, 4, 3), np.uint16), {"ICC": bytes(1_000_001)}, depth=16)
+    assert any("1000001 bytes" in note for note in write(picture, "png", io.BytesIO()))
+
+
+@pytest.mark.parametrize("tag", [266, 274, 322, 338, 339])
+def test_exif_says_nothing_of_how_a_tiffs_pixels_are_stored(tag: int) -> None:
+    exif = Image.Exif()
+    exif[tag], exif[0x010F] = 3, "Maker"
+    file = io.BytesIO()
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    write(Picture(pixels, {"EXIF": exif.tobytes()[6:]}), "tif", file)
+    with Image.open(file) as image:
+        assert np.array_equal(np.asarray(image), pixels)
+        assert image.getexif()[0x010F] == "Maker"
+
+
+def test_orientation_in_a_file_is_not_passed_on() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with tiny.installed():
+        data = container.edited(tiny.encode(8, 5), {"EXIF": exif.tobytes()[6:]}, None)
+        assert hpcmcodec.decode(data).getexif()[0x0112] == 1

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from hpcmcodec.container import text_of
-from hpcmcodec.errors import InputError
+from hpcmcodec.errors import InputError, UnsupportedError
 from hpcmcodec.formats import FORMATS
 from hpcmcodec.image import colour, isobmff, netpbm, png, tiff
 from hpcmcodec.image.colour import Cicp
@@ -58,8 +58,16 @@ def write(
 
     Returns:
         A line for each thing that the format cannot hold.
+
+    Raises:
+        UnsupportedError: a side is longer than the format's longest.
     """
     target = FORMATS[form]
+    height, width, _ = picture.pixels.shape
+    if max(width, height) > target.max_side:
+        raise UnsupportedError(
+            f"{target.name} holds sides up to {target.max_side} pixels, the picture has {width}x{height}"
+        )
     notes: list[str] = []
     if picture.alpha is not None and not target.alpha:
         notes.append(f"{target.name} holds no transparency: the picture is put on a background")
@@ -70,6 +78,9 @@ def write(
         picture = _without_profile(picture, target.name, notes)
     elif picture.cicp and picture.cicp.transfer in _PQ_HLG and not target.cicp:
         notes.append(f"{target.name} cannot name the colour space ({picture.cicp}): it will be shown as sRGB")
+    icc = b"" if picture.grey else picture.metadata.get("ICC", b"")
+    if target.name == "PNG" and picture.depth > 8 and len(icc) > _MAX_PNG_PROFILE:
+        notes.append(f"a profile of {len(icc)} bytes, which readers of PNG refuse, is left out")
     lost = [name for name in picture.metadata if name in _ALL and name not in target.metadata]
     if lost == ["TEXT"] and target.name == "JPEG" and list(text_of(picture.metadata["TEXT"])) == ["Comment"]:
         lost = []

@@ -31,6 +31,23 @@ _EXTRA_SAMPLES, _SAMPLE_FORMAT, _XMP, _IPTC = 338, 339, 700, 33723
 _HEIGHT, _COMPRESSION, _ROWS_PER_STRIP, _PREDICTOR = 257, 259, 278, 317
 _SUB_DIRECTORIES = (0x8769, 0x8825)
 _DEFLATE, _UNDEFINED = 8, 7
+# Tags about how pixels are stored, in TIFF 6.0 and its supplements; a block of EXIF says that of another file.
+_STORAGE = frozenset(
+    tag
+    for tags in (
+        range(254, 267),
+        range(273, 282),
+        (284,),
+        range(288, 294),
+        (297, 301),
+        range(317, 326),
+        (330,),
+        range(332, 348),
+        range(512, 533),
+        (33421, 33422),
+    )
+    for tag in tags
+)
 _REDUCED, _MASK = 1, 4
 _MAX_PAGES = 64
 # The native order of bytes, in which libtiff hands over samples, and the other one, in Pillow's letters.
@@ -245,6 +262,8 @@ def write(samples: npt.NDArray[Any], file: BinaryIO, blocks: dict[int, bytes], e
     offsets = np.cumsum([0, *(len(strip) for strip in strips)]).tolist()  # Pillow adds where the directory ends
     tags = ImageFileDirectory_v2(b"II*\0\0\0\0\0")
     for tag, value in (exif or {}).items():
+        if tag in _STORAGE:
+            continue
         tags[tag] = exif.get_ifd(tag) if exif and tag in _SUB_DIRECTORIES else value
     tags[_WIDTH], tags[_HEIGHT] = width, height
     tags[_BITS], tags[_SAMPLES] = (8 * size,) * channels, channels
