@@ -25,17 +25,28 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 import numpy as np
 
 from hpcmcodec import container, refine, targets, timing, weights
-from hpcmcodec.container import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE, LATENT, TILE_SIDE
-from hpcmcodec.decoding import Ticks, check_complete, halves, latents_of, part, pixels_crc, pixels_of, what_decodes
+from hpcmcodec.container import DEFAULT_MAX_PIXELS, DEFAULT_MAX_SIDE, TILE_SIDE
+from hpcmcodec.decoding import (
+    Region,
+    Ticks,
+    check_complete,
+    halves,
+    latents_of,
+    part,
+    pixels_crc,
+    pixels_of,
+    thumbnail_of,
+    what_decodes,
+)
 from hpcmcodec.engines import base
 from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.image import Picture, alpha_png, flattened, load, read_alpha, thumbnail_of_alpha, to_image
 from hpcmcodec.image.colour import Cicp, rgb_of
+from hpcmcodec.image.editing import resized
 from hpcmcodec.image.exif import take_orientation
 from hpcmcodec.model.coder import RATE_WEIGHT, Cut
-from hpcmcodec.model.synthesis import THUMBNAIL
 from hpcmcodec.quality import Quality
 from hpcmcodec.shortage import within_memory
 
@@ -143,10 +154,8 @@ def _psnr_db(picture: Picture, runner: Engine, data: bytes) -> float:
     """PSNR of the decoded pixels of a file in dB, at the depth of the picture."""
     reader = container.Reader(data, max_pixels=None, max_side=None)
     depth = 8 if picture.depth == 8 else 16
-    y_hat = latents_of(reader, runner)
-    decoded = runner.synthesise(y_hat, reader.header.quality, None, depth)
-    height, width, _ = picture.pixels.shape
-    error = decoded[:height, :width] / ((1 << depth) - 1) - picture.pixels / ((1 << picture.depth) - 1)
+    decoded = pixels_of(reader, runner, (None, None), depth=depth)
+    error = decoded / ((1 << depth) - 1) - picture.pixels / ((1 << picture.depth) - 1)
     return float(-10 * np.log10(max(float(np.mean(np.square(error))), 1e-12)))
 
 
@@ -178,7 +187,10 @@ def _encoded(
         )
 
     data = packed(None)
-    return packed(pixels_crc(pixels_of(data, runner, ticks[-1]))) if verify else data
+    if not verify:
+        return data
+    reader = container.Reader(data, max_pixels=None, max_side=None)
+    return packed(pixels_crc(pixels_of(reader, runner, ticks[-1])))
 
 
 def _streams_of(
@@ -274,6 +286,7 @@ def decode(
     engine: str = "auto",
     scale: str | None = None,
     thumbnail: bool = False,
+    region: Region | None = None,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
     max_side: int | None = DEFAULT_MAX_SIDE,
     progress: Progress | None = None,
@@ -288,6 +301,9 @@ def decode(
         scale: "s1", "s2" or "s3": decode a preview from the streams up to that scale alone. The file may be cut behind
             these streams.
         thumbnail: an eighth of the size, in both directions. With scale "s1" or "s2" it takes a fraction of the time.
+        region: x and y of the corner at the top left, width and height in pixels: decode that part alone. It has the
+            pixels that it has in the whole picture. Only the tiles around it are decoded, and their checksums compared;
+            a checksum of the picture's pixels, where the file has one, is not.
         max_pixels, max_side, progress: as for `encode`.
 
     Raises:
@@ -295,12 +311,21 @@ def decode(
         UnsupportedError: the version, model or device is not supported here, the image has too many pixels, or there is
             not enough memory.
         IntegrityError: the file is damaged, or the decoded latents or pixels are not those of the encoder.
-        ValueError: scale, device or engine out of range.
+        ValueError: scale, device or engine out of range, a region that is not inside the picture, or one of a
+            thumbnail.
     """
     limits = container.Limits(max_pixels=max_pixels, max_side=max_side)
     return to_image(
         decode_picture(
-            data, device=device, engine=engine, scale=scale, thumbnail=thumbnail, depth=8, progress=progress, **limits
+            data,
+            device=device,
+            engine=engine,
+            scale=scale,
+            thumbnail=thumbnail,
+            region=region,
+            depth=8,
+            progress=progress,
+            **limits,
         )
     )
 
@@ -313,6 +338,7 @@ def decode_picture(
     engine: str = "auto",
     scale: str | None = None,
     thumbnail: bool = False,
+    region: Region | None = None,
     depth: int | None = None,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
     max_side: int | None = DEFAULT_MAX_SIDE,
@@ -321,7 +347,7 @@ def decode_picture(
     """Decode an `.hpcm` file to arrays: pixels, alpha, colour space and metadata.
 
     Args:
-        data, device, engine, scale, thumbnail, max_pixels, max_side, progress: as for `decode`.
+        data, device, engine, scale, thumbnail, region, max_pixels, max_side, progress: as for `decode`.
         depth: 8 or 16 bits; None is 16 where the coded picture had more than 8. Thumbnails have 8.
 
     Raises what `decode` raises, and ValueError for another depth.
@@ -330,6 +356,8 @@ def decode_picture(
         raise ValueError(f"scale is one of {', '.join(SCALES)}, not {scale!r}")
     if depth not in (None, 8, 16):
         raise ValueError(f"depth is 8 or 16, not {depth}")
+    if thumbnail and region is not None:
+        raise ValueError("a thumbnail shows the whole picture: thumbnail and region exclude each other")
     reader = _reader(data, max_pixels, max_side)
     header = reader.header
     check_complete(reader, scale)
@@ -342,25 +370,21 @@ def decode_picture(
     alpha = None if opacity is None else read_alpha(opacity, header.width, header.height, 8 if thumbnail else depth)
     cicp = None if header.cicp is None else Cicp(*header.cicp)
     if thumbnail:
-        finest = "s2" if scale in ("s1", "s2") else "s3"
-        y_hat = latents_of(reader, runner, scale, progress, finest=finest)
-        with timing.phase("transform"):
-            pixels = runner.thumbnail(y_hat, header.quality, finest)
-        height, width = (-(-n * THUMBNAIL // LATENT) for n in (header.height, header.width))
-        pixels = np.ascontiguousarray(pixels[:height, :width])
+        pixels = thumbnail_of(reader, runner, scale, progress)
+        height, width, _ = pixels.shape
         alpha = None if alpha is None else thumbnail_of_alpha(alpha, width, height)
         return Picture(pixels, metadata, grey=header.grey, alpha=alpha, cicp=cicp)
-    coding, transforming = halves(progress)
-    y_hat = latents_of(reader, runner, scale, coding)
-    with timing.phase("transform"):
-        pixels = runner.synthesise(y_hat, header.quality, transforming, depth)
-    pixels = np.ascontiguousarray(pixels[: header.height, : header.width])
-    checked = header.picture_crc is not None and depth == 8 and scale in (None, SCALES[-1])
+    pixels = pixels_of(reader, runner, halves(progress)[::-1], scale, depth, region)
+    if alpha is not None and region is not None:
+        x, y, width, height = region
+        alpha = np.ascontiguousarray(alpha[y : y + height, x : x + width])
+    checked = header.picture_crc is not None and depth == 8 and scale in (None, SCALES[-1]) and region is None
     if checked and pixels_crc(pixels) != header.picture_crc:
         raise IntegrityError(
             f"the decoded pixels differ from those of the encoder (CRC mismatch); decoded by {what_decodes(runner)}"
         )
-    return Picture(pixels, metadata, depth=depth, grey=header.grey, alpha=alpha, cicp=cicp)
+    picture = Picture(pixels, metadata, depth=depth, grey=header.grey, alpha=alpha, cicp=cicp)
+    return picture if region is None else resized(picture)
 
 
 @within_memory()

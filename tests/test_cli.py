@@ -194,6 +194,19 @@ def test_depth_chooses_between_8_and_16_bits(tmp_path: Path) -> None:
     assert depths == {"": 16, "--depth 8": 8, "--depth 16": 16, "--format jpg": 8}
 
 
+def test_region_is_a_part_of_the_picture_and_one_outside_is_exit_code_2(file: Path, tmp_path: Path) -> None:
+    whole = np.asarray(hpcmcodec.decode(file))
+    assert inside("decode", file, "--region", "11,7,50,20").exit_code == 0
+    assert np.array_equal(pixels(file.with_suffix(".png")), whole[7:27, 11:61])
+    outside = inside("decode", file, "--region", "90,0,7,5", "-o", tmp_path / "outside.png")
+    assert_refused(outside, 2, "'--region'", "not inside the picture of 96x64")
+    assert not (tmp_path / "outside.png").exists()
+    second = tmp_path / "second.hpcm"
+    second.write_bytes(hpcmcodec.encode(whole[:40, :40], 50))
+    assert inside("decode", second, file, "--region", "40,30,9,9", "--format", "jpg").exit_code == 7
+    assert contents(tmp_path) == {"photo.hpcm", "photo.png", "photo.jpg", "second.hpcm"}
+
+
 @pytest.fixture(scope="module")
 def glass(photos: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .hpcm file of a photograph with alpha, 48x32, in a folder of its own."""
@@ -547,6 +560,8 @@ def test_importing_the_package_loads_nothing_heavy_and_offers_its_names() -> Non
         (["decode", "a.hpcm", "-o", "a.jpg", "--format", "png"], "--format says png"),
         (["decode", "a.hpcm", "-o", "a.jpg", "--depth", "16"], "JPEG is written with 8 bits"),
         (["decode", "a.hpcm", "--depth", "12"], "12"),
+        (["decode", "a.hpcm", "--region", "1,2,3"], "'1,2,3' is not X,Y,W,H"),
+        (["decode", "a.hpcm", "--region", "-1,2,3,4"], "'-1,2,3,4' is not X,Y,W,H"),
         (["encode", "a.png", "-"], "on its own"),
         (["decode", "a.hpcm", "b.png"], "-o"),
         (["edit", "a.hpcm"], "nothing to change"),

@@ -19,9 +19,11 @@ from hpcmcodec.cli.options import (
     device_option,
     force_option,
     inputs_argument,
+    region_of,
     rgb,
     shared_options,
 )
+from hpcmcodec.errors import InputError
 from hpcmcodec.formats import FORMATS
 
 
@@ -49,6 +51,13 @@ from hpcmcodec.formats import FORMATS
     type=click.Choice(["s1", "s2", "s3"]),
     help="Decode a preview from this scale and the coarser ones; INPUT may have been cut after them.",
 )
+@click.option(
+    "--region",
+    callback=region_of,
+    metavar="X,Y,W,H",
+    help="Decode this part alone: its corner at the top left, width and height in pixels. The checksum of all pixels "
+    "cannot be compared then.",
+)
 @background_option("Behind transparent pixels; white where the format holds no transparency.")
 @force_option
 @device_option
@@ -61,6 +70,7 @@ def command(
     form: str | None,
     depth: str | None,
     scale: str | None,
+    region: tuple[int, int, int, int] | None,
     background: str | None,
     force: bool,
     device: str,
@@ -86,8 +96,10 @@ def command(
         with about(source), Progress("decoding", settings) as progress:
             with opened(source) as stream:
                 data = container.read(stream, **settings.limits)
+            if region:
+                _check_region(region, data, settings, single=len(sources) == 1)
             picture = codec.decode_picture(
-                data, device=device, scale=scale, depth=bits, progress=progress, **settings.limits
+                data, device=device, scale=scale, region=region, depth=bits, progress=progress, **settings.limits
             )
         if behind:
             picture = image.flattened(picture, behind)
@@ -103,6 +115,19 @@ def command(
 
     convert(settings, sources, target, FORMATS[chosen].suffixes[0], force, decode)
     mention_kernels(settings, device)
+
+
+def _check_region(region: tuple[int, int, int, int], data: bytes, settings: Settings, *, single: bool) -> None:
+    """Raises click.BadParameter for a region that is not inside the picture; InputError for one of several inputs."""
+    from hpcmcodec.decoding import check_region
+
+    header = container.parse_header(data, **settings.limits)
+    try:
+        check_region(region, header.width, header.height)
+    except ValueError as error:
+        if single:
+            raise click.BadParameter(str(error), param_hint="'--region'") from error
+        raise InputError(str(error)) from error
 
 
 def _format(target: str | None, form: str | None) -> str:

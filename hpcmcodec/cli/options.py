@@ -134,6 +134,17 @@ class Number(click.FloatRange):
         return f" from {self.min:g} to {self.max:g}" if self.max is not None else ""
 
 
+def region_of(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int, int, int] | None:
+    """A callback of click that reads X,Y,W,H. Raises click.BadParameter for anything but four whole numbers."""
+    if value is None:
+        return None
+    numbers = value.split(",")
+    if len(numbers) != 4 or not all(n.isascii() and n.isdigit() and len(n) < 10 for n in numbers):
+        raise click.BadParameter(f"{value!r} is not X,Y,W,H: four whole numbers of pixels", ctx, parameter)
+    x, y, width, height = map(int, numbers)
+    return x, y, width, height
+
+
 def names(text: str, known: Iterable[str], option: str) -> list[str]:
     """The names in `text`, which are separated by commas. Raises click.BadParameter for one that is not in `known`."""
     names = list(dict.fromkeys(name for name in text.split(",") if name))

@@ -35,6 +35,17 @@ def stripped(picture: Picture, kinds: Collection[str]) -> Picture:
     return replace(picture, metadata=metadata, cicp=None if "icc" in kinds else picture.cicp)
 
 
+def resized(picture: Picture) -> Picture:
+    """A picture that was cut or scaled, with its own sides in EXIF and XMP, and no thumbnail there."""
+    height, width, _ = picture.pixels.shape
+    metadata = dict(picture.metadata)
+    if "EXIF" in metadata:
+        metadata["EXIF"], _ = exif.upright(metadata["EXIF"], 1, width, height)
+    if "XMP" in metadata:
+        metadata["XMP"] = xmp.upright(metadata["XMP"], width, height)
+    return replace(picture, metadata=metadata)
+
+
 def kept(picture: Picture, kinds: Collection[str]) -> Picture:
     """The picture with these kinds of metadata alone; "all" keeps everything."""
     if "all" in kinds:

@@ -106,7 +106,7 @@ def upright(exif: bytes, orientation: int, width: int, height: int) -> tuple[byt
 
     Args:
         exif: a TIFF structure without prefix; a damaged block stays as it is.
-        orientation: as it was, 2 to 8.
+        orientation: as it was, 1 to 8; 1 for pixels that are cut or scaled.
         width, height: of the upright picture, in pixels.
     """
     first = _first_directory(exif)
