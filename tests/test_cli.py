@@ -207,6 +207,27 @@ def test_region_is_a_part_of_the_picture_and_one_outside_is_exit_code_2(file: Pa
     assert contents(tmp_path) == {"photo.hpcm", "photo.png", "photo.jpg", "second.hpcm"}
 
 
+@pytest.mark.parametrize(
+    ("side", "size"), [(12, (12, 8)), (5, (5, 3)), (50, (50, 33)), (96, (96, 64)), (500, (96, 64))]
+)
+def test_max_size_scales_the_picture_down_from_its_thumbnail_where_that_is_enough(
+    side: int, size: tuple[int, int], file: Path
+) -> None:
+    assert inside("decode", file, "--max-size", side).exit_code == 0
+    found = pixels(file.with_suffix(".png"))
+    assert found.shape[1::-1] == size
+    whole = hpcmcodec.decode(file)
+    wanted = np.asarray(whole.resize(size, Image.Resampling.LANCZOS), float)
+    assert np.sqrt(np.mean((found - wanted) ** 2)) < (10 if side <= 12 else 1)
+    if side == 12:
+        assert np.array_equal(found, np.asarray(hpcmcodec.decode(file, thumbnail=True)))
+
+
+def test_max_size_of_a_region_scales_the_region(file: Path) -> None:
+    assert inside("decode", file, "--max-size", "10", "--region", "0,0,40,20").exit_code == 0
+    assert pixels(file.with_suffix(".png")).shape == (5, 10, 3)
+
+
 @pytest.fixture(scope="module")
 def glass(photos: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .hpcm file of a photograph with alpha, 48x32, in a folder of its own."""

@@ -12,11 +12,12 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from hpcmcodec import codec, container, decoding
 from hpcmcodec.decoding import Window
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.image import Picture
+from hpcmcodec.image import Picture, scaled_to, sides_within
 from hpcmcodec.image.exif import described
 from hpcmcodec.model.coder import LatentCoder
 
@@ -122,8 +123,6 @@ def test_checksum_of_the_pixels_is_compared_for_the_whole_picture_alone() -> Non
 
 
 def test_exif_of_a_region_states_its_sides() -> None:
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0100], exif[0x0101], exif[0x010E] = 100, 70, "a gate"
     image = Image.fromarray(tiny.picture(100, 70))
@@ -140,3 +139,34 @@ def test_latents_of_a_window_are_a_part_of_all_latents() -> None:
     reader, engine = container.Reader(data), LightEngine(tiny.load())
     part = decoding.latents_of(reader, engine, window=Window(60, 62, 5, 3))
     assert np.array_equal(part, codec.decode_latents(data)[60:65, 62:65])
+
+
+# --- smaller pictures -------------------------------------------------------------------------------------------------
+
+
+def test_scaling_keeps_depth_and_alpha_and_takes_no_colour_from_transparent_pixels() -> None:
+    pixels = np.zeros((40, 60, 3), np.uint16)
+    pixels[:, :30] = 900
+    alpha = np.zeros((40, 60), np.uint16)
+    alpha[:, :30] = 1023
+    exif = Image.Exif()
+    exif[0x0100] = 60
+    small = scaled_to(Picture(pixels, {"EXIF": exif.tobytes()[6:]}, depth=10, alpha=alpha), 6, 4)
+    assert (small.depth, small.pixels.dtype, small.pixels.shape) == (10, np.uint16, (4, 6, 3))
+    assert small.alpha is not None
+    assert small.alpha[:, 0].min() > 1010  # the filter rings a little
+    assert small.alpha[:, 5].max() < 13
+    assert np.abs(small.pixels[small.alpha > 100].astype(int) - 900).max() <= 2
+    assert described(small.metadata["EXIF"])["ImageWidth"] == "6"
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 3000))
+def test_sides_fit_and_keep_their_proportion_and_never_grow(width: int, height: int, side: int) -> None:
+    across, down = sides_within(width, height, side)
+    assert 1 <= across <= min(width, side)
+    assert 1 <= down <= min(height, side)
+    if max(width, height) <= side:
+        assert (across, down) == (width, height)
+    else:
+        assert max(across, down) == side
+        assert abs(across * height - down * width) <= max(width, height)

@@ -58,6 +58,13 @@ from hpcmcodec.formats import FORMATS
     help="Decode this part alone: its corner at the top left, width and height in pixels. The checksum of all pixels "
     "cannot be compared then.",
 )
+@click.option(
+    "--max-size",
+    "side",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Scale the picture down to fit N x N pixels, from its thumbnail of an eighth where that is large enough.",
+)
 @background_option("Behind transparent pixels; white where the format holds no transparency.")
 @force_option
 @device_option
@@ -71,6 +78,7 @@ def command(
     depth: str | None,
     scale: str | None,
     region: tuple[int, int, int, int] | None,
+    side: int | None,
     background: str | None,
     force: bool,
     device: str,
@@ -96,11 +104,22 @@ def command(
         with about(source), Progress("decoding", settings) as progress:
             with opened(source) as stream:
                 data = container.read(stream, **settings.limits)
+            header = container.parse_header(data, **settings.limits)
             if region:
-                _check_region(region, data, settings, single=len(sources) == 1)
+                _check_region(region, header, single=len(sources) == 1)
+            shown = region[2:] if region else (header.width, header.height)
+            smaller = image.sides_within(*shown, side) if side else shown
             picture = codec.decode_picture(
-                data, device=device, scale=scale, region=region, depth=bits, progress=progress, **settings.limits
+                data,
+                device=device,
+                scale=scale,
+                thumbnail=not region and (bits or header.depth) == 8 and _is_shown_by_thumbnail(header, smaller),
+                region=region,
+                depth=bits,
+                progress=progress,
+                **settings.limits,
             )
+            picture = picture if smaller == shown else image.scaled_to(picture, *smaller)
         if behind:
             picture = image.flattened(picture, behind)
         file = io.BytesIO()
@@ -117,11 +136,16 @@ def command(
     mention_kernels(settings, device)
 
 
-def _check_region(region: tuple[int, int, int, int], data: bytes, settings: Settings, *, single: bool) -> None:
+def _is_shown_by_thumbnail(header: container.Header, size: tuple[int, int]) -> bool:
+    """Whether an eighth of the picture, which is larger than `size`, has at least as many columns and rows."""
+    width, height = size
+    return size != (header.width, header.height) and -(-header.width // 8) >= width and -(-header.height // 8) >= height
+
+
+def _check_region(region: tuple[int, int, int, int], header: container.Header, *, single: bool) -> None:
     """Raises click.BadParameter for a region that is not inside the picture; InputError for one of several inputs."""
     from hpcmcodec.decoding import check_region
 
-    header = container.parse_header(data, **settings.limits)
     try:
         check_region(region, header.width, header.height)
     except ValueError as error:

@@ -31,6 +31,7 @@ Metadata are bytes by name: "ICC" is a profile of the RGB pixels (without one, a
     colour.py   code points and profiles
     carried.py, exif.py, xmp.py    metadata
     kind.py     is it a photograph?
+    scale.py    smaller sizes
     save.py     the way back: Pillow's images, and files
 """
 
@@ -46,6 +47,7 @@ from hpcmcodec.image.save import (
     write,
     write_png,
 )
+from hpcmcodec.image.scale import scaled_to, sides_within
 
 __all__ = [
     "DecodedImage",
@@ -56,6 +58,8 @@ __all__ = [
     "not_a_photograph",
     "plain",
     "read_alpha",
+    "scaled_to",
+    "sides_within",
     "thumbnail_of_alpha",
     "to_image",
     "write",
