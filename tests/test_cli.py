@@ -500,6 +500,19 @@ def test_info_says_when_a_file_has_been_cut(file: Path, coded: bytes) -> None:
     assert f"{len(coded)} bytes when whole" in inside("info", file).stdout
 
 
+def test_info_of_several_inputs_prints_each_and_json_a_line_for_each(file: Path, coded: bytes) -> None:
+    second, missing = file.with_name("second.hpcm"), file.with_name("missing.hpcm")
+    second.write_bytes(coded[:-30])
+    shown = inside("info", file, missing, second)
+    assert shown.exit_code == 7
+    alone = [inside("info", path).stdout for path in (file, second)]
+    assert shown.stdout == "".join(alone)
+    assert shown.stderr.splitlines()[-1] == "hpcm: 3 inputs: 2 done, 1 failed"
+    lines = inside("info", file, second, "--json").stdout.splitlines()
+    assert [json.loads(line)["complete"] for line in lines] == [True, False]
+    assert json.loads(lines[0]) == json.loads(inside("info", file, "--json").stdout)
+
+
 def test_info_of_a_model_that_is_not_installed_names_its_id(file: Path, coded: bytes) -> None:
     file.write_bytes(tiny.with_model_id(coded, b"\x01\x23\x45\x67"))
     facts = json.loads(inside("info", file, "--json").stdout)
@@ -589,6 +602,7 @@ def test_importing_the_package_loads_nothing_heavy_and_offers_its_names() -> Non
         (["edit", "a.hpcm", "--strip", "gps", "--keep", "icc"], "exclude each other"),
         (["edit", "a.hpcm", "--strip", "iptc"], "'iptc' is not one of all, gps, exif, xmp, icc, text"),
         (["info"], "INPUT"),
+        (["info", "a.hpcm", "b.hpcm", "--bits-map", "map.png"], "one input"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(args: list[str], words: str) -> None:

@@ -9,14 +9,15 @@ from typing import Any
 import click
 
 from hpcmcodec import container
+from hpcmcodec.cli.batch import each
 from hpcmcodec.cli.files import Output, about, check_input, opened, size_of, write_stdout
 from hpcmcodec.cli.messages import label, printable
 from hpcmcodec.cli.needs import require_memory
-from hpcmcodec.cli.options import Settings, force_option, input_argument, shared_options
+from hpcmcodec.cli.options import Settings, force_option, inputs_argument, shared_options
 
 
 @click.command("info")
-@input_argument
+@inputs_argument
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 @click.option(
     "--bits-map",
@@ -32,14 +33,16 @@ from hpcmcodec.cli.options import Settings, force_option, input_argument, shared
 @click.pass_obj
 def command(
     settings: Settings,
-    source: str,
+    sources: tuple[str, ...],
     as_json: bool,
     map_target: str | None,
     with_exif: bool,
     with_coder: bool,
     force: bool,
 ) -> None:
-    """Print what the header of the .hpcm file INPUT says.
+    """Print what the header of each .hpcm file INPUT says.
+
+    With --json several inputs give one object each, on a line of its own.
 
     \b
     The JSON object has these keys:
@@ -66,10 +69,31 @@ def command(
       coder           with --coder: "compressai", "native C++" or
                       "native Python", which read and write the same
     """
-    check_input(source)
     if map_target and Path(map_target).suffix.lower() != ".png":
         raise click.UsageError(f"the map is a PNG, so OUT must end in .png, not {map_target}")
-    map_output = Output(source, map_target, ".png", force) if map_target else None
+    if map_target and len(sources) > 1:
+        raise click.UsageError("--bits-map draws the map of one input")
+
+    def show(source: str) -> None:
+        check_input(source)
+        map_output = Output(source, map_target, ".png", force) if map_target else None
+        header, facts = _read(source, settings, map_output, with_exif)
+        if with_coder:
+            require_memory()
+            from hpcmcodec import rans_coders
+
+            facts["coder"] = rans_coders.choose().coder.name
+        indent = 2 if len(sources) == 1 else None
+        text = json.dumps(facts, indent=indent) if as_json else _describe(label(source), facts, header.file_bytes)
+        write_stdout(text.encode() + b"\n")
+
+    each(settings, sources, show)
+
+
+def _read(
+    source: str, settings: Settings, map_output: Output | None, with_exif: bool
+) -> tuple[container.Header, dict[str, Any]]:
+    """The header of an input and the JSON object; writes the map of bits where there is to be one."""
     from hpcmcodec import weights
 
     data = b""
@@ -86,16 +110,10 @@ def command(
         require_memory()
         with about(source):
             facts["exif"] = _exif(container.Reader(data, **settings.limits))
-    if with_coder:
-        require_memory()
-        from hpcmcodec import rans_coders
-
-        facts["coder"] = rans_coders.choose().coder.name
     if map_output:
         require_memory()
         _write_map(map_output, data, source, header, facts["bpp"], settings)
-    text = json.dumps(facts, indent=2) if as_json else _describe(label(source), facts, header.file_bytes)
-    write_stdout(text.encode() + b"\n")
+    return header, facts
 
 
 def _write_map(
