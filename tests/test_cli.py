@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -498,6 +500,28 @@ def test_info_says_when_a_file_has_been_cut(file: Path, coded: bytes) -> None:
     file.write_bytes(coded[:-5])
     assert json.loads(inside("info", file, "--json").stdout)["complete"] is False
     assert f"{len(coded)} bytes when whole" in inside("info", file).stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_written_for_a_shell(shell: str) -> None:
+    code = "import sys; sys.argv = ['hpcm']; " + CALL_MAIN
+    environment = {**os.environ, "_HPCM_COMPLETE": f"{shell}_source"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert "_hpcm_completion" in done.stdout
+    assert f"{shell}_complete" in done.stdout
+
+
+def test_descriptions_for_desktops_name_the_first_bytes_of_a_file(file: Path) -> None:
+    folder = Path(__file__).parent.parent / "docs" / "desktop"
+    xml = ElementTree.parse(folder / "hpcm.xml").getroot()
+    values = [match.get("value", "") for match in xml.iter() if match.tag.endswith("match")]
+    assert [value.encode().decode("unicode_escape").encode("latin-1") for value in values] == [container.MAGIC]
+    assert shutil.which("file") is None or (
+        subprocess.run(
+            ["file", "-b", "-m", folder / "hpcm.magic", file], capture_output=True, text=True, check=True
+        ).stdout
+        == f"hpcm image, version {container.parse_header(file.read_bytes()).version}\n"
+    )
 
 
 def test_info_of_several_inputs_prints_each_and_json_a_line_for_each(file: Path, coded: bytes) -> None:
