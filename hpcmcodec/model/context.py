@@ -179,17 +179,10 @@ def prior(ops: Ops, config: Config, step: Step, carry: Act, seen: Act) -> Act:
     adaptor = Linear(f"step{step.index}.adaptor", config.width, start="first")
     x = ops.linear([carry, seen], adaptor, f"{shared}.context")
     x = ops.place(x, step, Place(f"step{step.index}.place", len(step.groups)))
-
-    def blocks(x: Act, first: int, last: int) -> Act:
-        for i in range(first, last):
-            if config.prior == "rwkv":
-                x = rwkv.block(ops, x, f"{shared}.prior.{i}", config.prior_rate, rwkv.kind_of(config))
-            else:
-                x = residual_block(ops, x, f"{shared}.prior.{i}")
-        return x
-
-    x = ops.channel_scale(blocks(x, 0, before), Scale(f"step{step.index}.scale"))
-    return blocks(x, before, before + after)
+    layer = f"{shared}.prior"
+    x = rwkv.prior_blocks(ops, config, x, layer, range(before), residual_block)
+    x = ops.channel_scale(x, Scale(f"step{step.index}.scale"))
+    return rwkv.prior_blocks(ops, config, x, layer, range(before, before + after), residual_block)
 
 
 def parameters(ops: Ops, config: Config, inputs: list[Act], step: Step, layer: str) -> tuple[Any, Any]:

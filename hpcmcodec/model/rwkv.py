@@ -14,6 +14,7 @@ this definition.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from hpcmcodec.exact.constants import EXP_GRID, GATE_GRID
@@ -74,6 +75,16 @@ def block(ops: Ops, x: Act, layer: str, rate: int, kind: Kind) -> Act:
     x = residual(ops, x, mixed, Residual(f"{layer}.norm1", kind.residual))
     mixed = channel_mix(ops, x, f"{layer}.channel", rate, f"{layer}.channel", kind)
     return residual(ops, x, mixed, Residual(f"{layer}.norm2", kind.residual))
+
+
+def prior_blocks(
+    ops: Ops, config: Config, x: Act, layer: str, numbers: range, plain: Callable[[Ops, Act, str], Act]
+) -> Act:
+    """The blocks `layer`.n of a spatial prior: RWKV's where the config says so, else `plain` ones."""
+    for i in numbers:
+        name = f"{layer}.{i}"
+        x = block(ops, x, name, config.prior_rate, kind_of(config)) if config.prior == "rwkv" else plain(ops, x, name)
+    return x
 
 
 def residual(ops: Ops, x: Act, mixed: Act, layer: Residual) -> Act:

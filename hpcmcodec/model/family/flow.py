@@ -82,17 +82,10 @@ def prior(ops: Ops, config: Config, step: Step, carry: Act, seen: Act) -> Act:
     before, after = config.prior_blocks[shared == "s3"]
     adaptor = Linear(f"step{step.index}.adaptor", 3 * config.latent, start="same")
     x = ops.linear([carry, seen], adaptor, f"{shared}.stem")
-
-    def blocks(x: Act, first: int, last: int) -> Act:
-        for i in range(first, last):
-            if config.prior == "rwkv":
-                x = rwkv.block(ops, x, f"{shared}.blocks.{i}", config.prior_rate, rwkv.kind_of(config))
-            else:
-                x = depthwise_block(ops, x, f"{shared}.blocks.{i}")
-        return x
-
-    x = ops.channel_scale(blocks(x, 0, before), Scale(f"step{step.index}.scale"))
-    x = blocks(x, before, before + after)
+    layer = f"{shared}.blocks"
+    x = rwkv.prior_blocks(ops, config, x, layer, range(before), depthwise_block)
+    x = ops.channel_scale(x, Scale(f"step{step.index}.scale"))
+    x = rwkv.prior_blocks(ops, config, x, layer, range(before, before + after), depthwise_block)
     # Without a cell the context is the next carry, on whose grid it has to be.
     where = CARRY if "none" in config.cells else f"{shared}.parameters"
     return ops.linear(x, Linear(f"{shared}.out", 2 * config.latent, start="same"), where)
