@@ -10,7 +10,7 @@ import click
 from hpcmcodec.cli.files import Output, check_input
 from hpcmcodec.cli.messages import Progress, say
 from hpcmcodec.cli.needs import require_memory
-from hpcmcodec.cli.options import OUTPUT_PATH, Settings, force_option, names, shared_options
+from hpcmcodec.cli.options import Settings, force_option, names, output_option, shared_options
 
 
 @click.command("compare")
@@ -18,14 +18,7 @@ from hpcmcodec.cli.options import OUTPUT_PATH, Settings, force_option, names, sh
 @click.argument(
     "files", metavar="FILE.hpcm...", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path)
 )
-@click.option(
-    "-o",
-    "--output",
-    "target",
-    metavar="REPORT.html",
-    type=OUTPUT_PATH,
-    help="The page to write.  [default: IMAGE with .html as its suffix]",
-)
+@output_option("The page to write.  [default: IMAGE with .html as its suffix]", "REPORT.html")
 @click.option(
     "--against", default="", metavar="CODEC,...", help="Also show these codecs at the same size: webp,avif,jxl,..."
 )

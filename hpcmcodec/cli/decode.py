@@ -13,12 +13,12 @@ from hpcmcodec.cli.batch import convert
 from hpcmcodec.cli.files import Output, about, mute_libraries, opened
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
 from hpcmcodec.cli.options import (
-    OUTPUT_PATH,
     Settings,
     background_option,
     device_option,
     force_option,
     inputs_argument,
+    output_option,
     region_of,
     rgb,
     shared_options,
@@ -29,14 +29,9 @@ from hpcmcodec.formats import FORMATS
 
 @click.command("decode")
 @inputs_argument
-@click.option(
-    "-o",
-    "--output",
-    "target",
-    metavar="OUTPUT",
-    type=OUTPUT_PATH,
-    help=f"The file to write, whose suffix chooses the format: {', '.join(FORMATS)}; for several inputs the directory."
-    "  [default: INPUT with .png as its suffix; '-' where INPUT is '-']",
+@output_option(
+    f"The file to write, whose suffix chooses the format: {', '.join(FORMATS)}; for several inputs the directory."
+    "  [default: INPUT with .png as its suffix; '-' where INPUT is '-']"
 )
 @click.option(
     "--format", "form", type=click.Choice(list(FORMATS)), help="The format to write, for '-' and for other suffixes."

@@ -9,19 +9,12 @@ from hpcmcodec.cli.files import Output, about, check_input, opened
 from hpcmcodec.cli.messages import label, say
 from hpcmcodec.cli.metadata import changes, metadata_options
 from hpcmcodec.cli.needs import require_memory
-from hpcmcodec.cli.options import OUTPUT_PATH, Settings, force_option, input_argument, shared_options
+from hpcmcodec.cli.options import Settings, force_option, input_argument, output_option, shared_options
 
 
 @click.command("edit")
 @input_argument
-@click.option(
-    "-o",
-    "--output",
-    "target",
-    metavar="OUTPUT",
-    type=OUTPUT_PATH,
-    help="The file to write.  [default: INPUT itself, with --force]",
-)
+@output_option("The file to write.  [default: INPUT itself, with --force]")
 @metadata_options
 @force_option
 @shared_options

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 @click.command("encode")
 @inputs_argument
-@output_option(".hpcm")
+@output_option(
+    "The file to write; for several inputs the directory.  [default: INPUT with .hpcm as its suffix; '-' where INPUT "
+    "is '-']"
+)
 @click.option(
     "-q",
     "--quality",

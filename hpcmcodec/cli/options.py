@@ -84,7 +84,6 @@ input_argument = click.argument("source", metavar="INPUT", type=click.Path(allow
 inputs_argument = click.argument(
     "sources", metavar="INPUT...", nargs=-1, required=True, type=click.Path(allow_dash=True, readable=False)
 )
-OUTPUT_PATH = click.Path(allow_dash=True, readable=False)
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output if it exists.")
 device_option = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
@@ -108,13 +107,10 @@ def rgb(background: str | None) -> tuple[int, int, int] | None:
         raise click.BadParameter(f"{background!r} names no opaque colour", param_hint="'--background'") from error
 
 
-def output_option(suffix: str) -> Callable[[Function], Function]:
-    """The option ``-o`` of a command whose output gets this suffix by default."""
-    text = (
-        f"The file to write; for several inputs the directory.  [default: INPUT with {suffix} as its suffix; '-' where "
-        "INPUT is '-']"
-    )
-    return click.option("-o", "--output", "target", metavar="OUTPUT", type=OUTPUT_PATH, help=text)
+def output_option(text: str, metavar: str = "OUTPUT") -> Callable[[Function], Function]:
+    """The option ``-o`` with this help."""
+    path = click.Path(allow_dash=True, readable=False)
+    return click.option("-o", "--output", "target", metavar=metavar, type=path, help=text)
 
 
 class Number(click.FloatRange):
