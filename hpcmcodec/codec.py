@@ -42,7 +42,7 @@ from hpcmcodec.engines import base
 from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES
-from hpcmcodec.image import Picture, alpha_png, flattened, load, read_alpha, thumbnail_of_alpha, to_image
+from hpcmcodec.image import Picture, flattened, load, read_alpha, thumbnail_of_alpha, to_image, with_alpha_chunk
 from hpcmcodec.image.colour import Cicp, rgb_of
 from hpcmcodec.image.editing import resized
 from hpcmcodec.image.exif import take_orientation
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from hpcmcodec.engines.base import Engine
     from hpcmcodec.image import DecodedImage
     from hpcmcodec.image.load import ImageSource
-
 
 Streams: TypeAlias = dict[str, list[container.Stream]]  # for each scale those of all tiles
 Coded: TypeAlias = tuple[Streams, np.ndarray]  # and y_hat (h, w, M) int32 in sixteenths
@@ -117,10 +116,10 @@ def encode(
     q = _checked(quality, effort, tile, wanted)
     behind = None if background is None else rgb_of(background)
     picture = load(image, max_pixels=max_pixels)
-    if behind is not None:
-        picture = flattened(picture, behind)
+    picture = picture if behind is None else flattened(picture, behind)
     height, width, _ = picture.pixels.shape
     container.check_size(width, height, max_pixels, max_side)
+    picture = with_alpha_chunk(picture)
     runner = base.find(model, device, engine, encodes=True)
     if not runner.config.qualities:
         q = _only_quality(model, runner, quality, effort, wanted)
@@ -162,13 +161,12 @@ def _psnr_db(picture: Picture, runner: Engine, data: bytes) -> float:
 def _encoded(
     picture: Picture, q: Quality, runner: Engine, effort: int, tile: int, verify: bool, progress: Progress | None
 ) -> bytes:
-    """The bytes of a file; the arguments are those of `encode`, checked and loaded."""
+    """The bytes of a file; the arguments are those of `encode`, checked and loaded, with alpha in the metadata."""
     height, width, _ = picture.pixels.shape
     # Each round counts for as much as the first coding, and as decoding: half for the transforms and half for coding.
     parts = 1 + refine.ROUNDS[effort] + verify
     ticks = [halves(part(progress, n / parts, 1 / parts)) for n in range(parts)]
     streams, full = _streams_of(runner, _levels(picture), q, effort, tile, ticks)
-    metadata = picture.metadata if picture.alpha is None else {**picture.metadata, "ALPH": alpha_png(picture)}
 
     def packed(picture_crc: int | None) -> bytes:
         return container.pack(
@@ -177,7 +175,7 @@ def _encoded(
             height=height,
             quality=q,
             streams=streams,
-            metadata=metadata,
+            metadata=picture.metadata,
             tile_side=tile,
             full=full,
             depth=picture.depth,

@@ -20,7 +20,7 @@ PSNR_SLACK = 0.05
 """A picture for a target PSNR has at most this many dB more."""
 TRIES = 6
 
-# Kodak's means (README): bits per pixel and PSNR in dB.
+# About Kodak's means: bits per pixel and PSNR in dB.
 _QUALITIES = (0, 10, 30, 50, 70, 90, 100)
 _LOG_SIZES = tuple(math.log(bpp) for bpp in (0.075, 0.108, 0.222, 0.437, 0.775, 1.238, 1.520))
 _PSNRS = (26.6, 27.6, 30.0, 32.8, 35.7, 38.5, 39.8)

@@ -44,6 +44,7 @@ from hpcmcodec.image.save import (
     read_alpha,
     thumbnail_of_alpha,
     to_image,
+    with_alpha_chunk,
     write,
     write_png,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "sides_within",
     "thumbnail_of_alpha",
     "to_image",
+    "with_alpha_chunk",
     "write",
     "write_png",
 ]

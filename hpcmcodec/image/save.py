@@ -322,6 +322,13 @@ def alpha_png(picture: Picture) -> bytes:
     return file.getvalue()
 
 
+def with_alpha_chunk(picture: Picture) -> Picture:
+    """The picture with its opacity among the metadata, as the chunk ALPH, where it has any."""
+    if picture.alpha is None:
+        return picture
+    return replace(picture, metadata={**picture.metadata, "ALPH": alpha_png(picture)})
+
+
 def read_alpha(data: bytes, width: int, height: int, depth: int) -> Any:
     """The opacity (height, width) in levels of `depth` bits that `alpha_png` has written.
 
