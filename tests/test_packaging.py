@@ -14,6 +14,7 @@ import textwrap
 import zipfile
 from pathlib import Path
 
+import click
 import pytest
 from packaging.requirements import Requirement
 from packaging.tags import parse_tag, sys_tags
@@ -21,7 +22,9 @@ from packaging.version import Version
 from PIL import Image
 
 import hpcmcodec
+from hpcmcodec.cli import EXIT_CODES, cli
 from hpcmcodec.native import build as kernels
+from tools import desktop
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -239,9 +242,35 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
         tops = {name.split("/")[0] for name in archive.namelist()}
         metadata = archive.read(f"hpcmcodec-{hpcmcodec.__version__}.dist-info/METADATA").decode()
         scripts = archive.read(f"hpcmcodec-{hpcmcodec.__version__}.dist-info/entry_points.txt").decode()
-    assert tops == {"hpcmcodec", f"hpcmcodec-{hpcmcodec.__version__}.dist-info"}
+        installed = {name.partition(".data/data/")[2] for name in archive.namelist() if ".data/data/" in name}
+    assert tops == {"hpcmcodec"} | {f"hpcmcodec-{hpcmcodec.__version__}.{kind}" for kind in ("data", "dist-info")}
+    assert installed == {
+        "share/man/man1/hpcm.1",
+        "share/bash-completion/completions/hpcm",
+        "share/zsh/site-functions/_hpcm",
+        "share/fish/vendor_completions.d/hpcm.fish",
+        "share/mime/packages/hpcm.xml",
+    }
     assert f"\nVersion: {hpcmcodec.__version__}\n" in metadata
     assert "hpcm = hpcmcodec.cli:main" in scripts
+
+
+def test_the_manual_and_the_completions_are_what_the_commands_say() -> None:
+    for name, text in desktop.generated().items():
+        assert (desktop.FOLDER / name).read_text(encoding="utf-8") == text, f"`python -m tools desktop` makes {name}"
+
+
+def test_the_manual_names_every_command_option_and_exit_code() -> None:
+    page = desktop.manual().replace(r"\-", "-")
+    top = click.Context(cli, info_name="hpcm")
+    for name in cli.list_commands(top):
+        command = cli.get_command(top, name)
+        assert command is not None
+        assert f'.SS "hpcm {name} ' in page
+        for option in command.params:
+            assert all(flag in page for flag in option.opts if flag.startswith("-"))
+    for code, meaning in EXIT_CODES.items():
+        assert f".B {code}\n{meaning}\n" in page
 
 
 def test_the_source_distribution_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:

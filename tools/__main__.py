@@ -9,6 +9,7 @@ robustness  pictures that are no photographs, compared with AVIF and with a flat
 collect     makes a small result file from a folder that `hpcm eval` has written
 published   compares a result file with published tables of other codecs
 results     makes docs/RESULTS.md and its plots from the result files
+desktop     makes the manual page and the completion scripts in docs/desktop
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import click
 
 from hpcmcodec.errors import HpcmError
-from tools import bench, collect, kernels, monotone, previews, results, robustness, speed
+from tools import bench, collect, desktop, kernels, monotone, previews, results, robustness, speed
 
 
 class _Group(click.Group):
@@ -53,6 +54,7 @@ for command in (
     collect.collect,
     collect.published,
     results.command,
+    desktop.command,
 ):
     main.add_command(command)
 
