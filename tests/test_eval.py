@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from hpcmcodec.cli import cli
-from hpcmcodec.errors import InputError
+from hpcmcodec.errors import HpcmError, InputError
 from hpcmcodec.evaluation import metrics, process, results, run
 from hpcmcodec.evaluation.codecs import CODECS, near
 from hpcmcodec.evaluation.evaluate import find_photos
@@ -53,7 +53,9 @@ def folder(photos: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def evaluate(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["eval", *map(str, arguments)])
+    """``hpcm eval``, by PSNR alone where no metrics are named, which is quick."""
+    metrics = [] if "--metrics" in arguments else ["--metrics", "psnr"]
+    return CliRunner().invoke(cli, ["eval", *metrics, *map(str, arguments)])
 
 
 def without_times(value: object) -> object:
@@ -178,17 +180,64 @@ def test_near_finds_the_file_nearest_in_size(n_bytes: int, folder: Path) -> None
     assert abs(len(coded.data) - n_bytes) <= 1.1 * min(abs(size - n_bytes) for size in sizes) + 20
 
 
-@pytest.mark.parametrize("name", ["ms-ssim", "ssimulacra2"])
+@pytest.mark.parametrize("name", ["ms-ssim", "ssimulacra2", "butteraugli"])
 def test_an_optional_metric_falls_with_the_quality(name: str, folder: Path) -> None:
     metric = metrics.METRICS[name]
     if metric.missing:
-        pytest.skip(f"not installed: {', '.join(metric.missing)}")
+        pytest.skip(metric.missing)
     with Image.open(folder / "coffee.png") as image:
         pixels = np.asarray(image)
     good, bad = (CODECS["jpeg"].code(pixels, quality).pixels for quality in (95, 10))
     values = [metric.shown(metric.compute(pixels, other)) for other in (pixels, good, bad)]
     assert values[0] > values[1] > values[2]
-    assert values[0] == (math.inf if name == "ms-ssim" else pytest.approx(100))
+    assert values[0] == {"ms-ssim": math.inf, "ssimulacra2": pytest.approx(100), "butteraugli": 0}[name]
+
+
+def test_a_program_that_fails_is_an_error_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "butteraugli_main"
+    program.write_text("#!/bin/sh\necho cannot read >&2\necho this >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(HpcmError, match=r"^butteraugli_main: cannot read this$"):
+        metrics.butteraugli(pixels, pixels)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert "libjxl-devtools" in metrics.METRICS["butteraugli"].missing
+
+
+def test_rates_are_compared_between_the_scores_that_are_asked_for() -> None:
+    # Beyond a score of 50 the second codec needs twice the rate, up to there as much as the first.
+    anchor = Curve((1.0, 2.0, 4.0, 8.0), (10.0, 30.0, 50.0, 70.0))
+    test = Curve((1.0, 2.0, 4.0, 16.0), (10.0, 30.0, 50.0, 70.0))
+    below = bd_rate(anchor, test, between=(10, 30))
+    assert (below.low, below.high) == (10, 30)
+    assert abs(below.percent) < 1e-9
+    assert bd_rate(anchor, test, between=(50, 70)).percent > bd_rate(anchor, test).percent > 1
+    assert bd_rate(anchor, test, between=(0, 100)) == bd_rate(anchor, test)
+    with pytest.raises(ValueError, match="share no range"):
+        bd_rate(anchor, test, between=(80, 90))
+
+
+def test_what_is_measured_by_default_leaves_out_what_small_images_cannot_have(folder: Path, tmp_path: Path) -> None:
+    with Image.open(folder / "coffee.png") as image:
+        image.crop((0, 0, 96, 96)).save(tmp_path / "small.png")
+    lines: list[str] = []
+    run.run(
+        [tmp_path / "small.png"],
+        tmp_path / "out",
+        codecs=["jpeg"],
+        metrics=None,
+        qualities={"jpeg": (50,)},
+        anchors=(),
+        jobs=1,
+        log=True,
+        max_pixels=None,
+        say=lines.append,
+    )
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    expected = {name for name in ("psnr", "ssimulacra2") if not metrics.METRICS[name].missing}
+    assert set(found["metric_versions"]) == expected
+    assert any("metric ms-ssim is left out" in line for line in lines)
 
 
 def test_ms_ssim_is_refused_where_it_is_not_defined(folder: Path, tmp_path: Path) -> None:

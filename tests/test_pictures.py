@@ -833,6 +833,10 @@ def drawn(kind: str, photo: Image.Image) -> Image.Image:
         return photo.convert("1")
     elif kind == "palette":
         return photo.quantize(16)
+    elif kind == "halftone":  # dots of 3 x 3 pixels, in each channel
+        screen = np.tile(np.array([[7, 2, 5], [1, 0, 3], [6, 4, 8]]) * 28 + 14, (photo.height, photo.width))
+        levels = np.where(np.asarray(photo) > screen[: photo.height, : photo.width, None], 255, 0)
+        return Image.fromarray(levels.astype(np.uint8))
     else:
         levels = (
             np.asarray(photo).astype(int)
@@ -842,7 +846,7 @@ def drawn(kind: str, photo: Image.Image) -> Image.Image:
     return page
 
 
-@pytest.mark.parametrize("kind", ["text", "grey text", "logo", "dither", "palette", "checkerboard"])
+@pytest.mark.parametrize("kind", ["text", "grey text", "logo", "dither", "palette", "halftone", "checkerboard"])
 def test_what_is_no_photograph_is_known(kind: str, photos: dict[str, Path]) -> None:
     with Image.open(photos["astronaut"]) as image:
         picture = read(saved(drawn(kind, image.convert("RGB")), "PNG"))

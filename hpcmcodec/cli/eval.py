@@ -20,7 +20,7 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS
     "--codecs",
     default="hpcm,jpeg,webp,avif",
     show_default=True,
-    help="More: hpcm-slow (effort 9), avif-slow (speed 4), avif-ssim, jxl, heic, jpeg2000.",
+    help="More: hpcm-slow (effort 9), avif-slow (speed 4), avif-ssim, avif-iq (libaom's tunings), jxl, heic, jpeg2000.",
 )
 @click.option(
     "--qualities",
@@ -28,7 +28,11 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS
     metavar="[CODEC=]Q,Q,...",
     help="For hpcm, or for the codec named; can be repeated.  [default: the codec's whole range]",
 )
-@click.option("--metrics", default="psnr", show_default=True, help="Of psnr, ms-ssim, ssimulacra2.")
+@click.option(
+    "--metrics",
+    show_default="psnr,ms-ssim,ssimulacra2, as far as they are installed and images large enough",
+    help="Of psnr, ms-ssim, ssimulacra2, butteraugli (3-norm).",
+)
 @click.option(
     "--anchor",
     "anchors",
@@ -55,7 +59,7 @@ def command(
     paths: tuple[Path, ...],
     codecs: str,
     qualities: tuple[str, ...],
-    metrics: str,
+    metrics: str | None,
     anchors: tuple[str, ...],
     linear: bool,
     jobs: int | None,
@@ -87,7 +91,7 @@ def command(
             paths,
             folder,
             codecs=chosen,
-            metrics=names(metrics, METRICS, "--metrics"),
+            metrics=names(metrics, METRICS, "--metrics") if metrics else None,
             qualities=wanted,
             anchors=anchors,
             jobs=jobs or threads.count(),

@@ -145,6 +145,16 @@ def _pillow_lacks(library: str, remedy: str) -> Callable[[], list[str]]:
     return lambda: [] if features.check(library) else [remedy]
 
 
+@functools.cache
+def _libaom_lacks(tune: str) -> bool:
+    """Whether Pillow's libaom is too old for a tuning."""
+    try:
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), "AVIF", codec="aom", advanced={"tune": tune})
+    except (OSError, ValueError):
+        return True
+    return False
+
+
 def _plugin(module: str, package: str) -> Callable[[], list[str]]:
     return lambda: [] if importlib.util.find_spec(module) else [package]
 
@@ -180,7 +190,7 @@ def _avif(name: str, *, tune: str = "psnr", speed: int = 6) -> Codec:
         _pillow("AVIF", options),
         _pillow_decode,
         _pillow_version("avif"),
-        _pillow_lacks("avif", "pillow>=11.3"),
+        lambda: ["pillow>=12"] if not features.check("avif") or _libaom_lacks(tune) else [],
     )
 
 
@@ -239,6 +249,7 @@ CODECS: Mapping[str, Codec] = {
     "avif": _avif("AVIF"),
     "avif-slow": _avif("AVIF (speed 4)", speed=4),
     "avif-ssim": _avif("AVIF (ssim)", tune="ssim"),
+    "avif-iq": _avif("AVIF (iq)", tune="iq"),
     "jxl": Codec(
         "JPEG XL",
         "effort 7",

@@ -1,8 +1,9 @@
-"""Distortion and rate: PSNR, MS-SSIM and SSIMULACRA2 of 8-bit images, and the average difference of two RD curves.
+"""Distortion and rate: four measures of 8-bit images, and the average difference of two RD curves.
 
-PSNR is computed here. The other two come from the packages that the field uses, which are optional: MS-SSIM (Z. Wang,
-E. P. Simoncelli, A. C. Bovik, "Multiscale structural similarity for image quality assessment", 2003) over RGB from
-pytorch-msssim, as in CompressAI's result files; SSIMULACRA2, made for the judgement of JPEG XL, from ssimulacra2.
+PSNR is computed here. The others come from what the field uses, which is optional: MS-SSIM (Z. Wang, E. P. Simoncelli,
+A. C. Bovik, "Multiscale structural similarity for image quality assessment", 2003) over RGB from pytorch-msssim, as in
+CompressAI's result files; SSIMULACRA2, made for the judgement of JPEG XL, from ssimulacra2; the 3-norm of Butteraugli's
+map of visible differences from libjxl's program butteraugli_main.
 
 BD-rate follows G. Bjontegaard, "Calculation of average PSNR differences between RD-curves", ITU-T VCEG-M33 (2001):
 the logarithm of the rate is interpolated over the score, and both curves are averaged over the range of scores that
@@ -11,17 +12,25 @@ F. N. Fritsch and J. Butland, "A method for constructing local monotone piecewis
 Stat. Comput. 5 (1984); it does not overshoot between unevenly spaced points, as a single cubic does.
 """
 
+import functools
+import hashlib
 import importlib.util
 import io
 import math
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from hpcmcodec.errors import HpcmError
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
@@ -82,6 +91,27 @@ def ssimulacra2(a: Pixels, b: Pixels) -> float:
     return float(compute_ssimulacra2(*files))
 
 
+def butteraugli(a: Pixels, b: Pixels) -> float:
+    """The 3-norm of Butteraugli's distances of ``b`` from ``a``, both ``(H, W, 3)``; 0 for equal images.
+
+    Needs the program butteraugli_main.
+
+    Raises:
+        ValueError: as for `psnr_db`.
+        HpcmError: the program fails.
+    """
+    _check_pair(a, b)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("a.ppm", "b.ppm")]
+        for pixels, path in zip((a, b), paths, strict=True):
+            Image.fromarray(pixels).save(path)
+        done = subprocess.run(["butteraugli_main", *paths, "--pnorm", "3"], capture_output=True, text=True)
+    last = done.stdout.splitlines()[-1:]
+    if done.returncode or not (last and last[0].startswith("3-norm: ")):
+        raise HpcmError(f"butteraugli_main: {' '.join((done.stderr or done.stdout).split()) or done.returncode}")
+    return float(last[0].removeprefix("3-norm: "))
+
+
 @dataclass(frozen=True)
 class Metric:
     """How a distortion is measured, stored and shown.
@@ -93,7 +123,9 @@ class Metric:
         compute: (original, decoded) -> the value that result files hold.
         shown: that value -> the value that plots show and BD-rates are computed from.
         packages: those that must be installed, as pairs of import name and name in the package index.
+        program: one that must be on the path, and where it comes from.
         decimals: the number of them that are worth printing.
+        between: the scores, as shown, that BD-rates are averaged over, where the curves have them; None: all.
     """
 
     label: str
@@ -102,17 +134,33 @@ class Metric:
     compute: Callable[[Pixels, Pixels], float]
     shown: Callable[[float], float] = float
     packages: tuple[tuple[str, str], ...] = ()
+    program: tuple[str, str] | None = None
     decimals: int = 2
+    between: tuple[float, float] | None = None
 
     @property
-    def missing(self) -> list[str]:
-        """Packages that are not installed."""
-        return [package for module, package in self.packages if importlib.util.find_spec(module) is None]
+    def missing(self) -> str:
+        """What to do before the metric can be used, in words; empty where it can."""
+        packages = [package for module, package in self.packages if importlib.util.find_spec(module) is None]
+        if packages:
+            return f"pip install {' '.join(packages)}"
+        if self.program and not shutil.which(self.program[0]):
+            return f"the program {self.program[0]} is needed, {self.program[1]}"
+        return ""
 
     @property
     def version(self) -> str:
-        """The versions of the packages that compute the values. Values of different versions cannot be compared."""
+        """The versions of what computes the values. Values of different versions cannot be compared."""
+        if self.program:
+            return f"{self.program[0]} {_program_version(self.program[0])}"
         return " ".join(f"{package} {version(package)}" for _, package in self.packages) or "1"
+
+
+@functools.cache
+def _program_version(program: str) -> str:
+    """Eight digits of a program's hash, since not every one says its version."""
+    path = shutil.which(program)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8] if path else "not installed"
 
 
 def to_db(similarity: float) -> float:
@@ -126,9 +174,25 @@ METRICS: Mapping[str, Metric] = {
         "MS-SSIM (dB)", " dB", "ms-ssim-rgb", ms_ssim, to_db, (("pytorch_msssim", "pytorch-msssim"), ("torch", "torch"))
     ),
     "ssimulacra2": Metric(
-        "SSIMULACRA2", "", "ssimulacra2", ssimulacra2, packages=(("ssimulacra2", "ssimulacra2"),), decimals=1
+        "SSIMULACRA2",
+        "",
+        "ssimulacra2",
+        ssimulacra2,
+        packages=(("ssimulacra2", "ssimulacra2"),),
+        decimals=1,
+        between=(30, 90),  # below, pictures are ruins; above, nobody sees a difference
+    ),
+    "butteraugli": Metric(
+        "Butteraugli 3-norm, negative",
+        "",
+        "butteraugli-3-norm",
+        butteraugli,
+        lambda distance: -distance,
+        program=("butteraugli_main", "for instance from Debian's libjxl-devtools"),
+        decimals=3,
     ),
 }
+DEFAULT_METRICS = ("psnr", "ms-ssim", "ssimulacra2")
 
 
 class Curve(NamedTuple):
@@ -146,11 +210,14 @@ class BDRate(NamedTuple):
     high: float
 
 
-def bd_rate(anchor: Curve, test: Curve, min_overlap: float = MIN_OVERLAP) -> BDRate:
+def bd_rate(
+    anchor: Curve, test: Curve, min_overlap: float = MIN_OVERLAP, between: tuple[float, float] | None = None
+) -> BDRate:
     """Average difference in rate of ``test`` against ``anchor`` at equal score, over the scores that both reach.
 
     Args:
-        anchor, test: scores that rise with the rate; PSNR in dB, MS-SSIM in dB, or SSIMULACRA2.
+        anchor, test: scores that rise with the rate, such as PSNR in dB.
+        between: scores below and above which rates are not compared; None: all are.
         min_overlap: share of the narrower of the two ranges of score that the range they share must have.
 
     Raises:
@@ -160,10 +227,13 @@ def bd_rate(anchor: Curve, test: Curve, min_overlap: float = MIN_OVERLAP) -> BDR
     knots = [_knots(curve) for curve in (anchor, test)]
     low = max(float(score[0]) for score, _ in knots)
     high = min(float(score[-1]) for score, _ in knots)
+    if between:
+        low, high = max(low, between[0]), min(high, between[1])
     ranges = " and ".join(f"{score[0]:.2f} to {score[-1]:.2f}" for score, _ in knots)
     if not low < high:
         raise ValueError(f"the curves share no range: {ranges}")
-    share = (high - low) / min(float(score[-1] - score[0]) for score, _ in knots)
+    floor, ceiling = between or (-math.inf, math.inf)
+    share = (high - low) / min(min(float(score[-1]), ceiling) - max(float(score[0]), floor) for score, _ in knots)
     if share < min_overlap:
         raise ValueError(f"the curves share {share:.0%} of the narrower range, too little to compare: {ranges}")
     means = [_integral(score, log_rate, low, high) / (high - low) for score, log_rate in knots]

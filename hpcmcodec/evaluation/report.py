@@ -24,7 +24,7 @@ from hpcmcodec import codec, container
 from hpcmcodec.errors import HpcmError, InputError
 from hpcmcodec.evaluation.codecs import CODECS, near
 from hpcmcodec.evaluation.heat import bits_per_pixel, error_map, heat_image, legend_range
-from hpcmcodec.evaluation.metrics import METRICS, MS_SSIM_SIDE, psnr_db
+from hpcmcodec.evaluation.metrics import DEFAULT_METRICS, METRICS, MS_SSIM_SIDE, psnr_db
 from hpcmcodec.image import load, plain, to_image
 
 __all__ = ["Candidate", "places", "report"]
@@ -186,7 +186,8 @@ def _numbers(original: Pixels, candidates: Sequence[Candidate], say: Callable[[s
     metrics = {}
     for key, metric in METRICS.items():
         if metric.missing:
-            say(f"metric {key} is left out: pip install {' '.join(metric.missing)}")
+            if key in DEFAULT_METRICS:
+                say(f"metric {key} is left out: {metric.missing}")
         elif key != "ms-ssim" or min(height, width) >= MS_SSIM_SIDE:
             metrics[key] = metric
     rows = [["", "bytes", "bits per pixel", *(metric.label for metric in metrics.values())]]

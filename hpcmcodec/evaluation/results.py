@@ -170,9 +170,9 @@ def compare(anchor: Series, test: Series, metric: str) -> Comparison:
     """BD-rates of `test` against `anchor`: that of the averaged curves, and one for each image that both measured."""
     if not (metric in anchor.scores and metric in test.scores):
         return Comparison("not measured", {}, {})
-    averaged = _bd_rate(anchor.curve(metric), test.curve(metric))
+    averaged = _bd_rate(anchor.curve(metric), test.curve(metric), metric)
     own = {
-        digest: _bd_rate(anchor.images[digest][metric], curves[metric])
+        digest: _bd_rate(anchor.images[digest][metric], curves[metric], metric)
         for digest, curves in test.images.items()
         if digest in anchor.images
     }
@@ -183,9 +183,9 @@ def compare(anchor: Series, test: Series, metric: str) -> Comparison:
     )
 
 
-def _bd_rate(anchor: Curve, test: Curve) -> BDRate | str:
+def _bd_rate(anchor: Curve, test: Curve, metric: str) -> BDRate | str:
     try:
-        return bd_rate(anchor, test)
+        return bd_rate(anchor, test, between=METRICS[metric].between)
     except ValueError as error:
         return str(error)
 
@@ -238,7 +238,7 @@ def to_json(
             }
             for record in records
         ],
-        "metric_versions": records[0].metric_versions,
+        "metric_versions": {metric: records[0].metric_versions[metric] for metric in metrics},
     }
     return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 

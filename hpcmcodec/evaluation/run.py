@@ -20,7 +20,7 @@ from hpcmcodec.errors import HpcmError, OutputError, UnsupportedError
 from hpcmcodec.evaluation import process
 from hpcmcodec.evaluation.codecs import CODECS
 from hpcmcodec.evaluation.evaluate import Photo, evaluate, find_photos
-from hpcmcodec.evaluation.metrics import METRICS
+from hpcmcodec.evaluation.metrics import DEFAULT_METRICS, METRICS, MS_SSIM_SIDE
 from hpcmcodec.evaluation.plots import THEMES, rd_plot
 from hpcmcodec.evaluation.results import Series, from_records, read_series, to_csv, to_json, to_markdown
 from hpcmcodec.evaluation.store import Store, write_whole
@@ -29,18 +29,13 @@ __all__ = ["parse_qualities", "run", "usable"]
 
 
 def usable(codecs: Sequence[str], metrics: Sequence[str], say: Callable[[str], None]) -> tuple[list[str], list[str]]:
-    """The codecs and the metrics whose packages are installed; `say` is told what the others need."""
-    for kind, keys, found in (
-        ("codec", codecs, {key: CODECS[key].missing() for key in codecs}),
-        ("metric", metrics, {key: METRICS[key].missing for key in metrics}),
-    ):
-        for key in keys:
-            if found[key]:
-                say(f"{kind} {key} is left out: pip install {' '.join(found[key])}")
-    return (
-        [key for key in codecs if not CODECS[key].missing()],
-        [key for key in metrics if not METRICS[key].missing],
-    )
+    """The codecs and the metrics that are installed; `say` is told what the others need."""
+    lacking = {key: f"pip install {' '.join(needs)}" for key in codecs if (needs := CODECS[key].missing())}
+    unmeasurable = {key: remedy for key in metrics if (remedy := METRICS[key].missing)}
+    for kind, reasons in (("codec", lacking), ("metric", unmeasurable)):
+        for key, reason in reasons.items():
+            say(f"{kind} {key} is left out: {reason}")
+    return [key for key in codecs if key not in lacking], [key for key in metrics if key not in unmeasurable]
 
 
 def parse_qualities(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -71,7 +66,7 @@ def run(
     folder: Path,
     *,
     codecs: Sequence[str],
-    metrics: Sequence[str],
+    metrics: Sequence[str] | None,
     qualities: Mapping[str, Sequence[float]],
     anchors: Sequence[str],
     jobs: int,
@@ -85,6 +80,7 @@ def run(
     Args:
         paths: images, and folders of images.
         codecs, metrics: keys of `CODECS` and `METRICS`. One that is not installed is left out, and `say` is told so.
+            Without metrics, `DEFAULT_METRICS` are measured, as far as they are defined for all images.
         qualities: codec -> qualities; a codec that is not named is measured at its default ones.
         anchors: for BD-rates, keys among `codecs` or paths of result files; none: every codec but the first.
         jobs: number of processes.
@@ -97,11 +93,15 @@ def run(
         InputError, UnsupportedError: an image or a result file cannot be used, or no codec or metric is left.
         OutputError: the folder cannot be written.
     """
-    codecs, metrics = usable(codecs, metrics, say)
+    given = metrics is not None
+    codecs, metrics = usable(codecs, DEFAULT_METRICS if metrics is None else metrics, say)
     if not codecs or not metrics:
         raise UnsupportedError(f"nothing to measure: no {'codec' if not codecs else 'metric'} is left")
     files = {anchor: read_series(Path(anchor)) for anchor in anchors if anchor not in CODECS}
     photos = find_photos(paths, max_pixels)
+    if not given and "ms-ssim" in metrics and any(min(p.width, p.height) < MS_SSIM_SIDE for p in photos):
+        say(f"metric ms-ssim is left out: it needs images of {MS_SSIM_SIDE} pixels a side")
+        metrics.remove("ms-ssim")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,8 +2,9 @@
 
 Three measures, over samples of the picture. Text and drawings have few colours, and neighbours that are exactly equal;
 dithers have more energy at the finest scale than one octave below, where photographs have a third and white noise as
-much. The limits stand well apart from what photographs have: of 40 (Kodak's and held-out ones) none has more than 0.21
-of its neighbours equal, or a ratio of more than 0.32.
+much, and halftones in black and white have more of it than the sharpest photograph. The limits stand well apart from
+what photographs have: of 40 (Kodak's and held-out ones) none has more than 0.21 of its neighbours equal, a ratio of
+more than 0.32, or details of more than 43 levels.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _SIDE = 256
 _MIN_SIDE = 32
 _EQUAL, _FEW, _FEW_GREYS, _MANY = 0.45, 64, 32, 1024
 _DITHERED = 1.5
+_HALFTONE = (90 / 255) ** 2
 _HARD = (40 / 255) ** 2
 
 
@@ -45,8 +47,8 @@ def not_a_photograph(picture: Picture) -> str:
     fine, coarse = fine / len(samples), coarse / len(samples)
     if equal > _EQUAL and fine > _HARD:
         return "it has flat areas with hard edges, as text has"
-    if fine > _DITHERED * coarse and fine > (4 / 255) ** 2:
-        return "it is dithered, or has a pattern of single pixels"
+    if (fine > _DITHERED * coarse and fine > (4 / 255) ** 2) or fine > _HALFTONE:
+        return "it is dithered, or has a pattern of a few pixels"
     return ""
 
 
