@@ -11,19 +11,24 @@
 #
 # PYTHON       the interpreter that makes the environments
 # CONSTRAINT   the file of pinned versions; `make test CONSTRAINT=` takes what the index has to offer, torch included
-# THREADS      threads of numpy and torch in the tests; more than one is slow beside a busy process
+# WORKERS      processes that share the tests out among themselves; auto: one for each core
+# THREADS      threads of numpy and torch in each of them; more than one is slow beside a busy process
 
 PYTHON ?= python3
 CONSTRAINT = constraints.txt
 IMAGE =
+WORKERS = auto
 THREADS = 1
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+# A test follows those of its file on one worker, which has made what they share, until another runs out of work.
+PYTEST = OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) .venv-test/bin/python -m pytest \
+	-n $(WORKERS) --dist worksteal
 PINS = $(if $(CONSTRAINT),-c $(CONSTRAINT))
 INPUTS = Makefile constraints.txt pyproject.toml
 
 CODING = click ninja numpy onnxruntime pillow rich safetensors
-CHECKS = einops hatchling hypothesis mypy onnx packaging pytest ruff torch
+CHECKS = einops hatchling hypothesis mypy onnx packaging pytest pytest-xdist ruff torch
 EVALUATION = matplotlib pillow-heif pillow-jxl-plugin pytorch-msssim ssimulacra2
 # Installed without what they depend on: of compressai only the entropy coder is used, of scikit-image the photographs.
 BARE = compressai scikit-image
@@ -39,12 +44,11 @@ demo: .venv/ready
 
 test: .venv-test/ready
 	@.venv-test/bin/python hpcmcodec/native/build.py prebuild --optional
-	OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) .venv-test/bin/python -m pytest
+	$(PYTEST)
 
 test-all: .venv-test/ready .venv-oldest/ready
 	@.venv-test/bin/python hpcmcodec/native/build.py prebuild --optional
-	HPCM_OLDEST="$(CURDIR)/.venv-oldest/bin/python" \
-	OMP_NUM_THREADS=$(THREADS) OPENBLAS_NUM_THREADS=$(THREADS) .venv-test/bin/python -m pytest -m ""
+	HPCM_OLDEST="$(CURDIR)/.venv-oldest/bin/python" $(PYTEST) -m ""
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .
