@@ -39,8 +39,9 @@ from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
 from hpcmcodec.training import config, export, fitting, loop, records, report, stages, states, synthetic
 from hpcmcodec.training.__main__ import main
-from hpcmcodec.training.config import Rates, Recipe, Run
+from hpcmcodec.training.config import DISTORTIONS, Rates, Recipe, Run
 from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
+from hpcmcodec.training.distortion import Distortion, visual
 from hpcmcodec.training.optim import is_matrix, optimisers, part_of, rate_factor
 from hpcmcodec.training.speed import table
 from hpcmcodec.training.stand_in import StandIn, centre_of_mass, start_from_principal_axes
@@ -122,6 +123,8 @@ def test_every_value_of_a_recipe_is_overridden_by_an_option_of_its_name() -> Non
         ({"keep": 0}, "at least 1"),
         ({"rescale": "0.5"}, "two factors"),
         ({"distortion": "ms-ssim", "crops": "128:4"}, "176"),
+        ({"distortion": "visual", "crops": "128:4"}, "176"),
+        ({"distortion": "mixed", "share": 1.5}, "share is a share of the distortion"),
         ({"stage": "a", "without_context": True}, "stage a"),
     ],
 )
@@ -386,18 +389,55 @@ def test_a_limit_leaves_small_losses_alone_and_holds_the_gradient_of_large_ones(
     assert held < free
 
 
-def test_ms_ssim_weighs_structure_and_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
-    with pytest.raises(InputError, match=r"pip install .hpcmcodec\[train\]"):
-        stages.ms_ssim(torch.zeros(1, 3, 176, 176), torch.zeros(1, 3, 176, 176))
-    monkeypatch.undo()
+    for kind in ("ms-ssim", "mixed"):
+        with pytest.raises(InputError, match=r"pip install .hpcmcodec\[train\]"):
+            Distortion(kind).check()
+    for kind in ("mse", "visual"):
+        Distortion(kind).check()
+
+
+@pytest.mark.parametrize("kind", DISTORTIONS)
+def test_a_distortion_is_zero_for_equal_pictures_and_has_a_gradient_at_all_others(kind: str) -> None:
+    pytest.importorskip("pytorch_msssim")
+    x = to_unit(torch.from_numpy(np.stack([tiny.picture(176, 192), tiny.picture(176, 192)])).permute(0, 3, 1, 2))
+    q = torch.tensor([0.2, 0.9])
+    assert Distortion(kind)(x, x, q).tolist() == pytest.approx([0, 0], abs=1e-3)
+    for other in (x + 0.1 * torch.randn_like(x), torch.zeros_like(x), torch.ones_like(x), x - 3, x):
+        x_hat = other.clone().requires_grad_()
+        found = Distortion(kind)(x_hat, x, q)
+        found.sum().backward()
+        assert x_hat.grad is not None
+        assert x_hat.grad.isfinite().all()
+    assert (Distortion(kind)(x + 0.05 * torch.randn_like(x), x, q) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["ms-ssim", "visual"])
+def test_what_weighs_structure_forgives_brightness_before_noise(kind: str) -> None:
     pytest.importorskip("pytorch_msssim")
     x, q = to_unit(torch.from_numpy(tiny.picture(176, 176)).permute(2, 0, 1)[None]), torch.ones(1)
-    same, brighter, noisy = (
-        stages.distortion_of(v, x, q, "ms-ssim").item() for v in (x, x + 0.1, x + 0.1 * torch.randn_like(x))
-    )
-    assert same == pytest.approx(0, abs=1e-3)
+    x = 0.2 + 0.6 * x
+    noise = 0.05 * torch.randn_like(x).sign()
+    brighter, noisy = (Distortion(kind, share=1)(v, x, q).item() for v in (x + 0.05, x + noise))
     assert brighter < 0.5 * noisy
+
+
+def test_shares_of_a_distortion_lie_between_its_parts() -> None:
+    x, q = to_unit(torch.from_numpy(tiny.picture(176, 176)).permute(2, 0, 1)[None]), torch.ones(1)
+    x_hat = x + 0.05 * torch.randn_like(x)
+    none, half, whole = (Distortion("visual", share)(x_hat, x, q).item() for share in (0.0, 0.5, 1.0))
+    assert none == pytest.approx(Distortion("mse")(x_hat, x, q).item())
+    assert half == pytest.approx((none + whole) / 2)
+
+
+def test_visual_knows_blur_and_ringing_in_light_and_in_colour() -> None:
+    stripes = (torch.arange(192) // 4 % 2).float().expand(192, 192) * 0.4 + 0.3
+    for channels in ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)):
+        x = torch.stack([0.5 + (stripes - 0.5) * share for share in channels])[None]
+        softer, harder = (0.5 + (x - 0.5) * factor for factor in (0.5, 1.5))
+        assert min(visual(softer, x).item(), visual(harder, x).item()) > 10 * visual(x + 1e-3, x).item()
+        assert visual(softer, x).item() > visual(0.5 + (x - 0.5) * 0.9, x).item()
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,10 @@ STAGES = {
     "c": "everything together",
 }
 
+DISTORTIONS = ("mse", "ms-ssim", "mixed", "visual")
+MIN_SIDE = 176
+"""Smallest crop, in pixels, of all distortions but "mse": a window of 11 pixels fits into it after four halvings."""
+
 
 def option(default: Any, text: str) -> Any:
     """A dataclass field with a default and the help text of its option."""
@@ -82,7 +86,8 @@ class Rates:
 class Objective:
     """What is minimised."""
 
-    distortion: str = option("mse", "mse, or ms-ssim (needs pytorch-msssim and crops of 176 pixels or more)")
+    distortion: str = option("mse", "mse, ms-ssim, mixed or visual; all but mse need crops of 176 pixels or more")
+    share: float = option(0.5, "share in mixed and visual of what is not mse")
     limit: float = option(0.0, "loss of a crop above which it counts by its logarithm; 0: none")
     fake: float = option(0.0, "last share of the run that computes the entropy path as coding does")
     calibrate_at: tuple[int, ...] = option((), "steps of the run after which the grids follow the activations' spread")
@@ -115,11 +120,12 @@ class Recipe:
         _among("stage", run.stage, STAGES)
         _among("precision", run.precision, ("auto", "bf16", "float32"))
         _among("device", run.device.split(":")[0], ("auto", "cpu", "cuda"))
-        _among("distortion", self.objective.distortion, ("mse", "ms-ssim"))
+        _among("distortion", self.objective.distortion, DISTORTIONS)
         for name, whole, share in (
             ("decay", "the run", rates.decay),
             ("fake", "the run", self.objective.fake),
             ("synthetic", "the crops", self.data.synthetic),
+            ("share", "the distortion", self.objective.share),
         ):
             if not 0 <= share <= 1:
                 raise InputError(f"{name} is a share of {whole}, 0 to 1, not {share:g}")
@@ -132,8 +138,8 @@ class Recipe:
         if self.data.rescale and not (len(self.data.rescale) == 2 and 0 < self.data.rescale[0] <= self.data.rescale[1]):
             raise InputError(f"rescale is two factors, low,high, not {self.data.rescale}")
         smallest = min(size for size, _ in self.crops)
-        if self.objective.distortion == "ms-ssim" and smallest < 176:
-            raise InputError(f"MS-SSIM needs crops of at least 176 pixels, found {smallest}")
+        if self.objective.distortion != "mse" and smallest < MIN_SIDE:
+            raise InputError(f"{self.objective.distortion} needs crops of at least {MIN_SIDE} pixels, found {smallest}")
 
     def model_config(self) -> Config:
         """The preset's config, with the fields that `model` names replaced. Raises InputError where it is invalid."""

@@ -28,6 +28,7 @@ from hpcmcodec.model.hpcm import Estimator
 from hpcmcodec.training import stages, states
 from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.data import Crops, to_unit, validation_images
+from hpcmcodec.training.distortion import Distortion
 from hpcmcodec.training.optim import Polite, faster_in_bf16, optimisers, rate_factor
 from hpcmcodec.training.records import Log
 from hpcmcodec.training.stand_in import StandIn, start_from_principal_axes
@@ -74,10 +75,8 @@ class Trainer:
             run.precision == "auto" and (self.device.type != "cpu" or faster_in_bf16())
         )
         self.joint = run.stage != "b"
-        if recipe.objective.distortion == "ms-ssim":
-            stages.ms_ssim(
-                torch.zeros(1, 3, 176, 176), torch.zeros(1, 3, 176, 176)
-            )  # a missing package is reported before training
+        self.distortion = Distortion(recipe.objective.distortion, recipe.objective.share)
+        self.distortion.check()
         self.crops = Crops(Path(recipe.data.cache), recipe.data.rescale)
         held = validation_images(Path(recipe.data.validation)) if recipe.data.validation else []
         self.held = [x.to(self.device) for x in held[: recipe.data.images]]
@@ -201,7 +200,7 @@ class Trainer:
             self.fast,
             joint=self.joint,
             fake=fake,
-            distortion=recipe.objective.distortion,
+            distortion=self.distortion,
             limit=recipe.objective.limit,
         )
         for o in self.optimisers:
@@ -283,9 +282,7 @@ class Trainer:
         if not self.held:
             return
         start = time.time()
-        rows = stages.validate(
-            self.ema, self.held, self.fast, joint=self.joint, distortion=self.recipe.objective.distortion
-        )
+        rows = stages.validate(self.ema, self.held, self.fast, joint=self.joint, distortion=self.distortion)
         self._record(validation=rows, mean=round(sum(r[-1] for r in rows) / len(rows), 5))
         self.since += time.time() - start
 

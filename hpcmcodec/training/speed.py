@@ -83,7 +83,7 @@ def _step(
         loss = bits(likelihoods).mean() / x[0, 0].numel()
         if joint:
             x_hat = timed("g_s", lambda: model.synthesise(y_hat, q))
-            loss = loss + stages.distortion_of(x_hat, x, q, "mse").mean()
+            loss = loss + stages.MSE(x_hat, x, q).mean()
     timed("backward", loss.backward)
     timed("optimiser", lambda: [o.step() for o in steppers])
     for o in steppers:

@@ -4,7 +4,7 @@
     b   HPCM: hyperprior and context on frozen transforms; rate alone, since distortion does not depend on them
     c   HPCM: everything; rate + distortion
 
-The loss is bpp + lmbda(q) * 255^2 * MSE, or bpp + lmbda(q) * MS_SSIM_WEIGHT * (1 - MS-SSIM). The qualities q of a batch
+The loss is bpp + lmbda(q) * 255^2 * MSE, or with another distortion than MSE (`distortion`). The qualities q of a batch
 are spread evenly over 0 to 1, and the loss of each crop is weighted by (lmbda(q) / lmbda(0.5))^-0.45, so that every
 quality learns. A limit bounds the influence of single crops: the gradient of a dithered crop can be thousands of times
 that of a photograph.
@@ -24,17 +24,18 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hpcmcodec.errors import InputError, UnsupportedError
+from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.constants import CODE_MAX, FIXED_GRIDS, limit_of
 from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.model.transforms import Block
 from hpcmcodec.training.config import Recipe
+from hpcmcodec.training.distortion import Distortion
 from hpcmcodec.training.stand_in import StandIn
 
 VALIDATION_QUALITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
-MS_SSIM_WEIGHT = 1280  # CompressAI's lambdas for MS-SSIM are 1222 to 1340 times those for MSE of the same rate
+MSE = Distortion()
 
 
 def build(recipe: Recipe) -> Estimator:
@@ -86,23 +87,6 @@ def rate(model: Estimator, x: Tensor, q: Tensor, fast: bool, *, fake: bool) -> t
     return bits(likelihoods) / (x.shape[2] * x.shape[3]), y_hat
 
 
-def distortion_of(x_hat: Tensor, x: Tensor, q: Tensor, kind: str) -> Tensor:
-    """Distortion (B,) of x_hat, times lmbda(q) and hence in bits per pixel. kind: "mse" or "ms-ssim"."""
-    if kind == "mse":
-        return lmbda(q) * 255**2 * (x_hat - x).square().flatten(1).mean(1)
-    return lmbda(q) * MS_SSIM_WEIGHT * (1 - ms_ssim(x_hat, x))
-
-
-def ms_ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """MS-SSIM (B,) of x_hat and x, by pytorch-msssim. Raises InputError where that package is not installed."""
-    try:
-        from pytorch_msssim import ms_ssim as compute
-    except ImportError as error:
-        raise InputError('training for MS-SSIM needs pytorch-msssim: pip install "hpcmcodec[train]"') from error
-    out: Tensor = compute(x_hat, x, data_range=1.0, size_average=False)
-    return out
-
-
 def loss_of(
     model: Estimator,
     x: Tensor,
@@ -111,7 +95,7 @@ def loss_of(
     *,
     joint: bool,
     fake: bool,
-    distortion: str = "mse",
+    distortion: Distortion = MSE,
     limit: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The weighted training loss, a scalar, and the unweighted bpp (B,). limit: see `limited`; 0 for none."""
@@ -121,7 +105,7 @@ def loss_of(
     if joint:
         with autocast(x.device.type, fast):
             x_hat = model.synthesise(y_hat, q)
-        cost = bpp + distortion_of(x_hat, x, q, distortion)
+        cost = bpp + distortion(x_hat, x, q)
     cost = weight * cost
     return (limited(cost, limit) if limit else cost).mean(), bpp.detach()
 
@@ -133,7 +117,7 @@ def limited(cost: Tensor, limit: float) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    model: Estimator, images: list[Tensor], fast: bool, *, joint: bool, distortion: str = "mse"
+    model: Estimator, images: list[Tensor], fast: bool, *, joint: bool, distortion: Distortion = MSE
 ) -> list[list[float]]:
     """A row for each validation quality: q, mean bpp, and with `joint` mean PSNR in dB and mean loss, unweighted."""
     model.eval()
@@ -148,7 +132,7 @@ def validate(
                 with autocast(x.device.type, fast):
                     x_hat = model.synthesise(y_hat, q)
                 psnrs.append(-10 * math.log10((x_hat - x).square().mean().item()))
-                losses.append(bpp.item() + distortion_of(x_hat, x, q, distortion).item())
+                losses.append(bpp.item() + distortion(x_hat, x, q).item())
         rows.append([quality] + [round(sum(v) / len(v), 5) for v in (bpps, psnrs, losses) if v])
     model.train()
     return rows
