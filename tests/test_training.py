@@ -37,7 +37,7 @@ from hpcmcodec.model.entropy import grids_at
 from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
-from hpcmcodec.training import config, export, fitting, loop, records, report, stages, states, synthetic
+from hpcmcodec.training import config, export, fitting, judge, loop, records, report, stages, states, synthetic
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import DISTORTIONS, Rates, Recipe, Run
 from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
@@ -983,6 +983,32 @@ def test_worth_compares_exact_arithmetic_with_float_on_grids_of_training_or_of_p
         assert [line.split()[1] for line in lines[:-1]] == [f"{10.0 * i}" for i in range(11)]
     command = ["worth", str(tmp_path), str(tmp_path), "--grids", tiny.NAME, "--against", str(tmp_path)]
     assert CliRunner().invoke(main, command).exit_code == 2
+
+
+def test_judge_compares_states_by_what_they_decode_to(tmp_path: Path, photographs: Path) -> None:
+    model = tiny.make_model()
+    for name, noise in (("a", 0.0), ("b", 0.0), ("c", 0.05)):
+        values = {
+            k: v + noise * torch.randn_like(v) if k.startswith("g_s") else v for k, v in model.state_dict().items()
+        }
+        facts = {"preset": "tiny", "stage": "c", "step": 1, "grids": model.grids, "arithmetic": ARITHMETIC}
+        state = states.State(facts, {f"ema/{k}": v for k, v in values.items()})
+        (tmp_path / name).mkdir()
+        states.save_checkpoint(tmp_path / name, state, keep=1)
+    paths = [str(tmp_path / name) for name in "abc"]
+    options = ["--pictures", str(photographs), "--images", "2", "--qualities", "20,80", "--metrics", "psnr"]
+    said = CliRunner().invoke(main, ["judge", *paths, *options], catch_exceptions=False).output.splitlines()
+    first, same, worse = said[:3], said[3:7], said[7:]
+    assert (first[0], same[0], worse[0]) == tuple(paths)
+    assert first[1:] == same[1:3]
+    assert same[3] == "  psnr: averaged curves +0.00%, images +0.00% (+0.00 to +0.00)"
+    assert all(float(b.split()[-1]) < float(a.split()[-1]) for a, b in zip(first[1:], worse[1:3], strict=True))
+    curves = judge.scores(tiny.make_model(), photographs, (20.0, 80.0), ("psnr",), images=2)["psnr"]
+    average = judge.averaged(curves)
+    assert average.bpp == [pytest.approx(sum(c.bpp[i] for c in curves) / 2) for i in (0, 1)]
+    assert first[1] == f"  q  20.0  {average.bpp[0]:.4f} bpp  psnr {average.score[0]:.2f}"
+    for wrong in (["--metrics", "vmaf"], ["--pictures", str(tmp_path / "none")]):
+        assert CliRunner().invoke(main, ["judge", paths[0], *options, *wrong]).exit_code == 2
 
 
 def test_speed_has_a_row_for_each_stage_kind_of_crop_and_type() -> None:

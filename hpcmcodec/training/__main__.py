@@ -1,4 +1,4 @@
-"""`python -m hpcmcodec.training`: cache, train, plot, speed, worth, pack, join, export."""
+"""`python -m hpcmcodec.training`: cache, train, plot, speed, worth, judge, pack, join, export."""
 
 from __future__ import annotations
 
@@ -189,6 +189,28 @@ def worth(state: Path, folder: Path, qualities: str, against: Path | None, grids
     if not against:
         integers = synthesis_integers(model, pictures_at_all_qualities(folder))
         click.echo("\n".join(synthesis_loss(model, integers, folder, steps)[0]))
+
+
+@main.command()
+@click.argument("states", nargs=-1, required=True, metavar="STATE...", type=PATH)
+@click.option("--pictures", "folder", required=True, type=EXISTING, help="Folder of held-out PNG files.")
+@click.option("--images", type=click.IntRange(min=1), help="Take the first so many.  [default: all]")
+@click.option("--qualities", default="10,25,40,55,70,85", show_default=True)
+@click.option("--metrics", help="Of psnr, ms-ssim, ssimulacra2, butteraugli.  [default: those that are installed]")
+def judge(states: tuple[Path, ...], folder: Path, images: int | None, qualities: str, metrics: str | None) -> None:
+    """Compare STATEs with the first one by estimated bits and by what eyes see, on held-out pictures."""
+    from functools import partial
+
+    from hpcmcodec.evaluation.metrics import METRICS
+    from hpcmcodec.training.judge import judge as run
+    from hpcmcodec.training.states import load_model
+
+    chosen = metrics.split(",") if metrics else [name for name, metric in METRICS.items() if not metric.missing]
+    for name in chosen:
+        if name not in METRICS or METRICS[name].missing:
+            raise click.UsageError(f"metric {name}: {METRICS[name].missing if name in METRICS else 'not known'}")
+    loads = {str(state): partial(load_model, state) for state in states}
+    run(loads, folder, [float(q) for q in qualities.split(",")], chosen, images, click.echo)
 
 
 if __name__ == "__main__":
