@@ -21,7 +21,8 @@ from PIL import Image
 import hpcmcodec
 from hpcmcodec import codec, container
 from hpcmcodec.cli import cli
-from hpcmcodec.evaluation import heat, report
+from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.evaluation import blind, heat, report
 from hpcmcodec.evaluation.metrics import psnr_db
 from tests import tiny
 
@@ -275,18 +276,81 @@ def test_pictures_carry_the_photographs_profile(folder: Path) -> None:
         (["missing.png", "low.hpcm"], 3, "No such file"),
         (["photo.png", "low.hpcm", "--against", "gif"], 2, "'gif' is not one of"),
         (["photo.png", "low.hpcm", "-o", "photo.html"], 6, "exists already"),
-        (["photo.png"], 2, "Missing argument"),
+        (["photo.png"], 2, "a photograph is compared with .hpcm files"),
+        ([".", "low.hpcm"], 2, "a folder of photographs without"),
+        (["empty"], 3, "no images"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(
     arguments: list[str], code: int, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
+    Path("empty").mkdir(exist_ok=True)
     done = hpcm("compare", *arguments, *([] if "-o" in arguments else ["-o", "other.html"]))
     assert done.exit_code == code
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not Path("other.html").exists()
+
+
+# ----------------------------------------------------------------------------------------------- a folder, names hidden
+
+
+@pytest.fixture(scope="module")
+def blind_page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photographs by JPEG and WebP at 1 bit per pixel, and hpcm where --against does not matter."""
+    made = tmp_path_factory.mktemp("photos")
+    with Image.open(folder / "photo.png") as image:
+        image.save(made / "one.png")
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(made / "two.png")
+    done = hpcm("compare", made, "--against", "jpeg,webp", "--bpp", 1, "-o", made / "blind.html", "--quiet")
+    assert done.exit_code == 0, done.stderr
+    return made / "blind.html"
+
+
+def test_a_folder_becomes_crops_of_equal_size_files_in_an_order_that_does_not_tell(
+    blind_page: Path, folder: Path
+) -> None:
+    text = blind_page.read_text(encoding="utf-8")
+    tags = Elements(text).tags
+    buttons = [attributes["data-codec"] for tag, attributes in tags if tag == "button" and "data-codec" in attributes]
+    rows = [tuple(buttons[i : i + 3]) for i in range(0, len(buttons), 3)]
+    assert len(rows) == 2  # each photograph is smaller than two crops
+    assert all(sorted(row) == ["JPEG", "WebP", "hpcm"] for row in rows)
+    shown = [float(v) for v in re.findall(r", (\d\.\d+) bpp</span>", text)]
+    assert shown == [pytest.approx(1, rel=0.1)] * 6
+    images = [attributes for tag, attributes in tags if tag == "img"]
+    assert [image["alt"] for image in images] == ["original", "A", "B", "C"] * 2
+    with Image.open(folder / "photo.png") as image:
+        original = np.asarray(image)
+    crop = pixels_of(images[0]["src"])
+    assert any(
+        (original[top : top + crop.shape[0], left : left + crop.shape[1]] == crop).all()
+        for top in range(original.shape[0] - crop.shape[0] + 1)
+        for left in range(original.shape[1] - crop.shape[1] + 1)
+    )
+
+
+def test_orders_differ_from_crop_to_crop_and_are_the_same_in_every_run() -> None:
+    pixels = tiny.picture(16, 16)
+    decoded = dict.fromkeys(("hpcm", "jpeg", "webp"), pixels)
+    crops = [blind.Crop(f"{i}.png", pixels, decoded, dict.fromkeys(decoded, 0.2), None) for i in range(60)]
+    text = blind.page("x", crops)
+    assert text == blind.page("x", crops)
+    found = re.findall(r'data-codec="([^"]+)"', text)
+    assert len({tuple(found[i : i + 3]) for i in range(0, len(found), 3)}) == 6
+
+
+def test_the_page_of_a_folder_loads_nothing_and_names_cannot_change_it() -> None:
+    pixels = tiny.picture(16, 16)
+    text = blind.page("<script>", [blind.Crop("<script>\"'", pixels, {"hpcm": pixels}, {"hpcm": 1.0}, None)])
+    assert text.count("<script>") == 1
+    test_the_page_loads_nothing(text)
+
+
+def test_fewer_than_two_codecs_cannot_be_compared(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="fewer than two"):
+        blind.blind(folder, ["hpcm"], 0.2)
 
 
 # -------------------------------------------------------------------------------------------------------- in a browser
@@ -418,6 +482,22 @@ def test_digits_and_x_choose_the_pictures(browser: Browser) -> None:
     browser.keys("x")
     assert browser.run("[left, right].map(select => select.selectedIndex)") == [3, 0]
     assert browser.run("['under', 'over'].map(id => document.getElementById(id).alt)") == [names[3], names[0]]
+
+
+def test_marks_are_counted_by_codec_once_names_are_asked_for(browser: Browser, blind_page: Path, folder: Path) -> None:
+    browser.call("POST", "/url", url=blind_page.as_uri())
+    try:
+        hidden = "[...document.querySelectorAll('.name')].every(e => getComputedStyle(e).display === 'none')"
+        assert browser.run(hidden)
+        chosen = browser.run("document.querySelectorAll('section button')[1].dataset.codec")
+        browser.run("[...document.querySelectorAll('section button')].slice(0, 2).forEach(b => b.click())")
+        browser.run("document.getElementById('reveal').click()")
+        assert not browser.run(hidden)
+        rows = browser.run("[...document.querySelectorAll('tr')].map(r => r.innerText.trim().split(/\\s*\\t\\s*/))")
+        assert rows[:2] == [["codec", "marked"], [chosen, "1"]]
+        assert [row[1] for row in rows[2:]] == ["0", "0"]
+    finally:
+        browser.call("POST", "/url", url=(folder / "photo.html").as_uri())
 
 
 def test_z_shows_one_pixel_as_one_pixel(browser: Browser) -> None:

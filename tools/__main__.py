@@ -5,6 +5,7 @@ bench       times and memory by size of the picture and by phase, beside other c
 kernels     times of each operation: the numpy reference, the compiled kernel, and the machine's bound
 previews    PSNR of a file decoded up to each scale
 monotone    whether a larger quality is always a better file
+tiles       what tiles cost in bytes, and the time of a region
 robustness  pictures that are no photographs, compared with AVIF and with a flat picture
 collect     makes a small result file from a folder that `hpcm eval` has written
 published   compares a result file with published tables of other codecs
@@ -20,7 +21,7 @@ from typing import Any
 import click
 
 from hpcmcodec.errors import HpcmError
-from tools import bench, collect, desktop, kernels, monotone, previews, results, robustness, speed
+from tools import bench, collect, desktop, kernels, monotone, previews, results, robustness, speed, tiles
 
 
 class _Group(click.Group):
@@ -50,6 +51,7 @@ for command in (
     kernels.command,
     previews.command,
     monotone.command,
+    tiles.command,
     robustness.command,
     collect.collect,
     collect.published,

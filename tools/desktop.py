@@ -33,7 +33,7 @@ def generated() -> dict[str, str]:
 
 def manual() -> str:
     """hpcm(1) in roff's man macros (groff_man(7)): every command with its options, examples and exit codes."""
-    top = click.Context(cli, info_name="hpcm")
+    top = click.Context(cli, info_name="hpcm", **cli.context_settings)
     about, examples, rest = _described(cli.help or "")
     lines = [
         '.TH HPCM 1 "" "hpcmcodec" "User Commands"',

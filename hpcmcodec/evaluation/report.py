@@ -27,7 +27,7 @@ from hpcmcodec.evaluation.heat import bits_per_pixel, error_map, heat_image, leg
 from hpcmcodec.evaluation.metrics import DEFAULT_METRICS, METRICS, MS_SSIM_SIDE, psnr_db
 from hpcmcodec.image import load, plain, to_image
 
-__all__ = ["Candidate", "places", "report"]
+__all__ = ["Candidate", "embedded", "places", "report"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -125,7 +125,7 @@ def page(
         "bits_legend": _legend(bits_high, "bits per pixel and more"),
         "bits": "".join(_map(each.name, heat_image(bits, bits_high), "bits") for each, bits in with_bits),
         "pictures": "".join(
-            f'<img alt="{html.escape(name)}" data-width="{width}" src="{_embedded(pixels, icc)}">'
+            f'<img alt="{html.escape(name)}" data-width="{width}" src="{embedded(pixels, icc)}">'
             for name, pixels in zip(names, pictures, strict=True)
         ),
     }
@@ -133,8 +133,8 @@ def page(
     return re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], template)
 
 
-def places(original: Pixels, decoded: Sequence[Pixels]) -> list[tuple[int, int, int, int]]:
-    """(left, top, right, bottom) of up to `N_CROPS` squares where the squared error, summed over `decoded`, is largest.
+def places(original: Pixels, decoded: Sequence[Pixels], count: int = N_CROPS) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) of up to `count` squares where the squared error, summed over `decoded`, is largest.
 
     original, decoded: (H, W, 3) uint8. The squares do not overlap. Their corners lie an eighth of a side apart or at
     the edges. An image with sides below `CROP` pixels is taken whole.
@@ -152,7 +152,7 @@ def places(original: Pixels, decoded: Sequence[Pixels]) -> list[tuple[int, int, 
     y, x = np.meshgrid(tops, lefts, indexing="ij")
     energy = total[y + side_y, x + side_x] - total[y, x + side_x] - total[y + side_y, x] + total[y, x]
     found: list[tuple[int, int, int, int]] = []
-    while len(found) < N_CROPS and np.isfinite(energy).any():
+    while len(found) < count and np.isfinite(energy).any():
         i, j = np.unravel_index(int(np.argmax(energy)), energy.shape)
         top, left = int(tops[i]), int(lefts[j])
         found.append((left, top, left + side_x, top + side_y))
@@ -219,7 +219,7 @@ def _crop_row(
         size = f'width="{right - left}" height="{bottom - top}"'
         style = f'style="width:{right - left}px"'
         figures.append(
-            f'<figure {style}><img class="crop" {size} alt="{alt}" src="{_embedded(crop, icc)}">'
+            f'<figure {style}><img class="crop" {size} alt="{alt}" src="{embedded(crop, icc)}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
     return f'<div class="row">{"".join(figures)}</div>'
@@ -241,7 +241,7 @@ def _png(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _embedded(pixels: Pixels, icc: bytes | None) -> str:
+def embedded(pixels: Pixels, icc: bytes | None) -> str:
     """A data URI that holds the pixels exactly: WebP, a quarter smaller than PNG, or PNG for sides beyond WebP's."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if max(image.size) > _WEBP_MAX_SIDE:
