@@ -286,8 +286,10 @@ def test_bmp_has_the_space_of_its_header_or_its_profile() -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("packing", ["none", "deflate"])
 @pytest.mark.parametrize("planar", [1, 2])
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_16_bit_tiff_is_kept_to_the_last_bit(channels: int, planar: int, packing: str, order: str) -> None:
+    if (channels, planar) == (2, 2):
+        pytest.skip("planes of greys and opacity are not read")
     samples = noise(channels)
     parts = [samples] if planar == 1 else [samples[..., i : i + 1] for i in range(channels)]
     strips = [part.astype(f"{order}u2").tobytes() for part in parts]
@@ -295,9 +297,32 @@ def test_16_bit_tiff_is_kept_to_the_last_bit(channels: int, planar: int, packing
         strips = [zlib.compress(strip) for strip in strips]
     tags = tiff_tags(samples, planar=planar, compression=8 if packing == "deflate" else 1)
     picture = read(tiff_file([tags], [strips], order))
-    assert (picture.depth, picture.grey, picture.notes) == (16, channels == 1, ())
-    assert np.array_equal(picture.pixels, samples[..., :3] if channels > 1 else np.repeat(samples, 3, axis=2))
-    assert channels < 4 or np.array_equal(picture.alpha, samples[..., 3])
+    assert (picture.depth, picture.grey, picture.notes) == (16, channels < 3, ())
+    assert np.array_equal(picture.pixels, samples[..., :3] if channels > 2 else np.repeat(samples[..., :1], 3, axis=2))
+    assert channels % 2 or np.array_equal(picture.alpha, samples[..., -1])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("photometric", "extra"), [(1, 2), (0, 2), (1, 1)])
+def test_16_bit_greys_with_opacity_are_turned_and_made_straight_as_colours_are(
+    photometric: int, extra: int, orientation: int
+) -> None:
+    greys = noise(2)
+    greys[..., 0] = np.minimum(greys[..., 0], greys[..., 1])  # as premultiplied greys are
+    colours = np.repeat(greys, (3, 1), axis=2)
+    if photometric == 0:
+        colours[..., :3] = 65535 - colours[..., :3]
+    pages = [
+        tiff_tags(samples, extra=extra, photometric=kind) | {274: ("H", (orientation,))}
+        for samples, kind in ((greys, photometric), (colours, 2))
+    ]
+    ours, theirs = (
+        read(tiff_file([tags], [[samples.astype("<u2").tobytes()]]))
+        for tags, samples in zip(pages, (greys, colours), strict=True)
+    )
+    assert np.array_equal(ours.pixels, theirs.pixels)
+    assert ours.alpha is not None
+    assert np.array_equal(ours.alpha, theirs.alpha)
 
 
 def test_16_bit_grey_of_which_zero_is_white_is_no_negative() -> None:
@@ -344,8 +369,6 @@ def test_deep_pictures_come_back_from_png_and_tiff_and_ppm(samples: np.ndarray) 
     for form in ("png", "tif", "ppm"):
         if form == "ppm" and picture.alpha is not None:
             continue
-        if form == "tif" and picture.grey and picture.alpha is not None:
-            continue  # Pillow reads no grey TIFF of 16 bits with alpha
         file = io.BytesIO()
         assert write(picture, form, file) == []
         back = read(file.getvalue())

@@ -10,7 +10,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from PIL import Image
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.image import colour
 from hpcmcodec.image.deep import open_with, replaced, two_passes
+from hpcmcodec.image.exif import orient
 from hpcmcodec.image.picture import Found
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _WHITE_POINT, _PRIMARIES, _TILE_OFFSETS, _TILE_BYTES = 318, 319, 324, 325
 _EXTRA_SAMPLES, _SAMPLE_FORMAT, _XMP, _IPTC = 338, 339, 700, 33723
 _HEIGHT, _COMPRESSION, _ROWS_PER_STRIP, _PREDICTOR = 257, 259, 278, 317
 _SUB_DIRECTORIES = (0x8769, 0x8825)
+_TILE_WIDTH, _MEANINGLESS = 322, 65000
 _DEFLATE, _UNDEFINED = 8, 7
 # Tags about how pixels are stored, in TIFF 6.0 and its supplements; a block of EXIF says that of another file.
 _STORAGE = frozenset(
@@ -59,8 +61,9 @@ def look(file: BinaryIO) -> Found:
 
     Raises UnsupportedError for several pages, and for samples that Pillow does not read.
     """
+    pairs = _pairs(file)
     try:
-        image = open_with("TIFF", file)
+        image = open_with("TIFF", io.BytesIO(pairs.once) if pairs else file)
     except (SyntaxError, OSError) as error:
         if "unknown" in str(error) or "not yet supported" in str(error):
             raise UnsupportedError(f"a TIFF of a kind that is not read here ({_kind(file) or error})") from error
@@ -74,7 +77,7 @@ def look(file: BinaryIO) -> Found:
     planar = tags.get(_PLANAR, 1) == 2
     if bits > 8 and image.mode not in ("I", "F"):
         found.depth = min(bits, 16)
-        found.deep = _deep(file, image, planar)
+        found.deep = pairs.read if pairs else _deep(file, image, planar)
     if max(_numbers(tags.get(_EXTRA_SAMPLES), 9)) == 0:
         found.notes.append("a channel without a stated meaning dropped")
     if isinstance(tags.get(_XMP), bytes):
@@ -178,10 +181,89 @@ def _deep(file: BinaryIO, image: Image.Image, planar: bool) -> Callable[[], npt.
     return read
 
 
+class _Pairs(NamedTuple):
+    """A TIFF of 16-bit greys with opacity, as two TIFFs that Pillow reads.
+
+    Attributes:
+        once: the file with one channel: right in all but its samples.
+        twice: the file with one channel twice as wide, whose samples are those of the pairs.
+        orientation: by which pixels are to be turned.
+        inverted, premultiplied, differences: whether 0 is white, greys are multiplied by opacity, and samples stand for
+            differences from the pixel before.
+    """
+
+    once: bytes
+    twice: bytes
+    orientation: int
+    inverted: bool
+    premultiplied: bool
+    differences: bool
+
+    def read(self) -> npt.NDArray[np.uint16]:
+        """(H, W, 2) greys and opacity."""
+        image = open_with("TIFF", io.BytesIO(self.twice))
+        image.load()
+        levels = np.asarray(image).astype(np.uint16)
+        levels = levels.reshape(levels.shape[0], -1, 2)
+        if self.differences:
+            levels = np.cumsum(levels, axis=1, dtype=np.uint16)
+        if self.inverted:
+            levels[..., 0] = 65535 - levels[..., 0]
+        return orient(_straight(levels) if self.premultiplied else levels, self.orientation)
+
+
+def _pairs(file: BinaryIO) -> _Pairs | None:
+    """What makes a TIFF of 16-bit greys with opacity readable, whose kind Pillow does not know; None for all others."""
+    from PIL import TiffImagePlugin
+
+    file.seek(0)
+    head = file.read(8)
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        directory = tags.next
+        file.seek(directory)
+        tags.load(file)
+    except Exception:  # noqa: BLE001  a damaged directory raises nearly anything; Pillow's reader will say so
+        return None
+    kind = [_numbers(tags.get(tag), 0) for tag in (_BITS, _SAMPLES, _PLANAR, _EXTRA_SAMPLES)]
+    predictor = tags.get(_PREDICTOR, 1)
+    tiled_differences = predictor == 2 and _TILE_OFFSETS in tags
+    if head[2:4] not in (b"*\0", b"\0*") or tags.get(_PHOTOMETRIC) not in (0, 1) or tiled_differences:
+        return None
+    if kind[:2] != [(16, 16), (2,)] or kind[2] == (2,) or kind[3] not in ((1,), (2,)) or predictor not in (1, 2):
+        return None
+    file.seek(0)
+    data = file.read()
+    one = {_BITS: 16, _SAMPLES: 1, _EXTRA_SAMPLES: None}
+    wide = {tag: 2 * value for tag in (_WIDTH, _TILE_WIDTH) if isinstance(value := tags.get(tag), int)}
+    return _Pairs(
+        _with_entries(data, directory, one),
+        _with_entries(data, directory, one | wide | {_PREDICTOR: 1, _PHOTOMETRIC: 1, _ORIENTATION: 1}),
+        orientation=orientation if (orientation := tags.get(_ORIENTATION, 1)) in range(1, 9) else 1,
+        inverted=tags[_PHOTOMETRIC] == 0,
+        premultiplied=kind[3] == (1,),
+        differences=predictor == 2,
+    )
+
+
+def _with_entries(data: bytes, directory: int, changes: dict[int, int | None]) -> bytes:
+    """`data` with other values in entries that the directory has; an entry of None gets a number without a meaning."""
+    order = "<" if data[:2] == b"II" else ">"
+    changed = bytearray(data)
+    (count,) = struct.unpack_from(order + "H", data, directory)
+    for place in range(directory + 2, directory + 2 + 12 * count, 12):
+        (tag,) = struct.unpack_from(order + "H", data, place)
+        if tag in changes:
+            value = changes[tag]
+            number, value = (_MEANINGLESS, 0) if value is None else (tag, value)
+            struct.pack_into(order + "HHII", changed, place, number, 4, 1, value)
+    return bytes(changed)
+
+
 def _straight(levels: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
-    """(H, W, 4) without its colours being multiplied by alpha."""
-    alpha = levels[..., 3:].astype(np.uint32)
-    colours = (levels[..., :3].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
+    """(H, W, 2 or 4) without its colours being multiplied by alpha, the last channel."""
+    alpha = levels[..., -1:].astype(np.uint32)
+    colours = (levels[..., :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
     return np.concatenate((np.minimum(colours, 65535), alpha), axis=2).astype(np.uint16)
 
 
