@@ -41,7 +41,7 @@ from hpcmcodec.training import config, export, fitting, judge, loop, records, re
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import DISTORTIONS, Rates, Recipe, Run
 from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
-from hpcmcodec.training.distortion import Distortion, visual
+from hpcmcodec.training.distortion import Distortion, visual, visual_gradient
 from hpcmcodec.training.optim import is_matrix, optimisers, part_of, rate_factor
 from hpcmcodec.training.speed import table
 from hpcmcodec.training.stand_in import StandIn, centre_of_mass, start_from_principal_axes
@@ -123,7 +123,7 @@ def test_every_value_of_a_recipe_is_overridden_by_an_option_of_its_name() -> Non
         ({"keep": 0}, "at least 1"),
         ({"rescale": "0.5"}, "two factors"),
         ({"distortion": "ms-ssim", "crops": "128:4"}, "176"),
-        ({"distortion": "visual", "crops": "128:4"}, "176"),
+        ({"distortion": "mixed", "crops": "128:4"}, "176"),
         ({"distortion": "mixed", "share": 1.5}, "share is a share of the distortion"),
         ({"stage": "a", "without_context": True}, "stage a"),
     ],
@@ -429,6 +429,17 @@ def test_shares_of_a_distortion_lie_between_its_parts() -> None:
     none, half, whole = (Distortion("visual", share)(x_hat, x, q).item() for share in (0.0, 0.5, 1.0))
     assert none == pytest.approx(Distortion("mse")(x_hat, x, q).item())
     assert half == pytest.approx((none + whole) / 2)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 48), (176, 192)])
+def test_the_gradient_of_visual_is_that_of_autograd(size: tuple[int, int]) -> None:
+    x = torch.from_numpy(tiny.picture(*size)).permute(2, 0, 1)[None].double() / 255
+    x_hat = (x + 0.1 * torch.randn(x.shape, dtype=x.dtype)).clamp(0.001, 0.999).requires_grad_()
+    (expected,) = torch.autograd.grad(size[0] * size[1] * visual(x_hat, x).sum(), x_hat)
+    with torch.no_grad():
+        found = visual_gradient(x_hat, x)
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
+    assert expected.abs().max() > 0.1
 
 
 def test_visual_knows_blur_and_ringing_in_light_and_in_colour() -> None:

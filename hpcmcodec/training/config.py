@@ -27,7 +27,7 @@ STAGES = {
 
 DISTORTIONS = ("mse", "ms-ssim", "mixed", "visual")
 MIN_SIDE = 176
-"""Smallest crop, in pixels, of all distortions but "mse": a window of 11 pixels fits into it after four halvings."""
+"""Smallest crop, in pixels, for MS-SSIM: a window of 11 pixels fits into it after four halvings."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -86,7 +86,7 @@ class Rates:
 class Objective:
     """What is minimised."""
 
-    distortion: str = option("mse", "mse, ms-ssim, mixed or visual; all but mse need crops of 176 pixels or more")
+    distortion: str = option("mse", "mse, ms-ssim, mixed or visual; MS-SSIM needs crops of 176 pixels or more")
     share: float = option(0.5, "share in mixed and visual of what is not mse")
     limit: float = option(0.0, "loss of a crop above which it counts by its logarithm; 0: none")
     fake: float = option(0.0, "last share of the run that computes the entropy path as coding does")
@@ -138,7 +138,7 @@ class Recipe:
         if self.data.rescale and not (len(self.data.rescale) == 2 and 0 < self.data.rescale[0] <= self.data.rescale[1]):
             raise InputError(f"rescale is two factors, low,high, not {self.data.rescale}")
         smallest = min(size for size, _ in self.crops)
-        if self.objective.distortion != "mse" and smallest < MIN_SIDE:
+        if self.objective.distortion in ("ms-ssim", "mixed") and smallest < MIN_SIDE:
             raise InputError(f"{self.objective.distortion} needs crops of at least {MIN_SIDE} pixels, found {smallest}")
 
     def model_config(self) -> Config:

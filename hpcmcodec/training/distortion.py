@@ -30,8 +30,8 @@ _STABILISER = 0.0009  # SSIM's C2 for samples in [0, 1]
 # Cones' responses to linear RGB and what is added before the cube root, as in JPEG XL's XYB (ISO/IEC 18181-1).
 _CONES = ((0.30, 0.622, 0.078), (0.23, 0.692, 0.078), (0.24342268924547819, 0.20476744424496821, 0.5518098665095536))
 _BIAS = 0.0037930732552754493
-# Red-green, light and blue are scaled so that each spans about the unit interval.
-_SPANS = (14.0, 1.0, 1.0)
+# Red-green, light and blue of three cones' responses, scaled so that each spans about the unit interval.
+_OPPOSED = ((7.0, -7.0, 0.0), (0.5, 0.5, 0.0), (-0.5, -0.5, 1.0))
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,30 @@ def visual(x_hat: Tensor, x: Tensor) -> Tensor:
     for scale in range(_SCALES):
         if scale:
             light, light_hat = F.avg_pool2d(light, 2), F.avg_pool2d(light_hat, 2)
-        total = total + _structure(opponent(light_hat), opponent(light))
+        total = total + _Windows(opponent(light_hat), opponent(light)).loss()
     return total / _SCALES
+
+
+def visual_gradient(x_hat: Tensor, x: Tensor) -> Tensor:
+    """The gradient (B, 3, H, W) by x_hat of H * W * `visual`, for sides that are multiples of 16.
+
+    It is written out, because a graph for onnxruntime cannot hold what autograd does. It passes through the clamp to
+    [0, 1] as if it were not there.
+    """
+    x_hat = x_hat.clamp(0, 1)
+    lights, lights_hat = [linear(x)], [linear(x_hat)]
+    for _ in range(_SCALES - 1):
+        lights.append(F.avg_pool2d(lights[-1], 2))
+        lights_hat.append(F.avg_pool2d(lights_hat[-1], 2))
+    gradient = torch.zeros_like(lights_hat[-1])
+    for scale in reversed(range(_SCALES)):
+        windows = _Windows(opponent(lights_hat[scale]), opponent(lights[scale]))
+        share = 4**scale / (3 * _SCALES)  # of the mean over all windows and colours, in one of them
+        gradient = gradient + _back_through_opponent(lights_hat[scale], share * windows.gradient())
+        if scale:
+            gradient = F.interpolate(gradient, scale_factor=2.0, mode="nearest") / 4
+    slope = torch.where(x_hat <= 0.04045, 1 / 12.92, 2.4 / 1.055 * ((x_hat.clamp(min=0.04045) + 0.055) / 1.055) ** 1.4)
+    return gradient * slope
 
 
 def linear(x: Tensor) -> Tensor:
@@ -93,30 +115,66 @@ def linear(x: Tensor) -> Tensor:
 
 def opponent(light: Tensor) -> Tensor:
     """Red-green, light and blue (B, 3, H, W) of linear RGB, by cube roots of cones' responses."""
-    cones = torch.einsum("ij,bjhw->bihw", light.new_tensor(_CONES), light)
-    red, green, blue = ((cones + _BIAS) ** (1 / 3) - _BIAS ** (1 / 3)).unbind(1)
-    planes = torch.stack(((red - green) / 2, (red + green) / 2, blue - (red + green) / 2), 1)
-    return planes * planes.new_tensor(_SPANS)[:, None, None]
+    roots = (_mixed(light, _CONES) + _BIAS) ** (1 / 3) - _BIAS ** (1 / 3)
+    return _mixed(roots, _OPPOSED)
 
 
-def _structure(x_hat: Tensor, x: Tensor) -> Tensor:
-    """(B,) of planes (B, 3, H, W): one less structural similarity, and the difference of edges; means over all."""
-    mean, mean_hat = _blurred(x), _blurred(x_hat)
-    variance = _blurred(x * x) - mean**2
-    variance_hat = _blurred(x_hat * x_hat) - mean_hat**2
-    covariance = _blurred(x * x_hat) - mean * mean_hat
-    similar = (2 * covariance + _STABILISER) / (variance + variance_hat + _STABILISER)
-    structure = 1 - similar * (1 - (mean - mean_hat) ** 2)
-    inner = slice(_RADIUS, -_RADIUS)
-    edge = (x[..., inner, inner] - mean).abs()
-    edge_hat = (x_hat[..., inner, inner] - mean_hat).abs()
-    return (structure + (edge_hat - edge).abs()).flatten(1).mean(1)
+def _back_through_opponent(light: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient by linear RGB from that by `opponent` of it."""
+    slopes = (_mixed(light, _CONES) + _BIAS) ** (-2 / 3) / 3
+    return _mixed(_mixed(gradient, tuple(zip(*_OPPOSED, strict=True))) * slopes, tuple(zip(*_CONES, strict=True)))
 
 
-def _blurred(x: Tensor) -> Tensor:
-    """Means in Gaussian windows of 11 pixels, where they fit."""
+def _mixed(planes: Tensor, rows: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Each output plane is the sum of the inputs with the weights of a row."""
+    return F.conv2d(planes, planes.new_tensor(rows)[:, :, None, None])
+
+
+class _Windows:
+    """Statistics of two planes (B, 3, H, W), of a decoded and of an original picture, in a window at each place.
+
+    loss, (B,), is the mean of two terms over all windows and planes: one less structural similarity, and the difference
+    between the distances of both pictures from their means, which are large at edges.
+    """
+
+    def __init__(self, x_hat: Tensor, x: Tensor) -> None:
+        self.x_hat, self.x = x_hat, x
+        self.covered = _convolved(torch.ones_like(x[:, :1]))  # how much of the window lies in the picture
+        self.mean, self.mean_hat = self._blurred(x), self._blurred(x_hat)
+        variance = self._blurred(x * x) - self.mean**2
+        variance_hat = self._blurred(x_hat * x_hat) - self.mean_hat**2
+        covariance = self._blurred(x * x_hat) - self.mean * self.mean_hat
+        self.upper = 2 * covariance + _STABILISER
+        self.lower = variance + variance_hat + _STABILISER
+        self.near = 1 - (self.mean - self.mean_hat) ** 2
+        self.edge, self.edge_hat = x - self.mean, x_hat - self.mean_hat
+
+    def _blurred(self, x: Tensor) -> Tensor:
+        return _convolved(x) / self.covered
+
+    def _back(self, gradient: Tensor) -> Tensor:
+        """Through `_blurred`: the window is symmetric."""
+        return _convolved(gradient / self.covered)
+
+    def loss(self) -> Tensor:
+        structure = 1 - self.near * self.upper / self.lower
+        return (structure + (self.edge_hat.abs() - self.edge.abs()).abs()).flatten(1).mean(1)
+
+    def gradient(self) -> Tensor:
+        """By x_hat, of the sum of both terms over all windows and planes."""
+        sign = torch.sign(self.edge_hat.abs() - self.edge.abs()) * torch.sign(self.edge_hat)
+        by_covariance = -2 * self.near / self.lower
+        by_variance = self.near * self.upper / self.lower**2
+        by_mean = -2 * (self.mean - self.mean_hat) * self.upper / self.lower - sign
+        by_mean = by_mean - 2 * self.mean_hat * by_variance - self.mean * by_covariance
+        spread = 2 * self.x_hat * self._back(by_variance) + self.x * self._back(by_covariance)
+        return sign + self._back(by_mean) + spread
+
+
+def _convolved(x: Tensor) -> Tensor:
+    """With a Gaussian window of 11 pixels; the picture is surrounded by zeros."""
     at = torch.arange(-_RADIUS, _RADIUS + 1, device=x.device, dtype=x.dtype)
     window = torch.exp(-(at**2) / (2 * _SIGMA**2))
     window = (window / window.sum()).expand(x.shape[1], 1, -1)
-    x = F.conv2d(x, window[:, :, :, None], groups=x.shape[1])
-    return F.conv2d(x, window[:, :, None, :], groups=x.shape[1])
+    x = F.conv2d(x, window[:, :, :, None], padding=(_RADIUS, 0), groups=x.shape[1])
+    return F.conv2d(x, window[:, :, None, :], padding=(0, _RADIUS), groups=x.shape[1])
