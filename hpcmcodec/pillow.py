@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import IO, Any
 
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from hpcmcodec import container
 from hpcmcodec.container import LATENT
@@ -44,9 +45,9 @@ class HpcmImageFile(ImageFile.ImageFile):
             self._data = container.read(self.fp, max_pixels=None, max_side=None)  # type: ignore[arg-type]
             reader = container.Reader(self._data, max_pixels=None, max_side=None)
             metadata = reader.metadata(partial=True)
-            text = container.text_of(metadata["TEXT"]) if "TEXT" in metadata else None
         except HpcmError as error:
             raise SyntaxError(str(error)) from error  # Pillow's way to say that a file is of another format
+        text = _texts_of(metadata.get("TEXT"))
         header = reader.header
         self._size = header.width, header.height
         # Pillow counts pixels as they are shown; what is decoded are whole squares of latents.
@@ -61,7 +62,7 @@ class HpcmImageFile(ImageFile.ImageFile):
 
     def _take(self, metadata: dict[str, bytes], cicp: tuple[int, int] | None) -> None:
         if "EXIF" in metadata:
-            self.info["exif"] = b"Exif\0\0" + re.sub(rb"\A(?:Exif\0\0)+", b"", metadata["EXIF"])
+            self.info["exif"] = b"Exif\0\0" + _upright(re.sub(rb"\A(?:Exif\0\0)+", b"", metadata["EXIF"]))
         for name, key in (("ICC", "icc_profile"), ("XMP", "xmp"), ("IPTC", "iptc")):
             if name in metadata:
                 self.info[key] = metadata[name]
@@ -119,6 +120,30 @@ class HpcmImageFile(ImageFile.ImageFile):
     def tell(self) -> int:
         """0: a file has one picture."""
         return 0
+
+
+def _texts_of(chunk: bytes | None) -> dict[str, str] | None:
+    """The texts of a file, and a warning in place of those of another form than the format's."""
+    try:
+        return None if chunk is None else container.text_of(chunk)
+    except HpcmError as error:
+        warnings.warn(f"texts dropped: {error}", stacklevel=2)
+        return None
+
+
+def _upright(block: bytes) -> bytes:
+    """EXIF that asks nobody to turn the pixels, which are upright."""
+    parsed = Image.Exif()
+    try:
+        parsed.load(block)
+        turned = parsed.get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # noqa: BLE001  damaged blocks raise nearly anything
+        turned = True
+    if not turned:  # as in all files of this package's encoder: numpy need not be loaded
+        return block
+    from hpcmcodec.image import exif
+
+    return exif.take_orientation(block)[1]
 
 
 def _accept(prefix: bytes) -> bool:
