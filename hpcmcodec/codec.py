@@ -104,8 +104,7 @@ def encode(
         model: the name of a packaged model.
         max_pixels: images of more pixels, padded to multiples of 16, are refused; None lifts the limit.
         max_side: images with a longer side, in pixels, are refused; None lifts the limit.
-        progress: is called with the fraction of the work that is done, from 0 to 1; if it returns False, the work ends
-            with `CancelledError`.
+        progress: is called with the fraction done, from 0 to 1; if it returns False, `CancelledError` ends the work.
 
     Raises:
         ValueError: more than one target, quality, effort, tile, device or engine out of range, a background that names
