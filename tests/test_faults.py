@@ -130,6 +130,59 @@ def test_run_that_is_killed_at_any_time_leaves_a_whole_file_and_what_the_next_da
     assert {path.name for path in tmp_path.iterdir()} == {"a.hpcm", "a.png", "b"}
 
 
+# Python's own allocation number n fails, for n = 1, 2, ... until the work no longer reaches n.
+SHORTAGES = """
+import io, sys, tiny, _testcapi
+from hpcmcodec import codec, container
+from hpcmcodec.errors import UnsupportedError
+data = container.edited((tiny.DATA / "tiny-7x5.hpcm").read_bytes(), {"XMP": b"<a/>" * 100, "TEXT": b"a\\0b\\0"}, None)
+def read():
+    container.read(io.BytesIO(data))
+    reader = container.Reader(data)
+    reader.verify_complete()
+    return reader.metadata()
+def decode():
+    return codec.decode_picture(data, depth=8).pixels.tobytes()
+with tiny.installed():
+    for work, most in ((read, 10_000), (decode, 1500)):
+        expected = [work() for _ in range(3)][-1]
+        refused = done = n = 0
+        while done < 40 and n < most:
+            n += 1
+            _testcapi.set_nomemory(n, n + 1)
+            try:
+                found = work()
+            except MemoryError:
+                refused, done = refused + 1, 0
+            except UnsupportedError as error:
+                assert str(error) == "not enough memory for an image of this size", error
+                refused, done = refused + 1, 0
+            except TypeError as error:  # what CPython says where it has no memory to open a path
+                assert "not PosixPath" in str(error)
+                done = 0
+            else:
+                done += 1
+                assert found == expected
+            finally:
+                _testcapi.remove_mem_hooks()
+        assert refused > 100, (work, refused, n)
+"""
+
+
+@pytest.mark.slow
+def test_each_allocation_of_the_reader_that_fails_is_said_to_be_one() -> None:
+    pytest.importorskip("_testcapi")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", SHORTAGES],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @linux
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, who may mount")

@@ -108,6 +108,8 @@ def inflated(data: bytes, most: int, name: str) -> bytes:
     try:
         found = unpacker.decompress(data, most + 1)
     except zlib.error as error:
+        if str(error).startswith("Error -4 "):  # Z_MEM_ERROR, which says nothing about the data
+            raise MemoryError(str(error)) from error
         raise InputError(f"chunk {name} cannot be inflated ({error})") from error
     if len(found) <= most and (not unpacker.eof or unpacker.unused_data or not found):
         raise InputError(f"chunk {name} cannot be inflated: it is cut, empty, or bytes stand behind its end")
