@@ -173,15 +173,8 @@ def untrusted(folder: Path, *, make: bool = False) -> str | None:
     try:
         for place in [*reversed(path.parents), path]:
             if place.name:
-                above = here
-                try:
-                    if make:
-                        with contextlib.suppress(FileExistsError):
-                            os.mkdir(place.name, 0o700, dir_fd=above)
-                    here = os.open(place.name, flags, dir_fd=above)
-                finally:
-                    if here != above:
-                        os.close(above)
+                above, here = here, _entered(place.name, here, flags, make=make)
+                os.close(above)
             reason = _shared(os.fstat(here), sticky=place != path)
             if reason:
                 return f"{place} {reason}"
@@ -193,6 +186,18 @@ def untrusted(folder: Path, *, make: bool = False) -> str | None:
         return None if missing else f"{folder} cannot be written to or read: {error.strerror}"
     finally:
         os.close(here)
+
+
+def _entered(name: str, above: int, flags: int, *, make: bool) -> int:
+    """A descriptor of the folder of this name in the folder `above`, made first where it is missing, if `make`."""
+    try:
+        return os.open(name, flags, dir_fd=above)
+    except FileNotFoundError:
+        if not make:
+            raise
+    with contextlib.suppress(FileExistsError):  # another process has made it meanwhile
+        os.mkdir(name, 0o700, dir_fd=above)
+    return os.open(name, flags, dir_fd=above)
 
 
 def _shared(facts: os.stat_result, *, sticky: bool) -> str | None:

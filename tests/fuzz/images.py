@@ -57,6 +57,11 @@ def seeds() -> list[bytes]:
     ]
     if not features.check("avif"):
         wanted.pop()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        wanted.append(("HEIF", {"quality": 50, "exif": exif}))
     found = []
     for form, options in wanted:
         for picture in modes:
