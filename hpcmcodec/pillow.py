@@ -23,7 +23,7 @@ import re
 import warnings
 from typing import IO, Any
 
-from PIL import ExifTags, Image, ImageFile
+from PIL import Image, ImageFile
 
 from hpcmcodec import container
 from hpcmcodec.container import LATENT
@@ -32,6 +32,8 @@ from hpcmcodec.errors import HpcmError
 __all__ = ["HpcmImageFile", "register"]
 
 _SHRINK = 8
+# An entry of EXIF for one Orientation that is not 1, in either byte order; perhaps other bytes that look like it.
+_TURNED = re.compile(rb"\x12\x01[\x01\x03\x04]\0\x01\0\0\0(?!\x01\0)|\x01\x12\0[\x01\x03\x04]\0\0\0\x01(?!\0\x01\0)")
 
 
 class HpcmImageFile(ImageFile.ImageFile):
@@ -133,13 +135,7 @@ def _texts_of(chunk: bytes | None) -> dict[str, str] | None:
 
 def _upright(block: bytes) -> bytes:
     """EXIF that asks nobody to turn the pixels, which are upright."""
-    parsed = Image.Exif()
-    try:
-        parsed.load(block)
-        turned = parsed.get(ExifTags.Base.Orientation, 1) != 1
-    except Exception:  # noqa: BLE001  damaged blocks raise nearly anything
-        turned = True
-    if not turned:  # as in all files of this package's encoder: numpy need not be loaded
+    if not _TURNED.search(block):  # as in all files of this package's encoder: numpy need not be loaded
         return block
     from hpcmcodec.image import exif
 

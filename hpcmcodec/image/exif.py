@@ -16,9 +16,11 @@ from PIL import ExifTags, Image
 
 _EXIF_PREFIX = b"Exif\0\0"
 XMP_TAG = 0x02BC
-_ORIENTATION, _EXIF_DIRECTORY, _GPS_DIRECTORY = 0x0112, 0x8769, 0x8825
+_ORIENTATION, _EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROPERABILITY = 0x0112, 0x8769, 0x8825, 0xA005
 _MAX_GPS_ENTRIES = 256  # the standard has 32
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of a value, by its type
+_BYTES = (1, 2, 7)  # types whose values are one object together
+_MAX_NUMBERS = 1 << 17
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214
 _THUMBNAIL_OFFSET, _THUMBNAIL_BYTES = 0x0201, 0x0202
@@ -67,8 +69,10 @@ def _exif_of_tiff(image: Image.Image) -> bytes:
 
 
 def parsed_exif(exif: Any) -> Image.Exif | None:
-    """An EXIF block as Pillow reads it; None where there is none that it can read."""
+    """An EXIF block as Pillow reads it; None where there is none that it can read, or one that takes much to read."""
     found = Image.Exif()
+    if not _is_light(bare(exif or b"")):
+        return None
     try:
         found.load(exif or b"")
         found.tobytes()
@@ -277,6 +281,21 @@ def _entries(exif: bytes, directory: int) -> Iterator[_Entry]:
         if _SIZES.get(kind, 1) * n > 4:
             (place,) = struct.unpack_from(order + "I", exif, place)
         yield _Entry(tag, kind, order + form if form else "", n, place)
+
+
+def _is_light(exif: bytes) -> bool:
+    """Whether Pillow reads a block in time and memory that follow its bytes.
+
+    Pillow makes an object of every number: 15 million of them, which a file can hold as a few kB of zeros deflated,
+    take gigabytes and a quarter of a minute. It may also read values that share their bytes once for each.
+    """
+    entries = list(_entries(exif, _first_directory(exif)))
+    for tag in (_EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROPERABILITY):
+        directory = next((entry.number(exif) for entry in entries if entry.tag == tag), None)
+        entries += _entries(exif, directory or 0)
+    n_numbers = sum(entry.n for entry in entries if entry.kind not in _BYTES)
+    n_bytes = sum(_SIZES.get(entry.kind, 1) * entry.n for entry in entries)
+    return n_numbers <= _MAX_NUMBERS and n_bytes <= 2 * len(exif)
 
 
 def orient(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

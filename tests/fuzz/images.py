@@ -29,8 +29,8 @@ MAX_PIXELS = 256 * 256
 
 def prepare() -> None:
     """libtiff and others write lines about damage to standard error, by themselves."""
-    seeds()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    seeds()
 
 
 @lru_cache(maxsize=1)
