@@ -32,8 +32,8 @@ from hpcmcodec.errors import HpcmError
 __all__ = ["HpcmImageFile", "register"]
 
 _SHRINK = 8
-# An entry of EXIF for one Orientation that is not 1, in either byte order; perhaps other bytes that look like it.
-_TURNED = re.compile(rb"\x12\x01[\x01\x03\x04]\0\x01\0\0\0(?!\x01\0)|\x01\x12\0[\x01\x03\x04]\0\0\0\x01(?!\0\x01\0)")
+# An entry of EXIF for Orientation that is not 1, in either byte order; perhaps other bytes that begin like one.
+_TURNED = re.compile(rb"\x12\x01(?!\x03\0\x01\0\0\0\x01\0)|\x01\x12(?!\0\x03\0\0\0\x01\0\x01)")
 
 
 class HpcmImageFile(ImageFile.ImageFile):
@@ -67,7 +67,7 @@ class HpcmImageFile(ImageFile.ImageFile):
             self.info["exif"] = b"Exif\0\0" + _upright(re.sub(rb"\A(?:Exif\0\0)+", b"", metadata["EXIF"]))
         for name, key in (("ICC", "icc_profile"), ("XMP", "xmp"), ("IPTC", "iptc")):
             if name in metadata:
-                self.info[key] = metadata[name]
+                self.info[key] = _unturned(metadata[name]) if name == "XMP" else metadata[name]
         if cicp is not None:
             from hpcmcodec.image import colour
 
@@ -131,6 +131,15 @@ def _texts_of(chunk: bytes | None) -> dict[str, str] | None:
     except HpcmError as error:
         warnings.warn(f"texts dropped: {error}", stacklevel=2)
         return None
+
+
+def _unturned(packet: bytes) -> bytes:
+    """XMP that asks nobody to turn the pixels."""
+    if b"tiff:Orientation" not in packet:
+        return packet
+    from hpcmcodec.image import xmp
+
+    return xmp.unturned(packet)
 
 
 def _upright(block: bytes) -> bytes:

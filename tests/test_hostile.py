@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import tiny
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageOps
 
 import hpcmcodec
+import hpcmcodec.pillow
 from hpcmcodec import codec, container, formats, image
 from hpcmcodec.cli import cli
 from hpcmcodec.container import STREAM_ORDER, Stream
@@ -178,6 +179,31 @@ def test_colour_that_a_format_cannot_name_leaves_a_note(form: str, pair: tuple[i
 
 def test_colour_that_a_profile_describes_leaves_no_note() -> None:
     assert image.write(image.Picture(tiny.picture(16, 16), cicp=Cicp(12, 13)), "jpg", io.BytesIO()) == []
+
+
+ORIENTATION = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+TURNING = {
+    "prefix": b"Exif\0\0II*\0\x08\0\0\0\x01\0" + ORIENTATION + bytes(4),
+    "three prefixes": 3 * b"Exif\0\0" + b"II*\0\x08\0\0\0\x01\0" + ORIENTATION + bytes(4),
+    "two tags": b"II*\0\x08\0\0\0\x02\0" + ORIENTATION.replace(b"\6", b"\1") + ORIENTATION + bytes(4),
+    "another type": b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIi", 0x0112, 9, 1, 6) + bytes(4),
+}
+
+
+TURNING_XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize("form", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("name", [*TURNING, "XMP"])
+def test_no_metadata_have_upright_pixels_turned(name: str, form: str, coded: bytes) -> None:
+    data = container.edited(coded, {"EXIF": TURNING[name]} if name in TURNING else {"XMP": TURNING_XMP}, None)
+    picture = codec.decode_picture(data)
+    file = io.BytesIO()
+    image.write(picture, form, file)
+    with Image.open(file) as shown:
+        assert ImageOps.exif_transpose(shown).size == (24, 20)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert ImageOps.exif_transpose(opened).size == (24, 20)
 
 
 # -------------------------------------------------------------------------------------------------------------- cancel

@@ -54,15 +54,17 @@ def take_metadata(found: Found) -> tuple[dict[str, bytes], int]:
 def usable(metadata: Mapping[str, bytes]) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """Metadata of a .hpcm file as they go with decoded pixels, and a note for what is dropped.
 
-    The pixels are upright, so EXIF asks nobody to turn them again. Texts of another form than the format's are dropped,
-    and so is what no image is encoded with: writers of images would copy it several times.
+    The pixels are upright, so EXIF and XMP ask nobody to turn them again. Texts of another form than the format's are
+    dropped, and so is what no image is encoded with: writers of images would copy it several times.
     """
     kept, notes = dict(metadata), []
     for name in set(kept) - {"ALPH"}:
         if len(kept[name]) > _MAX_METADATA:
             notes.append(f"{name} dropped: {len(kept.pop(name))} bytes are too many")
     if "EXIF" in kept:
-        kept["EXIF"] = exif.take_orientation(kept["EXIF"])[1]
+        kept["EXIF"] = exif.take_orientation(exif.bare(kept["EXIF"]))[1]
+    if "XMP" in kept:
+        kept["XMP"] = xmp.unturned(kept["XMP"])
     try:
         text_of(kept.get("TEXT", b""))
     except InputError as error:

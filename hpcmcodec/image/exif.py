@@ -87,19 +87,27 @@ def prefixed_exif(exif: bytes) -> bytes:
 
 
 def bare(exif: bytes) -> bytes:
-    """An EXIF block without its prefix, which some writers set twice."""
-    return re.sub(rb"\A(?:Exif\0\0){1,2}", b"", exif)
+    """An EXIF block without its prefix, which some writers set twice, and readers take off as often as it is there."""
+    return re.sub(rb"\A(?:Exif\0\0)+", b"", exif)
 
 
 def take_orientation(exif: bytes) -> tuple[int, bytes]:
-    """The Orientation (1..8) that `exif` asks for, and `exif` with that tag set to 1. A damaged block stays."""
-    for entry in _entries(exif, _first_directory(exif)):
-        if entry.tag == _ORIENTATION:
-            orientation = entry.number(exif)
-            if orientation is None or not 2 <= orientation <= 8:
-                return 1, exif
-            return orientation, entry.with_numbers(exif, [1])
-    return 1, exif
+    """The Orientation (1..8) that `exif` asks for, and `exif` with that tag set to 1. A damaged block stays.
+
+    Where the tag stands twice, the first one counts, and none stays that asks for anything: readers differ.
+    """
+    first, orientation, upright = _first_directory(exif), 1, exif
+    for number, entry in enumerate(_entries(exif, first)):
+        if entry.tag != _ORIENTATION:
+            continue
+        found = entry.number(exif)
+        if found is None:  # of a type that it must not have, which some readers take nevertheless
+            place, order = first + 2 + 12 * number, _order(exif) or "<"
+            upright = upright[: place + 2] + struct.pack(order + "HIHH", 3, 1, 1, 0) + upright[place + 12 :]
+        elif 2 <= found <= 8:
+            orientation = found if orientation == 1 else orientation
+            upright = entry.with_numbers(upright, [1])
+    return orientation, upright
 
 
 def upright(exif: bytes, orientation: int, width: int, height: int) -> tuple[bytes, bool]:
