@@ -3,6 +3,8 @@
 #   make demo [IMAGE=my.jpg]    code a photograph at three qualities; needs no torch
 #   make test                   the tests, with torch in an environment of their own
 #   make test-all               the slow ones too
+#   make fuzz [SECONDS=60]      attacks on whatever reads bytes, each for that long
+#   make sanitize [SECONDS=60]  the kernels under the compiler's sanitizers, with attacks for that long
 #   make lint                   ruff and mypy
 #   make kernels                the compiled kernels for this machine, beside their sources; needs g++
 #   make bench [IMAGE=my.jpg]   times of whole commands against `python -c "import torch"`; speed and memory at three
@@ -13,12 +15,17 @@
 # CONSTRAINT   the file of pinned versions; `make test CONSTRAINT=` takes what the index has to offer, torch included
 # WORKERS      processes that share the tests out among themselves; auto: one for each core
 # THREADS      threads of numpy and torch in each of them; more than one is slow beside a busy process
+# SECONDS      of each attack; SEED chooses others
+# SANITIZERS   address, undefined, thread, allocations; all of them without it
 
 PYTHON ?= python3
 CONSTRAINT = constraints.txt
 IMAGE =
 WORKERS = auto
 THREADS = 1
+SECONDS = 60
+SEED = 0
+SANITIZERS =
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 # A test follows those of its file on one worker, which has made what they share, until another runs out of work.
@@ -35,7 +42,7 @@ BARE = compressai scikit-image
 # The oldest versions that pyproject.toml admits, numpy 1 among them.
 OLDEST = click==8.1.0 ninja==1.11.1 numpy==1.26.0 onnxruntime==1.18.0 pillow==10.1.0 rich==13.0.0 safetensors==0.4.2
 
-.PHONY: demo test test-all lint bench kernels clean
+.PHONY: demo test test-all fuzz sanitize lint bench kernels clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -49,6 +56,15 @@ test: .venv-test/ready
 test-all: .venv-test/ready .venv-oldest/ready
 	@.venv-test/bin/python hpcmcodec/native/build.py prebuild --optional
 	HPCM_OLDEST="$(CURDIR)/.venv-oldest/bin/python" $(PYTEST) -m ""
+
+fuzz: .venv-test/ready
+	@.venv-test/bin/python hpcmcodec/native/build.py prebuild --optional
+	for kind in headers files streams images; do \
+	    .venv-test/bin/python -m tests.fuzz $$kind --seconds $(SECONDS) --seed $(SEED) || exit 1; \
+	done
+
+sanitize: .venv-test/ready
+	.venv-test/bin/python -m tests.sanitizers $(SANITIZERS) --seconds $(SECONDS) --seed $(SEED)
 
 lint: .venv-test/ready
 	.venv-test/bin/ruff check .

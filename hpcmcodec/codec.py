@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -43,9 +44,9 @@ from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES
 from hpcmcodec.image import Picture, flattened, load, read_alpha, thumbnail_of_alpha, to_image, with_alpha_chunk
+from hpcmcodec.image.carried import usable
 from hpcmcodec.image.colour import Cicp, rgb_of
 from hpcmcodec.image.editing import resized
-from hpcmcodec.image.exif import take_orientation
 from hpcmcodec.model.coder import RATE_WEIGHT, Cut
 from hpcmcodec.quality import Quality
 from hpcmcodec.shortage import within_memory
@@ -103,7 +104,7 @@ def encode(
         model: the name of a packaged model.
         max_pixels: images of more pixels, padded to multiples of 16, are refused; None lifts the limit.
         max_side: images with a longer side, in pixels, are refused; None lifts the limit.
-        progress: is called with the fraction of the work that is done, from 0 to 1.
+        progress: is called with the fraction done, from 0 to 1; if it returns False, `CancelledError` ends the work.
 
     Raises:
         ValueError: more than one target, quality, effort, tile, device or engine out of range, a background that names
@@ -313,19 +314,20 @@ def decode(
             thumbnail.
     """
     limits = container.Limits(max_pixels=max_pixels, max_side=max_side)
-    return to_image(
-        decode_picture(
-            data,
-            device=device,
-            engine=engine,
-            scale=scale,
-            thumbnail=thumbnail,
-            region=region,
-            depth=8,
-            progress=progress,
-            **limits,
-        )
+    picture = decode_picture(
+        data,
+        device=device,
+        engine=engine,
+        scale=scale,
+        thumbnail=thumbnail,
+        region=region,
+        depth=8,
+        progress=progress,
+        **limits,
     )
+    for note in picture.notes:
+        warnings.warn(note, stacklevel=2)
+    return to_image(picture)
 
 
 @within_memory()
@@ -359,11 +361,9 @@ def decode_picture(
     reader = _reader(data, max_pixels, max_side)
     header = reader.header
     check_complete(reader, scale)
-    metadata = reader.metadata(partial=scale is not None)
+    metadata, notes = usable(reader.metadata(partial=scale is not None))
     runner = base.find(weights.find(header.model_id), device, engine)
     depth = depth or (16 if header.depth > 8 else 8)
-    if "EXIF" in metadata:  # the pixels are upright, so nobody is to turn them again
-        metadata["EXIF"] = take_orientation(metadata["EXIF"])[1]
     opacity = metadata.pop("ALPH", None)
     alpha = None if opacity is None else read_alpha(opacity, header.width, header.height, 8 if thumbnail else depth)
     cicp = None if header.cicp is None else Cicp(*header.cicp)
@@ -371,7 +371,7 @@ def decode_picture(
         pixels = thumbnail_of(reader, runner, scale, progress)
         height, width, _ = pixels.shape
         alpha = None if alpha is None else thumbnail_of_alpha(alpha, width, height)
-        return Picture(pixels, metadata, grey=header.grey, alpha=alpha, cicp=cicp)
+        return Picture(pixels, metadata, notes, grey=header.grey, alpha=alpha, cicp=cicp)
     pixels = pixels_of(reader, runner, halves(progress)[::-1], scale, depth, region)
     if alpha is not None and region is not None:
         x, y, width, height = region
@@ -381,7 +381,7 @@ def decode_picture(
         raise IntegrityError(
             f"the decoded pixels differ from those of the encoder (CRC mismatch); decoded by {what_decodes(runner)}"
         )
-    picture = Picture(pixels, metadata, depth=depth, grey=header.grey, alpha=alpha, cicp=cicp)
+    picture = Picture(pixels, metadata, notes, depth=depth, grey=header.grey, alpha=alpha, cicp=cicp)
     return picture if region is None else resized(picture)
 
 

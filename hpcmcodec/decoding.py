@@ -15,7 +15,7 @@ import numpy as np
 from hpcmcodec import container, timing
 from hpcmcodec.container import LATENT
 from hpcmcodec.engines.strips import Progress
-from hpcmcodec.errors import InputError, IntegrityError
+from hpcmcodec.errors import CancelledError, InputError, IntegrityError
 from hpcmcodec.exact.schedule import SCALES, STEPS, STRIDE, grid
 from hpcmcodec.model.coder import LatentMismatchError
 from hpcmcodec.model.synthesis import THUMBNAIL, halo
@@ -192,5 +192,15 @@ def halves(progress: Progress | None) -> Ticks:
 
 
 def part(progress: Progress | None, start: float, share: float) -> Progress | None:
-    """A callback for a part of a work, which begins at `start` and takes `share` of it."""
-    return None if progress is None else lambda done: progress(start + share * done)
+    """A callback for a part of a work, which begins at `start` and takes `share` of it.
+
+    It raises `CancelledError` where `progress` returns False.
+    """
+    if progress is None:
+        return None
+
+    def tick(done: float) -> None:
+        if progress(start + share * done) is False:
+            raise CancelledError("cancelled: the callback progress has returned False")
+
+    return tick

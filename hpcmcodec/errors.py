@@ -11,6 +11,7 @@ Each class answers one question of the caller and carries the exit code of the c
     `IntegrityError`    5         a checksum does not hold: the data were damaged
     `InstallationError` 5         a file of this installation is damaged or missing
     `OutputError`       6         the output exists already or cannot be written
+    `CancelledError`    130       the callback `progress` has ended the work
     =================== ========= ===================================================================
 
 A mistake in a call (a quality of 200, an array of the wrong shape) is a plain `ValueError` or `TypeError`.
@@ -20,7 +21,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = ["HpcmError", "InputError", "InstallationError", "IntegrityError", "OutputError", "UnsupportedError"]
+__all__ = [
+    "CancelledError",
+    "HpcmError",
+    "InputError",
+    "InstallationError",
+    "IntegrityError",
+    "OutputError",
+    "UnsupportedError",
+]
 
 
 class HpcmError(Exception):
@@ -58,3 +67,9 @@ class OutputError(HpcmError):
     """The output exists already or cannot be written."""
 
     exit_code: ClassVar[int] = 6
+
+
+class CancelledError(HpcmError):
+    """The callback `progress` has returned False, which ends the work."""
+
+    exit_code: ClassVar[int] = 130

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import IO, Any
 
 from PIL import Image, ImageFile
@@ -31,6 +32,8 @@ from hpcmcodec.errors import HpcmError
 __all__ = ["HpcmImageFile", "register"]
 
 _SHRINK = 8
+# An entry of EXIF for Orientation that is not 1, in either byte order; perhaps other bytes that begin like one.
+_TURNED = re.compile(rb"\x12\x01(?!\x03\0\x01\0\0\0\x01\0)|\x01\x12(?!\0\x03\0\0\0\x01\0\x01)")
 
 
 class HpcmImageFile(ImageFile.ImageFile):
@@ -44,9 +47,9 @@ class HpcmImageFile(ImageFile.ImageFile):
             self._data = container.read(self.fp, max_pixels=None, max_side=None)  # type: ignore[arg-type]
             reader = container.Reader(self._data, max_pixels=None, max_side=None)
             metadata = reader.metadata(partial=True)
-            text = container.text_of(metadata["TEXT"]) if "TEXT" in metadata else None
         except HpcmError as error:
             raise SyntaxError(str(error)) from error  # Pillow's way to say that a file is of another format
+        text = _texts_of(metadata.get("TEXT"))
         header = reader.header
         self._size = header.width, header.height
         # Pillow counts pixels as they are shown; what is decoded are whole squares of latents.
@@ -61,10 +64,10 @@ class HpcmImageFile(ImageFile.ImageFile):
 
     def _take(self, metadata: dict[str, bytes], cicp: tuple[int, int] | None) -> None:
         if "EXIF" in metadata:
-            self.info["exif"] = b"Exif\0\0" + re.sub(rb"\A(?:Exif\0\0)+", b"", metadata["EXIF"])
+            self.info["exif"] = b"Exif\0\0" + _upright(re.sub(rb"\A(?:Exif\0\0)+", b"", metadata["EXIF"]))
         for name, key in (("ICC", "icc_profile"), ("XMP", "xmp"), ("IPTC", "iptc")):
             if name in metadata:
-                self.info[key] = metadata[name]
+                self.info[key] = _unturned(metadata[name]) if name == "XMP" else metadata[name]
         if cicp is not None:
             from hpcmcodec.image import colour
 
@@ -119,6 +122,33 @@ class HpcmImageFile(ImageFile.ImageFile):
     def tell(self) -> int:
         """0: a file has one picture."""
         return 0
+
+
+def _texts_of(chunk: bytes | None) -> dict[str, str] | None:
+    """The texts of a file, and a warning in place of those of another form than the format's."""
+    try:
+        return None if chunk is None else container.text_of(chunk)
+    except HpcmError as error:
+        warnings.warn(f"texts dropped: {error}", stacklevel=2)
+        return None
+
+
+def _unturned(packet: bytes) -> bytes:
+    """XMP that asks nobody to turn the pixels."""
+    if b"tiff:Orientation" not in packet:
+        return packet
+    from hpcmcodec.image import xmp
+
+    return xmp.unturned(packet)
+
+
+def _upright(block: bytes) -> bytes:
+    """EXIF that asks nobody to turn the pixels, which are upright."""
+    if not _TURNED.search(block):  # as in all files of this package's encoder: numpy need not be loaded
+        return block
+    from hpcmcodec.image import exif
+
+    return exif.take_orientation(block)[1]
 
 
 def _accept(prefix: bytes) -> bool:

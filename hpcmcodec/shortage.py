@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from hpcmcodec.errors import UnsupportedError
 
+_ALLOCATORS = re.compile("bad_alloc|allocate memory")
+
 
 @contextmanager
 def within_memory() -> Iterator[None]:
@@ -26,4 +28,6 @@ def _for_want_of_memory(error: Exception) -> bool:
         return error.errno == errno.ENOMEM
     # onnxruntime has no class of exception for this: it is known by the words of its allocator, or of C++.
     theirs = type(error).__module__.startswith("onnxruntime")
-    return isinstance(error, MemoryError) or (theirs and bool(re.search("bad_alloc|allocate memory", str(error))))
+    # Python itself says it so of a lock.
+    locks = isinstance(error, RuntimeError) and str(error).startswith("can't allocate")
+    return isinstance(error, MemoryError) or locks or (theirs and bool(_ALLOCATORS.search(str(error))))

@@ -30,7 +30,7 @@ LAYERS = (
     ("exact.members",),
     ("exact.reference",),
     # bytes: tables of the entropy coder, the file format, sums of the installed files
-    ("rans_tables", "container", "checksums", "shortage"),
+    ("rans_tables", "container", "checksums", "shortage", "publish"),
     # the kernels' Python side
     ("native",),
     # the entropy coder, whose loops the kernels have too

@@ -945,10 +945,10 @@ def test_device_as_output_is_written_to_and_stays(file: Path) -> None:
 
 
 def test_failure_while_writing_leaves_nothing(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Path, target: Path) -> None:
+    def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     assert_refused(inside("encode", photo), 6, "No space left")
     assert contents(photo.parent) == {"photo.jpg"}
 
@@ -1025,8 +1025,8 @@ def interrupted(function):
 codec.encode, codec.decode_picture = interrupted(codec.encode), interrupted(codec.decode_picture)
 """
 BEFORE_THE_RENAME = """
-import os, pathlib
-pathlib.Path.replace = lambda path, target: os.kill(os.getpid(), {signal})
+import os
+os.fsync = lambda descriptor: os.kill(os.getpid(), {signal})
 """
 
 

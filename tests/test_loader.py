@@ -250,6 +250,92 @@ def test_a_cache_that_others_can_write_to_is_not_trusted(place: Place) -> None:
         place.build()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("above", range(3))
+def test_a_cache_below_a_folder_of_another_user_is_not_trusted(place: Place, above: int) -> None:
+    place.build()
+    folder = [place.cache, *place.cache.parents][above]
+    os.chown(folder, 65534, 65534)
+    assert "belongs to another user" in finds_reference().reasons[-1]
+    with pytest.raises(build.BuildError, match="belongs to another user"):
+        place.build()
+
+
+@pytest.mark.parametrize("above", range(3))
+def test_a_cache_below_a_folder_that_others_can_write_to_is_trusted_with_the_sticky_bit_alone(
+    place: Place, above: int
+) -> None:
+    place.build()
+    folder = [place.cache, *place.cache.parents][above]
+    for mode, trusted in ((0o777, False), (0o775, False), (0o1777, above > 0)):
+        folder.chmod(mode)
+        assert (loader.find().kernels is not None) == trusted
+
+
+def test_a_link_on_the_way_to_the_cache_is_judged_by_what_it_leads_to(place: Place) -> None:
+    place.build()
+    elsewhere, home = place.folder / "elsewhere", place.folder / "home"
+    home.rename(elsewhere)
+    home.symlink_to(elsewhere)
+    assert loader.find().origin == "cache"
+    elsewhere.chmod(0o777)
+    assert "written to by others" in finds_reference().reasons[-1]
+
+
+def test_a_library_that_is_a_link_or_that_others_may_write_to_is_not_loaded(place: Place) -> None:
+    library = place.build()
+    library.chmod(0o666)
+    finds_reference(background=False)
+    library.chmod(0o600)
+    assert loader.find().origin == "cache"
+    elsewhere = place.folder / library.name
+    library.rename(elsewhere)
+    library.symlink_to(elsewhere)
+    finds_reference(background=False)
+    assert place.build() == library  # it takes the place of the link
+    assert not library.is_symlink()
+    assert elsewhere.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_a_library_of_another_user_is_not_loaded(place: Place) -> None:
+    os.chown(place.build(), 65534, 65534)
+    finds_reference(background=False)
+
+
+def test_folders_that_the_cache_needs_are_made_for_this_user_alone_whatever_the_umask(place: Place) -> None:
+    before = os.umask(0)
+    try:
+        place.build()
+    finally:
+        os.umask(before)
+    assert loader.find().origin == "cache"
+
+
+@pytest.mark.parametrize(
+    "words", ["final close failed: No space left on device", "ld terminated with signal 7 [Bus error]"]
+)
+def test_a_full_disk_is_not_remembered_as_a_compiler_that_fails(place: Place, words: str) -> None:
+    script = place.folder / "compiler-fail"
+    script.write_text(f'#!/bin/sh\necho "as: error: something else" >&2; echo "{words}" >&2; exit 1\n')
+    script.chmod(0o755)
+    place.monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(build.BuildError, match="something else"):
+        place.build()
+    assert not list(place.cache.glob("*.failed"))
+    shutil.copy(place.folder / "compiler-copy", script)
+    place.build()
+
+
+def test_a_compiler_that_fails_on_a_disk_without_room_is_not_remembered(place: Place) -> None:
+    place.compiler("fail")
+    full = SimpleNamespace(f_bavail=1, f_frsize=4096)
+    place.monkeypatch.setattr(os, "statvfs", lambda folder: full)
+    with pytest.raises(build.BuildError):
+        place.build()
+    assert not list(place.cache.glob("*.failed"))
+
+
 def test_without_sources_the_reference_is_used(place: Place) -> None:
     shutil.rmtree(place.sources)
     assert "sources of the kernels are not here" in finds_reference().reasons[-1]

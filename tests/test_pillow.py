@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 import hpcmcodec
 import hpcmcodec.pillow
@@ -158,12 +158,23 @@ def test_opening_loads_neither_numpy_nor_onnxruntime(photo: Image.Image, tmp_pat
     assert done.stdout == "(160, 96) RGB []\n"
 
 
-def test_file_whose_texts_are_malformed_is_not_identified() -> None:
-    header = {"model_id": bytes(4), "width": 5, "height": 5, "quality": Quality(0)}
-    streams = {scale: [container.Stream(b"", 0)] for scale in container.STREAM_ORDER}
-    data = container.pack(**header, streams=streams, metadata={"TEXT": b"no zero byte"})
-    with pytest.raises(UnidentifiedImageError):
-        Image.open(io.BytesIO(data))
+def test_malformed_texts_are_dropped_with_a_warning(photo: Image.Image) -> None:
+    data = container.edited(saved(photo), {"TEXT": b"no zero byte", "XMP": b"<a/>"}, None)
+    with pytest.warns(UserWarning, match="texts dropped"):
+        image = Image.open(io.BytesIO(data))
+    with pytest.warns(UserWarning, match="texts dropped"):
+        assert np.asarray(image).shape == (photo.height, photo.width, 3)
+    assert image.info == {"xmp": b"<a/>"}
+
+
+def test_upright_pixels_are_not_turned_again(photo: Image.Image) -> None:
+    turned = Image.Exif()
+    turned[0x0112], turned[0x010F] = 6, "Maker of cameras"
+    block = turned.tobytes()[6:]
+    data = container.edited(saved(photo), {"EXIF": block}, None)
+    with Image.open(io.BytesIO(data)) as image:
+        assert ImageOps.exif_transpose(image).size == photo.size
+        assert image.getexif()[0x010F] == "Maker of cameras"
 
 
 def test_pixels_are_counted_as_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def away(*args, **options):
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
 IN_THE_WORK = AWAY + "codec.encode = away\n"
-BEFORE_THE_RENAME = AWAY + "codec.encode = lambda *args, **options: b'coded'\npathlib.Path.replace = away\n"
+BEFORE_THE_RENAME = AWAY + "codec.encode = lambda *args, **options: b'coded'\nos.fsync = away\n"
 IN_AN_IMAGE_READER = AWAY + "import hpcmcodec.image; hpcmcodec.image.load = away\n"
 
 

@@ -495,9 +495,14 @@ def test_states_that_no_coder_ends_in_are_refused(state: int) -> None:
         Decoder(state.to_bytes(8, "little") + bytes(8), TABLES)
 
 
-def hostile_streams(rng: random.Random, n_streams: int, max_symbols: int) -> Iterator[tuple[bytes, Ints]]:
-    """Streams that pass the checks of `Decoder.__init__` or nearly so, and the indexes to ask for."""
-    for number in range(n_streams):
+def hostile_streams(
+    rng: random.Random, n_streams: int, max_symbols: int, first: int = 0
+) -> Iterator[tuple[bytes, Ints]]:
+    """Streams that pass the checks of `Decoder.__init__` or nearly so, and the indexes to ask for.
+
+    first: the kind of the first stream.
+    """
+    for number in range(first, first + n_streams):
         n_symbols = rng.randint(1, max_symbols) if rng.random() < 0.5 else rng.randint(1, 60)
         symbols, indexes = drawn(n_symbols, seed=rng.randrange(2**32))
         table = rng.randrange(len(TABLES))

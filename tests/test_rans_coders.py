@@ -8,7 +8,6 @@ import json
 import os
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 from hpcmcodec import cli, codec, rans_check, rans_coders
 from hpcmcodec.engines import base, light
 from hpcmcodec.errors import IntegrityError, UnsupportedError
-from hpcmcodec.native import build, loader
+from hpcmcodec.native import loader
 from hpcmcodec.rans import MAX_SYMBOL, Decoder, Encoder, Tables
 from hpcmcodec.rans_coders import Coder, CompressAI, Native
 from tests import coders, test_rans, tiny
@@ -336,51 +335,6 @@ def test_values_that_take_more_than_six_groups_are_not_written(natives: list[Nat
             writer.finish()
 
 
-@pytest.mark.slow
-def test_the_coder_in_cpp_is_clean_under_the_sanitizers(tmp_path: Path) -> None:
-    """HPCM_FUZZ: how many streams, 20,000 without it."""
-    compiler = build.find_compiler()
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    runtime = build.run([*compiler.command, "-print-file-name=libasan.so"], tmp_path, build.TIMEOUT_SECONDS).strip()
-    if not Path(runtime).is_absolute():
-        pytest.skip("the compiler has no AddressSanitizer of g++'s")
-    library = tmp_path / "sanitized.so"
-    # One copy of the kernels: all of them take a minute to compile.
-    sanitizers = ("-DHPCM_PORTABLE", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    source = str(ROOT / "kernels" / build.SOURCES[-1])
-    build.run(
-        [*compiler.command, *build.FLAGS, *sanitizers, source, "-o", str(library)], tmp_path, build.TIMEOUT_SECONDS
-    )
-    # Python's own allocator would hide where bytes objects end.
-    environment = {"LD_PRELOAD": runtime, "PYTHONMALLOC": "malloc", "ASAN_OPTIONS": "detect_leaks=0"}
-    n_streams = os.environ.get("HPCM_FUZZ", "20000")
-    done = subprocess.run(
-        [sys.executable, __file__, str(library), n_streams],
-        env=os.environ | environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.startswith(f"{n_streams} streams")
-    sys.stdout.write(done.stdout)
-
-
-def fuzz(library: str, n_streams: int) -> None:
-    """Have the coder in C++ read hostile streams, and read and write under tables and indexes of noise."""
-    coder = coders.named("native C++", library)
-    n_read = n_noise = n_noise_read = n_noise_written = 0
-    with coders.used(coder):
-        for data, indexes in test_rans.hostile_streams(random.Random(7), n_streams, max_symbols=400):
-            n_read += not isinstance(ending(data, indexes), str)
-            if len(data) >= 8 and len(data) % 4 == 0:
-                n_noise += 1
-                was_read, was_written = among_noise(coder, data, len(indexes), np.random.RandomState(n_noise))
-                n_noise_read, n_noise_written = n_noise_read + was_read, n_noise_written + was_written
-    sys.stdout.write(f"{n_streams} streams, {n_read} of them read; {n_noise} tables of noise, under which ")
-    sys.stdout.write(f"{n_noise_read} streams were read and {n_noise_written} written whole\n")
-
-
 def among_noise(coder: Coder, data: bytes, n: int, noise: np.random.RandomState) -> tuple[bool, bool]:
     """Read a stream and write symbols under tables and indexes that `rans` refuses; whether each went to its end."""
     numbers = np.sort(noise.randint(0, 65_537, (3, 9)))
@@ -638,7 +592,3 @@ def test_a_missing_coder_is_reported_with_the_command_that_installs_it(
     with pytest.raises(UnsupportedError, match=re.escape(INSTALL)) as caught:
         CompressAI()
     assert "\n" not in str(caught.value)
-
-
-if __name__ == "__main__":
-    fuzz(sys.argv[1], int(sys.argv[2]))

@@ -5,9 +5,10 @@ What a script can rely on:
 - Results go to the named file, or to standard output for ``-``. Everything said to people goes to standard error: one
   line for each error or usage mistake; and, unless ``--quiet`` is given, notes about conversions and one line of bytes,
   bits per pixel and seconds.
-- A file appears whole or not at all: it is written beside its place under a hidden name and then renamed. Whether it
-  may be written is checked before the work begins. Pipes, devices and open descriptors (/dev/stdout, /dev/fd/3) are
-  written to directly. A folder is refused as an output, and so is a path that ends in a separator.
+- A file appears whole or not at all: it is written beside its place under a hidden name, synchronised and renamed
+  (`publish`). Whether it may be written is checked before the work begins. Pipes, devices and open descriptors
+  (/dev/stdout, /dev/fd/3) are written to directly. A folder is refused as an output, and so is a path that ends
+  in a separator.
 - An input is read only as far as its header or its format makes sense, so that a device without end is refused.
 - The exit codes of `EXIT_CODES`.
 

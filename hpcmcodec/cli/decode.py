@@ -119,7 +119,7 @@ def command(
             picture = image.flattened(picture, behind)
         file = io.BytesIO()
         with mute_libraries(settings):
-            notes = image.write(picture, chosen, file)
+            notes = [*picture.notes, *image.write(picture, chosen, file)]
         output.write(file.getbuffer())
         if not settings.quiet:
             for note in notes:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpcmcodec import interrupts
-from hpcmcodec.cli.messages import label
+from hpcmcodec import interrupts, publish
+from hpcmcodec.cli.messages import label, say
 from hpcmcodec.errors import HpcmError, InputError, InstallationError, OutputError
 
 if TYPE_CHECKING:
@@ -203,27 +203,21 @@ class Output:
             elif self._direct:
                 self._path.write_bytes(data)
             else:
-                self._replace(data)
+                self._publish(data)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise OutputError(f"{self.name}: {error.strerror or error}") from error
 
-    def _replace(self, data: bytes | memoryview) -> None:
-        # The name has a fixed length: one made from the target's could exceed the 255 bytes that file systems allow.
-        temporary = self._path.with_name(f".hpcm-{os.urandom(8).hex()}.tmp")
-        with interrupts.undoing(temporary.unlink):
-            try:
-                with temporary.open("xb") as file:
-                    file.write(data)
-                if self._path.exists():
-                    if not self._force:  # the file appeared during the work
-                        raise self._exists()
-                    temporary.chmod(stat.S_IMODE(self._path.stat().st_mode))
-                temporary.replace(self._path)
-            except BaseException:  # interruptions too
-                temporary.unlink(missing_ok=True)
-                raise
+    def _publish(self, data: bytes | memoryview) -> None:
+        try:
+            notes = publish.write_whole(self._path, data, force=self._force)
+        except FileExistsError as error:  # it appeared during the work
+            raise self._exists() from error
+        context = click.get_current_context(silent=True)
+        settings = context.obj if context else None
+        for note in () if settings and settings.quiet else notes:
+            say(f"note: {self.name}: {note}")
 
     def _exists(self) -> OutputError:
         return OutputError(f"{self.name}: exists already; -f overwrites it")

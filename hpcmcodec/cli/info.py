@@ -14,6 +14,7 @@ from hpcmcodec.cli.files import Output, about, check_input, opened, size_of, wri
 from hpcmcodec.cli.messages import label, printable
 from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.cli.options import Settings, force_option, inputs_argument, shared_options
+from hpcmcodec.errors import InputError
 
 
 @click.command("info")
@@ -165,7 +166,11 @@ def _exif(reader: container.Reader) -> dict[str, str]:
 
     reader.verify_complete()
     blocks = reader.metadata()
-    return described(blocks.get("EXIF", b"")) | container.text_of(blocks.get("TEXT", b""))
+    try:
+        texts = container.text_of(blocks.get("TEXT", b""))
+    except InputError as error:
+        texts = {"Texts": f"cannot be read: {error}"}
+    return described(blocks.get("EXIF", b"")) | texts
 
 
 def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:

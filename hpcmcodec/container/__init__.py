@@ -4,7 +4,7 @@
 `model.coder` to know. Importing this needs the standard library alone.
 """
 
-from hpcmcodec.container.chunks import CHUNKS, ChunkInfo, packed_text, text_of
+from hpcmcodec.container.chunks import CHUNKS, MAX_TEXTS, ChunkInfo, check_metadata, packed_text, text_of
 from hpcmcodec.container.editor import edited
 from hpcmcodec.container.header import (
     DEFAULT_MAX_PIXELS,
@@ -31,6 +31,7 @@ __all__ = [
     "DEFAULT_MAX_SIDE",
     "LATENT",
     "MAGIC",
+    "MAX_TEXTS",
     "STREAM_ORDER",
     "TILE_SIDE",
     "TILE_SIDES",
@@ -41,6 +42,7 @@ __all__ = [
     "Reader",
     "Stream",
     "StreamInfo",
+    "check_metadata",
     "check_size",
     "edited",
     "max_bytes",

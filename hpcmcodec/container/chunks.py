@@ -10,6 +10,8 @@ from hpcmcodec.container.fields import CRC_BYTES, Fields, require
 from hpcmcodec.errors import InputError, UnsupportedError
 
 MAX_METADATA = 1 << 26  # bytes of all chunks of a file, once inflated
+MAX_TEXTS = 1 << 16
+"""Texts of a chunk TEXT: strings take far more memory than their characters, so that megabytes would be gigabytes."""
 CRITICAL, LEADING, DEFLATED = 1, 2, 4
 CHUNKS = {"ICC": LEADING, "ALPH": CRITICAL, "EXIF": 0, "IPTC": 0, "TEXT": 0, "XMP": 0}
 """The names of metadata, and the flags of their chunks without `DEFLATED`.
@@ -81,9 +83,7 @@ def chunks_to_write(metadata: Mapping[str, bytes]) -> list[tuple[bytes, int, byt
     """
     unknown = set(metadata) - set(CHUNKS)
     require(not unknown, f"metadata {sorted(unknown)}: the format has {list(CHUNKS)}")
-    n_bytes = sum(map(len, metadata.values()))
-    if n_bytes > MAX_METADATA:
-        raise UnsupportedError(f"{n_bytes} bytes of metadata and alpha: a file may have {MAX_METADATA}")
+    check_metadata(metadata)
     chunks = []
     for name, data in metadata.items():
         packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
@@ -95,12 +95,21 @@ def chunks_to_write(metadata: Mapping[str, bytes]) -> list[tuple[bytes, int, byt
     return sorted(chunks, key=lambda chunk: (not chunk[1] & LEADING, chunk[0]))
 
 
+def check_metadata(metadata: Mapping[str, bytes]) -> None:
+    """Raises UnsupportedError for more bytes of metadata and alpha than are read."""
+    n_bytes = sum(map(len, metadata.values()))
+    if n_bytes > MAX_METADATA:
+        raise UnsupportedError(f"{n_bytes} bytes of metadata and alpha: a file may have {MAX_METADATA}")
+
+
 def inflated(data: bytes, most: int, name: str) -> bytes:
     """What a raw deflate stream holds, or its first `most` + 1 bytes where that is more."""
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         found = unpacker.decompress(data, most + 1)
     except zlib.error as error:
+        if str(error).startswith("Error -4 "):  # Z_MEM_ERROR, which says nothing about the data
+            raise MemoryError(str(error)) from error
         raise InputError(f"chunk {name} cannot be inflated ({error})") from error
     if len(found) <= most and (not unpacker.eof or unpacker.unused_data or not found):
         raise InputError(f"chunk {name} cannot be inflated: it is cut, empty, or bytes stand behind its end")
@@ -118,7 +127,12 @@ def packed_text(text: Mapping[str, str]) -> bytes:
 
 
 def text_of(chunk: bytes) -> dict[str, str]:
-    """The keys and values of a chunk TEXT; of equal keys the last one. Raises InputError for another form."""
+    """The keys and values of a chunk TEXT; of equal keys the last one.
+
+    Raises InputError for another form, and for more than `MAX_TEXTS`.
+    """
+    if chunk.count(b"\0") > 2 * MAX_TEXTS:
+        raise InputError(f"chunk TEXT has more than {MAX_TEXTS} texts")
     try:
         parts = chunk.decode().split("\0")
     except UnicodeDecodeError as error:

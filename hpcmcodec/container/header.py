@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypedDict
 
-from hpcmcodec.container.chunks import LEADING, ChunkInfo, placed, read_chunk_table
+from hpcmcodec.container.chunks import LEADING, MAX_METADATA, ChunkInfo, placed, read_chunk_table
 from hpcmcodec.container.fields import CRC_BYTES, Fields, ceil_div, low_bytes, require
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.quality import Quality
@@ -17,11 +17,18 @@ VERSION = 2
 STREAM_ORDER = ("z", "s1", "s2", "s3")
 LATENT = 16
 """Side in pixels of a position of the plane y."""
+Z_LATENT = 4 * LATENT
+"""Side in pixels of a position of the hyper-latent z."""
 TILE_SIDES = (256, 128, 64)
 """Sides that a whole tile can have, in positions of the plane y, in the order of the header's field."""
 TILE_SIDE = TILE_SIDES[0]
 DEFAULT_MAX_PIXELS = 100_000_000
 """Images of more padded pixels are refused unless the caller raises the limit: decoding needs memory in proportion."""
+BYTES_PER_PIXEL = 8
+"""More than a picture takes in any form: 16-bit RGBA without compression, or the longest streams of any model.
+
+A symbol takes at most 44 bits (`rans`): a latent and its share of a hyper-latent, at 16 x 16 pixels, 6 bytes a pixel.
+"""
 DEFAULT_MAX_SIDE = 65_535
 """Images of a longer side, in pixels, are refused unless the caller raises the limit."""
 
@@ -147,7 +154,7 @@ def tiles(latent_height: int, latent_width: int, side: int = TILE_SIDE) -> list[
 
 def check_size(width: int, height: int, max_pixels: int | None, max_side: int | None) -> None:
     """Raises UnsupportedError where the padded pixels, or a side in pixels, are beyond a limit; None is no limit."""
-    pixels = LATENT**2 * ceil_div(width, LATENT) * ceil_div(height, LATENT)
+    pixels = _padded(width, height, LATENT)
     if max_side is not None and max(width, height) > max_side:
         raise UnsupportedError(f"{width}x{height}: the limit of a side is {max_side} pixels (--max-side raises it)")
     if max_pixels is not None and pixels > max_pixels:
@@ -155,6 +162,16 @@ def check_size(width: int, height: int, max_pixels: int | None, max_side: int | 
             f"{width}x{height} is {pixels} pixels, padded to multiples of {LATENT}; the limit is {max_pixels} "
             "(--max-pixels raises it)"
         )
+
+
+def _padded(width: int, height: int, multiple: int) -> int:
+    """Pixels of a picture, padded to multiples of this."""
+    return multiple**2 * ceil_div(width, multiple) * ceil_div(height, multiple)
+
+
+def max_file_bytes(header: Header) -> int:
+    """The most bytes that a file of a picture of this size has: its streams, and metadata."""
+    return BYTES_PER_PIXEL * _padded(header.width, header.height, Z_LATENT) + MAX_METADATA
 
 
 def parse_header(
@@ -201,6 +218,8 @@ def parse_header(
         raise InputError(f"malformed header: {fields.end - fields.position} bytes behind the stream table")
 
     lengths = tuple(n * WORD_BYTES for n in words)
+    if sum(lengths) > (most := BYTES_PER_PIXEL * _padded(width, height, Z_LATENT)):
+        raise InputError(f"malformed header: streams of {sum(lengths)} bytes, {width}x{height} has {most} at most")
     leading, offset = placed((c for c in table if c[1] & LEADING), header_bytes)
     checks = (CHECK_BYTES[scale] for scale in STREAM_ORDER for _ in range(n_tiles))
     offsets = tuple(accumulate((a + b for a, b in zip(lengths, checks, strict=True)), initial=offset))

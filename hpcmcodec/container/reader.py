@@ -8,17 +8,18 @@ from typing import BinaryIO
 from hpcmcodec.container.chunks import CHUNKS, DEFLATED, MAX_METADATA, inflated
 from hpcmcodec.container.fields import CRC_BYTES, crc32_bytes, low_bytes, run_on
 from hpcmcodec.container.header import (
+    BYTES_PER_PIXEL,
     CHECK_BYTES,
     DEFAULT_MAX_PIXELS,
     DEFAULT_MAX_SIDE,
     STREAM_ORDER,
     Header,
     extent,
+    max_file_bytes,
     parse_header,
 )
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 
-_BYTES_PER_PIXEL = 8
 _PIECE = 1 << 20
 _FIRST_PIECE = 1 << 16  # bytes; nearly every header is far shorter
 
@@ -28,7 +29,7 @@ def max_bytes(max_pixels: int | None) -> int | None:
 
     The limit has room for 8 bytes per pixel, as 16-bit RGBA takes without compression, and 2^26 bytes of metadata.
     """
-    return None if max_pixels is None else _BYTES_PER_PIXEL * max_pixels + MAX_METADATA
+    return None if max_pixels is None else BYTES_PER_PIXEL * max_pixels + MAX_METADATA
 
 
 def take(file: BinaryIO, n_bytes: int | None) -> bytes:
@@ -62,14 +63,13 @@ def read(
 ) -> bytes:
     """The bytes that the header of `file` announces, and one more if there is one: `file` may be a pipe without end.
 
-    Raises what `read_header` raises, and UnsupportedError where the header announces more than `max_bytes`.
+    Raises what `read_header` raises, and UnsupportedError where the header announces more than
+    `max_file_bytes`.
     """
     header, data = read_header(file, max_pixels=max_pixels, max_side=max_side)
-    limit = max_bytes(max_pixels)
-    if limit is not None and header.file_bytes > limit:
+    if header.file_bytes > (limit := max_file_bytes(header)):
         raise UnsupportedError(
-            f"the header announces {header.file_bytes} bytes, the limit for {max_pixels} pixels is {limit} "
-            "(--max-pixels raises it)"
+            f"the header announces {header.file_bytes} bytes, the limit for {header.width}x{header.height} is {limit}"
         )
     wanted = header.file_bytes + 1
     return data[:wanted] + take(file, wanted - len(data))

@@ -16,7 +16,7 @@ from hpcmcodec.container import LATENT
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.synthesis import Rows, analysis_halo, halo
 
-Progress = Callable[[float], None]
+Progress = Callable[[float], object]
 
 STRIP_LATENTS = 64 * 256  # positions of y that a strip has at most, without its halo
 SYNTHESIS_LATENTS = 8 * 256  # the same in the synthesis: what passes from layer to layer stays in a processor's cache

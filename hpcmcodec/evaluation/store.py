@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from hpcmcodec import publish
 from hpcmcodec.errors import OutputError
 
 __all__ = ["Key", "Record", "Store", "write_whole"]
@@ -119,11 +120,7 @@ def _parsed(line: bytes) -> Record | None:
 
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a file that appears whole or not at all. Raises OutputError where it cannot be written."""
-    temporary = path.with_name(f".hpcm-{os.urandom(8).hex()}.tmp")
     try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        temporary.replace(path)
+        publish.write_whole(path, data.encode() if isinstance(data, str) else data)
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hpcmcodec.container import packed_text
+from hpcmcodec.container import MAX_TEXTS, packed_text, text_of
+from hpcmcodec.errors import InputError
 from hpcmcodec.image import exif, xmp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hpcmcodec.image.picture import Found
 
 _MAX_METADATA = 1 << 25  # bytes; a .hpcm file may have 2^26 with its alpha
@@ -48,6 +51,28 @@ def take_metadata(found: Found) -> tuple[dict[str, bytes], int]:
     return {name: data for name, data in metadata.items() if data}, orientation
 
 
+def usable(metadata: Mapping[str, bytes]) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Metadata of a .hpcm file as they go with decoded pixels, and a note for what is dropped.
+
+    The pixels are upright, so EXIF and XMP ask nobody to turn them again. Texts of another form than the format's are
+    dropped, and so is what no image is encoded with: writers of images would copy it several times.
+    """
+    kept, notes = dict(metadata), []
+    for name in set(kept) - {"ALPH"}:
+        if len(kept[name]) > _MAX_METADATA:
+            notes.append(f"{name} dropped: {len(kept.pop(name))} bytes are too many")
+    if "EXIF" in kept:
+        kept["EXIF"] = exif.take_orientation(exif.bare(kept["EXIF"]))[1]
+    if "XMP" in kept:
+        kept["XMP"] = xmp.unturned(kept["XMP"])
+    try:
+        text_of(kept.get("TEXT", b""))
+    except InputError as error:
+        del kept["TEXT"]
+        notes.append(f"texts dropped: {error}")
+    return kept, tuple(notes)
+
+
 def _text(found: Found) -> bytes:
     """The texts of a file; of equal keywords the texts are joined by line ends."""
     texts: dict[str, str] = {}
@@ -55,6 +80,9 @@ def _text(found: Found) -> bytes:
         key, value = keyword.replace("\0", "").strip(), text.replace("\0", "")
         if key and value:
             texts[key] = f"{texts[key]}\n{value}" if key in texts else value
+    if len(texts) > MAX_TEXTS:
+        found.notes.append(f"texts dropped: {len(texts)} of them are too many")
+        return b""
     return packed_text(texts)
 
 

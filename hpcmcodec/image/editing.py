@@ -66,10 +66,13 @@ def with_exif(picture: Picture, block: bytes) -> Picture:
 
 
 def with_xmp(picture: Picture, packet: bytes) -> Picture:
-    """The picture with another XMP packet. Raises InputError where it is no well-formed XML."""
+    """The picture with another XMP packet. Raises InputError where it is no well-formed XML.
+
+    An Orientation in it is set to 1: the picture is upright.
+    """
     if not xmp.well_formed(packet):
         raise InputError("not an XMP packet: it is no well-formed XML in UTF-8, or has a document type")
-    return replace(picture, metadata={**picture.metadata, "XMP": packet})
+    return replace(picture, metadata={**picture.metadata, "XMP": xmp.unturned(packet)})
 
 
 def with_icc(picture: Picture, icc: bytes) -> Picture:

@@ -16,9 +16,11 @@ from PIL import ExifTags, Image
 
 _EXIF_PREFIX = b"Exif\0\0"
 XMP_TAG = 0x02BC
-_ORIENTATION, _EXIF_DIRECTORY, _GPS_DIRECTORY = 0x0112, 0x8769, 0x8825
+_ORIENTATION, _EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROPERABILITY = 0x0112, 0x8769, 0x8825, 0xA005
 _MAX_GPS_ENTRIES = 256  # the standard has 32
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of a value, by its type
+_BYTES = (1, 2, 7)  # types whose values are one object together
+_MAX_NUMBERS = 1 << 17
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 _SUBJECT_AREA, _SUBJECT_LOCATION = 0x9214, 0xA214
 _THUMBNAIL_OFFSET, _THUMBNAIL_BYTES = 0x0201, 0x0202
@@ -67,8 +69,10 @@ def _exif_of_tiff(image: Image.Image) -> bytes:
 
 
 def parsed_exif(exif: Any) -> Image.Exif | None:
-    """An EXIF block as Pillow reads it; None where there is none that it can read."""
+    """An EXIF block as Pillow reads it; None where there is none that it can read, or one that takes much to read."""
     found = Image.Exif()
+    if not _is_light(bare(exif or b"")):
+        return None
     try:
         found.load(exif or b"")
         found.tobytes()
@@ -83,19 +87,27 @@ def prefixed_exif(exif: bytes) -> bytes:
 
 
 def bare(exif: bytes) -> bytes:
-    """An EXIF block without its prefix, which some writers set twice."""
-    return re.sub(rb"\A(?:Exif\0\0){1,2}", b"", exif)
+    """An EXIF block without its prefix, which some writers set twice, and readers take off as often as it is there."""
+    return re.sub(rb"\A(?:Exif\0\0)+", b"", exif)
 
 
 def take_orientation(exif: bytes) -> tuple[int, bytes]:
-    """The Orientation (1..8) that `exif` asks for, and `exif` with that tag set to 1. A damaged block stays."""
-    for entry in _entries(exif, _first_directory(exif)):
-        if entry.tag == _ORIENTATION:
-            orientation = entry.number(exif)
-            if orientation is None or not 2 <= orientation <= 8:
-                return 1, exif
-            return orientation, entry.with_numbers(exif, [1])
-    return 1, exif
+    """The Orientation (1..8) that `exif` asks for, and `exif` with that tag set to 1. A damaged block stays.
+
+    Where the tag stands twice, the first one counts, and none stays that asks for anything: readers differ.
+    """
+    first, orientation, upright = _first_directory(exif), 1, exif
+    for number, entry in enumerate(_entries(exif, first)):
+        if entry.tag != _ORIENTATION:
+            continue
+        found = entry.number(exif)
+        if found is None:  # of a type that it must not have, which some readers take nevertheless
+            place, order = first + 2 + 12 * number, _order(exif) or "<"
+            upright = upright[: place + 2] + struct.pack(order + "HIHH", 3, 1, 1, 0) + upright[place + 12 :]
+        elif 2 <= found <= 8:
+            orientation = found if orientation == 1 else orientation
+            upright = entry.with_numbers(upright, [1])
+    return orientation, upright
 
 
 def upright(exif: bytes, orientation: int, width: int, height: int) -> tuple[bytes, bool]:
@@ -277,6 +289,21 @@ def _entries(exif: bytes, directory: int) -> Iterator[_Entry]:
         if _SIZES.get(kind, 1) * n > 4:
             (place,) = struct.unpack_from(order + "I", exif, place)
         yield _Entry(tag, kind, order + form if form else "", n, place)
+
+
+def _is_light(exif: bytes) -> bool:
+    """Whether Pillow reads a block in time and memory that follow its bytes.
+
+    Pillow makes an object of every number: 15 million of them, which a file can hold as a few kB of zeros deflated,
+    take gigabytes and a quarter of a minute. It may also read values that share their bytes once for each.
+    """
+    entries = list(_entries(exif, _first_directory(exif)))
+    for tag in (_EXIF_DIRECTORY, _GPS_DIRECTORY, _INTEROPERABILITY):
+        directory = next((entry.number(exif) for entry in entries if entry.tag == tag), None)
+        entries += _entries(exif, directory or 0)
+    n_numbers = sum(entry.n for entry in entries if entry.kind not in _BYTES)
+    n_bytes = sum(_SIZES.get(entry.kind, 1) * entry.n for entry in entries)
+    return n_numbers <= _MAX_NUMBERS and n_bytes <= 2 * len(exif)
 
 
 def orient(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

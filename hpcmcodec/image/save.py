@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from hpcmcodec.container import text_of
+from hpcmcodec.container import check_metadata, text_of
 from hpcmcodec.errors import InputError, UnsupportedError
 from hpcmcodec.formats import FORMATS
 from hpcmcodec.image import colour, isobmff, netpbm, png, tiff
@@ -31,7 +31,6 @@ _MAX_JPEG_METADATA = 65533 - 29
 # Pillow and others refuse a PNG whose profile is longer than this once inflated.
 _MAX_PNG_PROFILE = 1_000_000
 _IPTC_TAG, _ICC_TAG = 33723, 34675
-_PQ_HLG = (16, 18)
 
 
 _ALL = ("EXIF", "IPTC", "TEXT", "XMP")
@@ -76,7 +75,7 @@ def write(
         notes.append(f"{target.name} is written with 8 bits: the picture's {picture.depth} are reduced")
     if not target.colour:
         picture = _without_profile(picture, target.name, notes)
-    elif picture.cicp and picture.cicp.transfer in _PQ_HLG and not target.cicp:
+    elif picture.cicp and not target.cicp and not colour.profile_of(picture.cicp) and "ICC" not in picture.metadata:
         notes.append(f"{target.name} cannot name the colour space ({picture.cicp}): it will be shown as sRGB")
     icc = b"" if picture.grey else picture.metadata.get("ICC", b"")
     if target.name == "PNG" and picture.depth > 8 and len(icc) > _MAX_PNG_PROFILE:
@@ -323,10 +322,14 @@ def alpha_png(picture: Picture) -> bytes:
 
 
 def with_alpha_chunk(picture: Picture) -> Picture:
-    """The picture with its opacity among the metadata, as the chunk ALPH, where it has any."""
-    if picture.alpha is None:
-        return picture
-    return replace(picture, metadata={**picture.metadata, "ALPH": alpha_png(picture)})
+    """The picture with its opacity among the metadata, as the chunk ALPH, where it has any.
+
+    Raises UnsupportedError where a file could not hold all of them.
+    """
+    if picture.alpha is not None:
+        picture = replace(picture, metadata={**picture.metadata, "ALPH": alpha_png(picture)})
+    check_metadata(picture.metadata)
+    return picture
 
 
 def read_alpha(data: bytes, width: int, height: int, depth: int) -> Any:

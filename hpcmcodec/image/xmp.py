@@ -32,12 +32,16 @@ def upright(packet: bytes, width: int, height: int) -> bytes:
 
     A reader that prefers XMP to EXIF would turn the picture a second time.
     """
-    packet = _ORIENTATION.sub(rb"\g<1>1", packet)
-    packet = _without_elements(packet, _THUMBNAILS)
+    packet = _without_elements(unturned(packet), _THUMBNAILS)
     for names in _SIDES:
         for name, side in zip(names, (width, height), strict=True):
             packet = re.sub(name + rb"""(\s*=\s*["']|>)\s*\d+""", name + rb"\g<1>" + str(side).encode(), packet)
     return packet
+
+
+def unturned(packet: bytes) -> bytes:
+    """A packet that asks nobody to turn the pixels."""
+    return _ORIENTATION.sub(rb"\g<1>1", packet)
 
 
 def without_appended(packet: bytes) -> bytes:

@@ -38,7 +38,7 @@ from hpcmcodec.rans import MAX_SYMBOL, Decoder, Encoder, Tables, bits
 RATE_WEIGHT = 0.06
 
 Ints = Any  # numpy.ndarray of int32
-Tick = Callable[[float], None]
+Tick = Callable[[float], object]
 Verify = Callable[[str, int], bool]
 """verify(scale, crc): whether the CRC-32 of the decoded integers of z, s1, s2 or s3 is right; called in this order."""
 Cut = Callable[[float, float], None]

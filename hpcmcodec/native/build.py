@@ -21,6 +21,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -54,10 +55,20 @@ RETRY_SECONDS = 24 * 3600.0  # how long after a failure no build is tried in the
 PATIENCE_SECONDS = 2.0  # how long a process that was told to end may take
 OBJECTS = ".build"  # the folder beside the sources where ninja's objects are kept
 _PARTIAL = ".build-"
+_ROOM = 16 << 20  # bytes; a build takes a third of them
+# What compilers, linkers and the C library say where disk or memory run out, and what they die of then.
+_WANT = re.compile(
+    "No space left|[Qq]uota exceeded|[Oo]ut of memory|memory exhausted|Cannot allocate memory|File too large|"
+    "Killed|Bus error|Input/output error"
+)
 
 
 class BuildError(Exception):
-    """The kernels cannot be built; the message says why."""
+    """The kernels cannot be built; the message says why. output: all that the compiler has said."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = f"{message}\n{output}"
 
 
 class Compiler(NamedTuple):
@@ -143,18 +154,58 @@ def cache_folder() -> Path | None:
         return None
 
 
-def untrusted(folder: Path) -> str | None:
-    """Why libraries of this folder must not be loaded, where another user could have put them there; else None."""
-    if not hasattr(os, "geteuid"):  # Windows: modes say nothing there, and nothing is built
+def untrusted(folder: Path, *, make: bool = False) -> str | None:
+    """Why libraries of this folder must not be loaded, where another user could have put them there; else None.
+
+    From the root on, each folder of the path is opened inside of the one before, never through a link. It has to belong
+    to this user or to root, and nobody else may write to it; the folders above the last one may have the sticky bit
+    instead, as /tmp has. A path that passes cannot be changed by others afterwards.
+
+    make: make the folders that are missing, for this user alone. Raises OSError where that fails.
+    """
+    if not hasattr(os, "geteuid") or os.open not in os.supports_dir_fd:  # Windows: modes say nothing there, and nothing is built
         return None
+    # Links on the way are followed first: what they lead to is judged.
+    path = Path(os.path.realpath(folder))
+    # Folders that may be passed through need not be readable: O_PATH, where there is one, does not ask for that.
+    flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    here = os.open(path.anchor, flags)
     try:
-        facts = folder.stat()
-    except OSError:
+        for place in [*reversed(path.parents), path]:
+            if place.name:
+                above, here = here, _entered(place.name, here, flags, make=make)
+                os.close(above)
+            reason = _shared(os.fstat(here), sticky=place != path)
+            if reason:
+                return f"{place} {reason}"
         return None
+    except OSError as error:
+        if make:
+            raise
+        missing = isinstance(error, FileNotFoundError)
+        return None if missing else f"{folder} cannot be written to or read: {error.strerror}"
+    finally:
+        os.close(here)
+
+
+def _entered(name: str, above: int, flags: int, *, make: bool) -> int:
+    """A descriptor of the folder of this name in the folder `above`, made first where it is missing, if `make`."""
+    try:
+        return os.open(name, flags, dir_fd=above)
+    except FileNotFoundError:
+        if not make:
+            raise
+    with contextlib.suppress(FileExistsError):  # another process has made it meanwhile
+        os.mkdir(name, 0o700, dir_fd=above)
+    return os.open(name, flags, dir_fd=above)
+
+
+def _shared(facts: os.stat_result, *, sticky: bool) -> str | None:
+    """How another user could change what these facts are about; None where that is impossible."""
     if facts.st_uid not in (os.geteuid(), 0):
-        return f"{folder} belongs to another user"
-    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"{folder} can be written to by others"
+        return "belongs to another user"
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (sticky and facts.st_mode & stat.S_ISVTX):
+        return "can be written to by others"
     return None
 
 
@@ -163,8 +214,18 @@ def _stem(source: str) -> str:
 
 
 def whole(folder: Path, pattern: str) -> list[Path]:
-    """The files of a cache folder that match a pattern, without those that were damaged after they were written."""
-    return [path for path in sorted(folder.glob(pattern)) if is_whole(path)]
+    """The files of a cache folder that match a pattern, without links, without those that other users own or may write
+    to, and without those that were damaged after they were written.
+    """
+    return [path for path in sorted(folder.glob(pattern)) if _is_ours(path) and is_whole(path)]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        facts = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(facts.st_mode) and not (hasattr(os, "geteuid") and _shared(facts, sticky=False))
 
 
 def is_whole(path: Path) -> bool:
@@ -217,7 +278,7 @@ def run(command: Sequence[str], folder: Path, timeout: float) -> str:
         raise
     text = output.decode(errors="replace")
     if process.returncode:
-        raise BuildError(f"{command[0]} failed with exit code {process.returncode}: {complaint(text)}")
+        raise BuildError(f"{command[0]} failed with exit code {process.returncode}: {complaint(text)}", text)
     return text
 
 
@@ -364,14 +425,13 @@ def build_cached(
 def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], wait: float) -> Path:
     """The undamaged file STEM-DIGEST.SUFFIX of the cache. Where there is none, `make` writes it, one process at a time.
 
-    Raises BuildError. The message of an error that `make` raises is stored in STEM.failed.
+    Raises BuildError. The message of an error that `make` raises is stored in STEM.failed, unless the disk is full.
     """
     from tempfile import TemporaryDirectory  # takes 3 ms, which finding a library should not cost
 
     failed = cache / f"{stem}.failed"
     try:
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        reason = untrusted(cache)
+        reason = untrusted(cache, make=True)
         if reason:
             raise BuildError(reason)
         with _locked(cache / f"{stem}.lock", wait):
@@ -385,9 +445,11 @@ def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], w
                 try:
                     make(built)
                 except BuildError as error:
-                    failed.write_text(str(error), encoding="utf-8")
+                    if not _passes(error, cache):
+                        failed.write_text(str(error), encoding="utf-8")
                     raise
                 target = cache / f"{stem}-{_digest(built)}{suffix}"
+                built.chmod(0o700)
                 built.replace(target)
             for damaged in set(cache.glob(f"{stem}-*{suffix}")) - {target}:
                 damaged.unlink(missing_ok=True)
@@ -395,6 +457,12 @@ def publish(cache: Path, stem: str, suffix: str, make: Callable[[Path], None], w
             return target
     except OSError as error:
         raise BuildError(f"the cache {cache} cannot be written to: {error.strerror or error}") from error
+
+
+def _passes(error: BuildError, folder: Path) -> bool:
+    """Whether a build failed for want of disk or memory, which says nothing about the compiler."""
+    free = getattr(os, "statvfs", None) and os.statvfs(folder)
+    return bool(_WANT.search(error.output) or (free and free.f_bavail * free.f_frsize < _ROOM))
 
 
 def prebuild(folder: Path, source: str, compiler: Compiler, timeout: float = TIMEOUT_SECONDS) -> Path:
