@@ -6,22 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
 
-from hpcmcodec.errors import InputError  # noqa: E402
+from hpcmcodec import checksums, weights  # noqa: E402
+from hpcmcodec.engines.light import LightEngine  # noqa: E402
+from hpcmcodec.engines.torch import MixedEngine  # noqa: E402
+from hpcmcodec.errors import InputError, IntegrityError  # noqa: E402
 from hpcmcodec.model.config import MEMBERS  # noqa: E402
 from hpcmcodec.model.family.model import MEANS, Member, model_of  # noqa: E402
 from hpcmcodec.model.hpcm import bits  # noqa: E402
-from hpcmcodec.training import config, loop, records, stages, states  # noqa: E402
+from hpcmcodec.quality import Quality  # noqa: E402
+from hpcmcodec.training import config, loop, packing, records, stages, states  # noqa: E402
 from hpcmcodec.training.config import Rates, Recipe  # noqa: E402
 from hpcmcodec.training.data import build_cache  # noqa: E402
 from hpcmcodec.training.hyperprior import Hyperprior, start_from_principal_axes  # noqa: E402
 from hpcmcodec.training.optim import factor_of, optimisers, part_of, rate_factor  # noqa: E402
 from hpcmcodec.training.speed import table  # noqa: E402
+from tests import members  # noqa: E402
 from tests.test_family import SMALL, _planar, mini, quick  # noqa: E402
 from tests.tiny import picture  # noqa: E402
 
@@ -239,3 +245,41 @@ def test_two_hundred_steps_of_small_phase3_end_at_the_recorded_loss(cache: Path,
 
 
 RECORDED = 1.0  # bits per pixel and weighted squared error of the test above
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
+def test_an_exported_member_encodes_without_torch_what_the_torch_engine_encodes(tmp_path: Path) -> None:
+    config = mini("phase1")
+    model = members.member(config)
+    x = _planar(picture(64, 64))
+    model.grids = stages.calibrate(model, x, Q, False)
+    packing.export(model, config.name, tmp_path, [picture(96, 64, seed) for seed in range(2)])
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"{config.name}.safetensors",
+        f"{config.name}.analysis.onnx",
+        checksums.LIST,
+    }
+    w = weights.load_file(tmp_path / f"{config.name}.safetensors")
+    without, with_torch = LightEngine(w), MixedEngine(w)
+    for size in ((64, 64), (48, 80)):
+        y, z = without.analyse(picture(*size), Quality(0), None)
+        y_torch, z_torch = with_torch.analyse(picture(*size), Quality(0), None)
+        assert np.abs(y - y_torch).max() < 1e-3 * np.abs(y_torch).max()
+        assert np.abs(z - z_torch).max() < 1e-3 * np.abs(z_torch).max()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
+def test_an_export_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = members.member(mini("phi"))
+    real = packing.synthesis_integers
+
+    def broken(*args: Any) -> Any:
+        return {k: v + 40 if k.endswith("g_s.9.bias") else v for k, v in real(*args).items()}
+
+    monkeypatch.setattr(packing, "synthesis_integers", broken)
+    with pytest.raises(IntegrityError, match="was not written"):
+        packing.export(model, "broken", tmp_path, [picture(96, 64, seed) for seed in range(2)])
+    assert not list(tmp_path.iterdir())
