@@ -20,7 +20,7 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS
     "--codecs",
     default="hpcm,jpeg,webp,avif",
     show_default=True,
-    help="More: hpcm:MODEL, hpcm-slow (effort 9), avif-slow (speed 4), avif-ssim, avif-iq (libaom), jxl, heic, jpeg2000.",
+    help="More: hpcm:MODEL, hpcm-slow (effort 9), avif-slow (speed 4), avif-ssim, avif-iq, jxl, heic, jpeg2000.",
 )
 @click.option(
     "--qualities",
