@@ -267,7 +267,7 @@ class _Codecs(dict[str, Codec]):
     def __missing__(self, key: str) -> Codec:
         if key not in self:
             raise KeyError(key)
-        return self.setdefault(key, _of_model(key))
+        return _of_model(key)
 
 
 _LISTED: Mapping[str, Codec] = {

@@ -96,7 +96,7 @@ def quickstart(member: str, image: Path | None) -> None:
 
     Without IMAGE it is the cup of coffee of scikit-image's wheel. A preset is untrained: its file is valid and large.
     """
-    from hpcmcodec.evaluation.family.quickstart import run
+    from hpcmcodec.evaluation.family.photograph import run
 
     for line in run(member, image):
         click.echo(line)
