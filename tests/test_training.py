@@ -683,6 +683,17 @@ def test_a_later_stage_starts_from_an_earlier_one(recipe: Recipe, tmp_path: Path
         loop.train(recipe.override({"stage": "b"}), tmp_path / "c")
 
 
+def test_a_run_goes_on_from_a_checkpoint_that_lacks_fields_of_the_config(recipe: Recipe, tmp_path: Path) -> None:
+    loop.train(recipe.override({"steps": 1}), tmp_path)
+    state = states.read(tmp_path)
+    lacking = {k: v for k, v in json.loads(state.facts["config"]).items() if k not in ("flow", "window")}
+    states.save_checkpoint(tmp_path, states.State(state.facts | {"config": json.dumps(lacking)}, state.tensors), keep=1)
+    loop.train(recipe.override({"steps": 2}), tmp_path)
+    assert [step for step, _ in losses(tmp_path)] == [1, 2]
+    with pytest.raises(InputError, match="a run of another model"):
+        loop.train(recipe.override({"model": '{"cell_rates": [2, 2, 3]}'}), tmp_path)
+
+
 def test_a_run_ends_after_its_hours(recipe: Recipe, tmp_path: Path) -> None:
     loop.train(recipe.override({"steps": 10**6, "end_hours": 1e-4}), tmp_path)
     assert 0 < states.read(tmp_path).facts["step"] < 1000

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hpcmcodec.errors import InputError
 from hpcmcodec.exact.constants import ARITHMETIC
+from hpcmcodec.model.config import Config
 from hpcmcodec.model.hpcm import Estimator
 from hpcmcodec.training import hyperprior, stages, stand_in, states
 from hpcmcodec.training.config import Recipe
@@ -161,7 +162,7 @@ class Trainer:
         for name in ("preset", "stage"):
             if facts[name] != getattr(run, name):
                 raise InputError(f"{self.folder} is a run of {name} {facts[name]}, not {getattr(run, name)}")
-        if facts["config"] != model.config.to_json():
+        if Config.from_json(facts["config"]) != model.config:  # which fields there are differs between versions
             raise InputError(f"{self.folder} is a run of another model: its preset or `model` differs")
         model.grids = states.grids_of(facts)
         self.step, self.first, self.fresh = facts["step"], facts["first"], facts["fresh"]
