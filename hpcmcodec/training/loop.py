@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from hpcmcodec.errors import InputError
 from hpcmcodec.exact.constants import ARITHMETIC
 from hpcmcodec.model.config import Config
+from hpcmcodec.model.family.model import OfOneLambda
 from hpcmcodec.model.hpcm import Estimator
 from hpcmcodec.training import hyperprior, stages, stand_in, states
 from hpcmcodec.training.config import Recipe
@@ -125,21 +127,23 @@ class Trainer:
     # --- where a run starts -------------------------------------------------------------------------------------------
 
     def _start(self, model: Estimator) -> tuple[list[str], set[str]]:
-        """Give the model the values of `init_from`, or in stage A without one the principal axes of photographs.
+        """Give the model the values of `init_from`, or without one the principal axes of photographs: in stage A, and a
+        member of one lambda in any stage.
 
         Returns lines for people, and the names of the grids that `init_from` had.
         """
         run = self.recipe.run
         if not run.init_from:
             self.first = max(0, run.first_step)
-            if run.stage == "a":
+            start = None
+            if isinstance(model, OfOneLambda):
+                start = partial(hyperprior.start_from_principal_axes, model)
+            elif run.stage == "a":
+                start = partial(stand_in.start_from_principal_axes, model)
+            if start:
                 size, _ = max(self.recipe.crops)
                 x = to_unit(self.crops.batch(self._generator(AXES), 4 + 2**18 // size**2, size))
-                patches = rearrange(x, "b c (h r) (w s) -> (b h w) c r s", r=16, s=16)
-                if isinstance(model, hyperprior.Hyperprior):
-                    hyperprior.start_from_principal_axes(model, patches)
-                else:
-                    stand_in.start_from_principal_axes(model, patches)
+                start(rearrange(x, "b c (h r) (w s) -> (b h w) c r s", r=16, s=16))
             return [], set()
         state = states.read(Path(run.init_from))
         if run.grow:
