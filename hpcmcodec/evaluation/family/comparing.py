@@ -27,16 +27,16 @@ import torch
 from hpcmcodec.errors import InputError
 from hpcmcodec.evaluation.counts import count
 from hpcmcodec.evaluation.family.checks import picture
-from hpcmcodec.evaluation.family.coding import Coder, module_of, weights_of
+from hpcmcodec.evaluation.family.coding import Coder, config_of, module_of, weights_of
 from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.evaluation.process import peak_bytes
 from hpcmcodec.evaluation.store import write_whole
+from hpcmcodec.model.config import MEMBERS, Config
 from hpcmcodec.model.hpcm import bits
 from hpcmcodec.training.data import validation_images
 
 SAMPLES = 2000  # bootstrap samples
 TIMED = (512, 768)  # rows and columns of the picture that times and memory are of
-FITTED = 2  # images that the grids of members without a weights file are fitted to
 METRICS = ("counts", "rate", "files", "time", "memory")
 
 
@@ -76,22 +76,29 @@ def run(
     Raises InputError where a member or the folder cannot be used.
     """
     wanted = METRICS if metric == "all" else (metric,)
+    measured: dict[str, Any]
     images = _images(folder)
     result: dict[str, Any] = {"machine": _machine(), "images": len(images), "rounds": rounds, "members": []}
-    with ExitStack() as stack:
-        paths: list[Path] = []
-        for member in members:
-            fitted = [image[: 16 * (image.shape[0] // 16)][:256, :256] for image in images[:1]]
-            path, said = stack.enter_context(weights_of(member, [np.ascontiguousarray(v) for v in fitted], seed))
-            paths.append(path)
-            w = Coder(path).weights
-            result["members"].append({"name": w.name, "from": said, "model_id": w.model_id.hex()})
-            yield f"{w.name}: {said}, model id {w.model_id.hex()}"
-        yield f"{len(images)} images; {_machine()}"
-        for name in wanted:
-            measured: dict[str, Any] = {}
-            yield from _MEASURES[name](paths, images, rounds, measured)
-            result[name] = measured
+    if wanted == ("counts",):
+        result["counts"] = measured = {}
+        yield from _counts([_config_of(member) for member in members], measured)
+    else:
+        with ExitStack() as stack:
+            paths: list[Path] = []
+            for member in members:
+                fitted = [np.ascontiguousarray(image[:256, :256]) for image in images[:1]]
+                path, said = stack.enter_context(weights_of(member, fitted, seed))
+                paths.append(path)
+                w = Coder(path).weights
+                result["members"].append({"name": w.name, "from": said, "model_id": w.model_id.hex()})
+                yield f"{w.name}: {said}, model id {w.model_id.hex()}"
+            yield f"{len(images)} images; {_machine()}"
+            for name in wanted:
+                result[name] = measured = {}
+                if name == "counts":
+                    yield from _counts([Coder(path).weights.config for path in paths], measured)
+                else:
+                    yield from _MEASURES[name](paths, images, rounds, measured)
     if output is not None:
         write_whole(output, json.dumps(result, indent=1) + "\n")
 
@@ -111,12 +118,17 @@ def _machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}, torch {torch.__version__}"
 
 
-def _counts(paths: Sequence[Path], images: Sequence[np.ndarray], rounds: int, out: dict[str, Any]) -> Iterator[str]:
-    found = [count(Coder(path).weights.config) for path in paths]
+def _config_of(member: str) -> Config:
+    return config_of(member) if member in MEMBERS or not Path(member).exists() else Coder(Path(member)).weights.config
+
+
+def _counts(configs: Sequence[Config], out: dict[str, Any]) -> Iterator[str]:
+    found = [count(config) for config in configs]
     for what in ("parameters", "kmac", "published_parameters", "published_kmac"):
         a, b = (getattr(c, what) for c in found)
         out[what] = [a, b]
-        yield f"{what.replace('_', ' '):<28}{a:>14,.1f}{b:>14,.1f}  {b / a - 1:+.2%}"
+        digits = 0 if what.endswith("parameters") else 1
+        yield f"{what.replace('_', ' '):<28}{a:>14,.{digits}f}{b:>14,.{digits}f}  {b / a - 1:+.2%}"
 
 
 @torch.no_grad()
@@ -174,7 +186,7 @@ def _memory(paths: Sequence[Path], images: Sequence[np.ndarray], rounds: int, ou
         yield f"{name:<28}{found[0]:>14,.0f}{found[1]:>14,.0f}  {found[1] / found[0] - 1:+.1%}"
 
 
-_MEASURES = {"counts": _counts, "rate": _rate, "files": _files, "time": _time, "memory": _memory}
+_MEASURES = {"rate": _rate, "files": _files, "time": _time, "memory": _memory}
 
 
 def peak_of(path: Path, what: str) -> int:
