@@ -1,6 +1,7 @@
 # Every environment is made by pip from the package index and is left alone until its inputs change.
 #
 #   make demo [IMAGE=my.jpg]    code a photograph at three qualities; needs no torch
+#   make family [IMAGE=my.jpg]  code a photograph with a member of the research family, MEMBER=small-phase3
 #   make test                   the tests, with torch in an environment of their own
 #   make test-all               the slow ones too
 #   make fuzz [SECONDS=60]      attacks on whatever reads bytes, each for that long
@@ -22,6 +23,7 @@ PYTHON ?= python3
 CONSTRAINT = constraints.txt
 IMAGE =
 WORKERS = auto
+MEMBER = small-phase3
 THREADS = 1
 SECONDS = 60
 SEED = 0
@@ -42,12 +44,16 @@ BARE = compressai scikit-image
 # The oldest versions that pyproject.toml admits, numpy 1 among them.
 OLDEST = click==8.1.0 ninja==1.11.1 numpy==1.26.0 onnxruntime==1.18.0 pillow==10.1.0 rich==13.0.0 safetensors==0.4.2
 
-.PHONY: demo test test-all fuzz sanitize lint bench kernels clean
+.PHONY: demo family test test-all fuzz sanitize lint bench kernels clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
 	@.venv/bin/python hpcmcodec/native/build.py prebuild --optional
 	.venv/bin/python -m hpcmcodec.evaluation.demo $(if $(IMAGE),"$(IMAGE)")
+
+family: .venv-test/ready
+	@.venv-test/bin/python hpcmcodec/native/build.py prebuild --optional
+	.venv-test/bin/python -m hpcmcodec.evaluation.family quickstart $(MEMBER) $(if $(IMAGE),"$(IMAGE)")
 
 test: .venv-test/ready
 	@.venv-test/bin/python hpcmcodec/native/build.py prebuild --optional

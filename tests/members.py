@@ -33,11 +33,10 @@ def member(config: Config, seed: int = 0) -> Any:
             if name.endswith(("bias", "mix", "gain", "gain/scale")) or "shift" in name:
                 value.add_(torch.randn_like(value), alpha=0.05)
         if config.flow == "hpcm":
-            for name in ("h_s/5/down/bias", "s12/out/bias", "s3/out/bias"):
+            for name in ("s12/out/bias", "s3/out/bias"):
                 model.raw[name][:m] += 1
             for name in ("s12/out/weight", "s3/out/weight"):
                 model.raw[name] *= 0.3  # steps follow each other: what each adds must not grow
-            model.raw["h_s/mean/table"].normal_()
             model.z_prior.scales.uniform_(0.3, 3)
             model.g_a[-1].weight.mul_(20)
             model.h_a.net[-1].weight.mul_(5)

@@ -65,6 +65,7 @@ LAYERS = (
     # what is done with the codec
     ("evaluation",),
     ("training",),
+    ("evaluation.family",),
     ("cli",),
     ("__main__",),
 )

@@ -20,7 +20,7 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS
     "--codecs",
     default="hpcm,jpeg,webp,avif",
     show_default=True,
-    help="More: hpcm-slow (effort 9), avif-slow (speed 4), avif-ssim, avif-iq (libaom's tunings), jxl, heic, jpeg2000.",
+    help="More: hpcm:MODEL, hpcm-slow (effort 9), avif-slow (speed 4), avif-ssim, avif-iq, jxl, heic, jpeg2000.",
 )
 @click.option(
     "--qualities",
@@ -67,10 +67,10 @@ def command(
 ) -> None:
     """Measure rate and distortion against other codecs.
 
-    Each image (a folder stands for those in it) is coded by each codec to the bytes of a file and decoded. DIR gets
-    results.json and results.csv, plots as PNG and SVG, and results.md, the tables that are also printed: settings,
-    speed, memory, BD-rates, averages. An evaluation that was interrupted, or is asked for more, measures only what is
-    missing.
+    Each image is coded by each codec to the bytes of a file and decoded. A folder stands for the images in it; kodak,
+    clic and tecnick stand for the folders that HPCM_KODAK, HPCM_CLIC and HPCM_TECNICK name. DIR gets results.json and
+    results.csv, plots as PNG and SVG, and results.md, the tables that are also printed: settings, speed, memory,
+    BD-rates, averages. An evaluation that was interrupted, or is asked for more, measures only what is missing.
     """
     require("evaluation", "eval", "matplotlib")
     require_memory()

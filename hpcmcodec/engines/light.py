@@ -65,7 +65,12 @@ class LightEngine:
 
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
         session = self._session("analysis")
-        inputs = {"scale8": _factors(self.weights, "g_a.s8", quality), "gain": _factors(self.weights, "gain", quality)}
+        inputs = {}
+        if self.config.qualities:
+            inputs = {
+                "scale8": _factors(self.weights, "g_a.s8", quality),
+                "gain": _factors(self.weights, "gain", quality),
+            }
         return analyse_strips(
             lambda x: session.run(["y", "z"], {"pixels": x.astype(np.float32, copy=False), **inputs}),
             pixels,

@@ -92,6 +92,9 @@ def near(codec: Codec, pixels: Pixels, n_bytes: int, threads: int = 1) -> tuple[
     return first + best * step, Coded(at(best), codec.decode(at(best), threads))
 
 
+QUALITIES = tuple(float(q) for q in range(0, 101, 10))
+
+
 def _hpcm(name: str, effort: int, qualities: tuple[float, ...]) -> Codec:
     def encode(pixels: Pixels, quality: float, threads: int) -> bytes:
         return codec.encode(pixels, quality, effort=effort, max_pixels=None, max_side=None)
@@ -103,7 +106,30 @@ def _hpcm(name: str, effort: int, qualities: tuple[float, ...]) -> Codec:
         (0, 100, 0.5),
         encode,
         _hpcm_decode,
-        _hpcm_version,
+        functools.partial(_hpcm_version, weights.DEFAULT_MODEL),
+    )
+
+
+def _of_model(key: str) -> Codec:
+    """The codec `hpcm:MODEL`. A model of one lambda has one quality, which its files are called 0.
+
+    Raises what `weights.load` raises where there is no such model.
+    """
+    model = key.partition(":")[2]
+    several = weights.load(model, transforms=False).config.qualities > 0
+
+    def encode(pixels: Pixels, quality: float, threads: int) -> bytes:
+        asked = quality if several else None
+        return codec.encode(pixels, asked, model=model, max_pixels=None, max_side=None)
+
+    return Codec(
+        key,
+        "of the model's qualities" if several else "of one lambda",
+        QUALITIES if several else (0.0,),
+        (0, 100, 0.5) if several else (0, 0, 1),
+        encode,
+        _hpcm_decode,
+        functools.partial(_hpcm_version, model),
     )
 
 
@@ -112,11 +138,11 @@ def _hpcm_decode(data: bytes, threads: int) -> Pixels:
 
 
 @functools.cache
-def _hpcm_version() -> str:
+def _hpcm_version(model: str) -> str:
     """Release, model, and a hash of the model's files, since the model id does not cover the encoder's weights."""
-    path = weights.packaged().get(weights.DEFAULT_MODEL)
-    if path is None:
+    if model == weights.DEFAULT_MODEL and model not in weights.packaged():
         return __version__
+    path = weights.load(model, transforms=False).path
     digest = hashlib.sha256()
     for file in sorted(path.parent.glob(f"{path.stem}.*")):
         digest.update(file.read_bytes())
@@ -232,8 +258,20 @@ def _heic_version() -> str:
     return f"pillow-heif {version('pillow-heif')}, libheif {pillow_heif.libheif_version()}, {encoder}"
 
 
-CODECS: Mapping[str, Codec] = {
-    "hpcm": _hpcm("hpcm", 0, (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)),
+class _Codecs(dict[str, Codec]):
+    """Codecs by their keys; beside those that are listed, `hpcm:MODEL` is the codec of a model."""
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (isinstance(key, str) and key.startswith("hpcm:"))
+
+    def __missing__(self, key: str) -> Codec:
+        if key not in self:
+            raise KeyError(key)
+        return _of_model(key)
+
+
+_LISTED: Mapping[str, Codec] = {
+    "hpcm": _hpcm("hpcm", 0, QUALITIES),
     "hpcm-slow": _hpcm("hpcm (effort 9)", 9, (0, 10, 30, 50, 70, 90, 100)),
     "jpeg": _jpeg("4:4:4"),
     "webp": Codec(
@@ -285,3 +323,4 @@ CODECS: Mapping[str, Codec] = {
         _pillow_lacks("jpg_2000", "pillow"),
     ),
 }
+CODECS: Mapping[str, Codec] = _Codecs(_LISTED)

@@ -31,6 +31,8 @@ __all__ = ["IMAGE_SUFFIXES", "Photo", "evaluate", "find_photos"]
 
 IMAGE_SUFFIXES = (".png", ".ppm", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".webp", ".avif")
 
+DATA_SETS = {"kodak": "HPCM_KODAK", "clic": "HPCM_CLIC", "tecnick": "HPCM_TECNICK"}
+
 
 class Photo(NamedTuple):
     """An image file: its path, the SHA-256 of its bytes, its width and height in pixels. `name` is for reports."""
@@ -56,12 +58,15 @@ class _Task(NamedTuple):
 def find_photos(paths: Sequence[Path], max_pixels: int | None) -> list[Photo]:
     """The images that `paths` name, in order. A folder stands for the image files in it, and copies are left out.
 
+    A name in `DATA_SETS` stands for the folder that its environment variable names, where nothing of that name is here.
+
     Raises:
-        InputError: a path is not there, a folder has no images, or a file is not a readable image.
+        InputError: a path is not there, a data set's variable is not set, a folder has no images, or a file is not a
+            readable image.
         UnsupportedError: an image is of a kind that is not supported, or has more pixels than the limit.
     """
     photos: dict[str, Photo] = {}
-    for path in paths:
+    for path in map(_data_set, paths):
         files = [path]
         if path.is_dir():
             try:
@@ -81,6 +86,17 @@ def find_photos(paths: Sequence[Path], max_pixels: int | None) -> list[Photo]:
                 height, width, _ = load(file, max_pixels=max_pixels).pixels.shape
                 photos[digest] = Photo(file.resolve(), digest, width, height)
     return list(photos.values())
+
+
+def _data_set(path: Path) -> Path:
+    variable = DATA_SETS.get(str(path))
+    if variable is None or path.exists():
+        return path
+    if not os.environ.get(variable):
+        raise InputError(
+            f"{path}: is not here; as the data set it is the folder that {variable} names, which is not set"
+        )
+    return Path(os.environ[variable])
 
 
 def _sha256(path: Path) -> str:

@@ -157,8 +157,21 @@ class Estimator(nn.Module, ABC):
         """x (B, 3, 16 h, 16 w) in [0, 1] at the qualities q (B,) -> y after the gain (B, h, w, M), in quantisation
         steps, and z before rounding (B, ceil(h/4), ceil(w/4), N).
         """
-        y = self.g_a(x, self.g_a.s8.factors(q)).float() * self.gain.factors(q)
-        return rearrange(y, "b m h w -> b h w m"), rearrange(self.h_a(y).float(), "b n h w -> b h w n")
+        y = self.latents(x, q)
+        return rearrange(y, "b m h w -> b h w m"), self.hyper_latents(y)
+
+    def latents(self, x: Tensor, q: Tensor) -> Tensor:
+        """The y of `analyse`, (B, M, h, w)."""
+        y: Tensor = self.g_a(x, self.g_a.s8.factors(q)).float() * self.gain.factors(q)
+        return y
+
+    def hyper_latents(self, y: Tensor) -> Tensor:
+        """The z of `analyse` from its y (B, M, h, w)."""
+        return rearrange(self.h_a(y).float(), "b n h w -> b h w n")
+
+    def lambdas(self, q: Tensor) -> Tensor:
+        """The lambda of each sample, (B,)."""
+        return lmbda(q)
 
     def synthesise(self, y_hat: Tensor, q: Tensor) -> Tensor:
         """y_hat (B, h, w, M) in quantisation steps -> x_hat (B, 3, 16 h, 16 w), not clamped."""

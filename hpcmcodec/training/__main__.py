@@ -65,7 +65,8 @@ def cache(out: Path, sources: tuple[Path, ...]) -> None:
 @click.option("--run", "folder", required=True, type=PATH, help="Folder of the run, which is resumed where it exists.")
 @recipe_options
 def train(recipe: str | None, folder: Path, **overrides: Any) -> None:
-    """Train as RECIPE says: lite-a, lite-b, lite-c, tiny, or a TOML file; a run that exists needs none.
+    """Train as RECIPE says: lite-a, -b, -c, tiny, small-a, -b, base-a, -b, -c, or a TOML file; a run that exists needs
+    none.
 
     A run that was stopped or killed goes on where its newest checkpoint was.
     """
@@ -147,8 +148,10 @@ def join(state: Path, folder: Path | None) -> None:
 @click.option("--crops", default=120, show_default=True, help="Crops of 384 pixels to fit grids and tables to.")
 @click.option("--held-out", type=EXISTING, help="PNGs on which exact arithmetic may cost 0.3% of the bits, mean of q.")
 def export(state: Path, name: str, out: Path, cache: Path, crops: int, held_out: Path | None) -> None:
-    """Write the weights and graphs that ship from STATE."""
+    """Write weights from STATE, and the graphs with which they encode without torch."""
+    from hpcmcodec.model.family.model import Member
     from hpcmcodec.model.hpcm import HPCM
+    from hpcmcodec.training import packing
     from hpcmcodec.training.export import crops_at_all_qualities
     from hpcmcodec.training.export import export as run
     from hpcmcodec.training.states import load_model
@@ -156,7 +159,11 @@ def export(state: Path, name: str, out: Path, cache: Path, crops: int, held_out:
     model = load_model(state)
     if not isinstance(model, HPCM):
         raise click.UsageError(f"{state} is a {type(model).__name__}, which has no context to code with")
-    model_id = run(model, name, out, crops_at_all_qualities(cache, crops), held_out, click.echo)
+    photographs = crops_at_all_qualities(cache, crops)
+    if isinstance(model, Member):
+        model_id = packing.export(model, name, out, [pixels for pixels, _ in photographs], held_out, click.echo)
+    else:
+        model_id = run(model, name, out, photographs, held_out, click.echo)
     click.echo(f"{name}: model id {model_id.hex()}")
 
 

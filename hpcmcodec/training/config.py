@@ -19,6 +19,7 @@ from hpcmcodec.errors import InputError, UnsupportedError
 from hpcmcodec.model.config import PRESETS, Config
 
 CONFIGS = Path(__file__).parent / "configs"
+SCHEDULES = ("root", "cosine", "steps")
 STAGES = {
     "a": "transforms, gains and hyperprior, with a causal context that stands in for the progressive one",
     "b": "hyperprior and context on frozen transforms, rate alone",
@@ -46,6 +47,7 @@ class Run:
     steps: int = option(100_000, "step at which the run ends")
     end_hours: float = option(0.0, "hours of training after which the run ends, whichever comes first; 0: no limit")
     init_from: str = option("", "state whose tensors the run starts from: a file, or a run's folder")
+    grow: bool = option(False, "init_from is of a smaller member of the family: what is new begins by adding nothing")
     first_step: int = option(-1, "number of the first step; -1: goes on from init_from's, at 0 where the stage is new")
     seed: int = option(0, "all that is random in step n derives from this and n")
     device: str = option("auto", "cpu, cuda, or auto")
@@ -68,16 +70,25 @@ class Data:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates: they warm up, hold, fall as 1 / sqrt(training step), and at the end fall linearly to nothing."""
+    """Learning rates: they warm up, follow the schedule, and at the end fall linearly to nothing."""
 
+    optimiser: str = option("muon", "muon: Muon for 1x1 matrices and AdamW for the rest; adam: Adam alone")
+    adam: float = option(1e-4, "Adam's rate")
     muon: float = option(2e-3, "Muon's rate, for 1x1 matrices")
     adamw: float = option(1e-3, "AdamW's rate, for the rest")
-    transforms: float = option(1.0, "times both rates, for g_a, g_s and the gains")
-    hyperprior: float = option(1.0, "times both rates, for h_a, h_s and the prior of z")
-    context: float = option(1.0, "times both rates, for the context")
-    fresh: float = option(1.0, "times both rates, for what init_from had no values for")
+    transforms: float = option(1.0, "times the rates, for g_a, g_s and the gains")
+    hyperprior: float = option(1.0, "times the rates, for h_a, h_s and the prior of z")
+    context: float = option(1.0, "times the rates, for the context")
+    rwkv: float = option(1.0, "times those of the context, for cells, fusion nets and priors")
+    recurrence: float = option(1.0, "times those of the context, for Bi-WKV's decay and boost, in place of rwkv")
+    fresh: float = option(1.0, "times the rates, for what init_from had no values for")
+    alone: int = option(0, "steps from the start of the run that train only what init_from had no values for")
     warm: int = option(100, "steps of warm-up from the start of the run")
-    hold: int = option(500, "steps at the full rates, which then fall as 1 / sqrt(step)")
+    warm_from: float = option(0.0, "share of the full rates that warm-up begins at; 0: 1 / warm")
+    schedule: str = option(
+        "root", "root: hold, then fall as 1 / sqrt(step); cosine: over the run; steps: 1, .3, .1, .01, most at the end"
+    )
+    hold: int = option(500, "steps at the full rates of schedule root")
     decay: float = option(0.0, "last share of the run in which rates also fall linearly to nothing")
     clip: float = option(1.0, "largest norm of the gradient")
 
@@ -121,9 +132,12 @@ class Recipe:
         _among("precision", run.precision, ("auto", "bf16", "float32"))
         _among("device", run.device.split(":")[0], ("auto", "cpu", "cuda"))
         _among("distortion", self.objective.distortion, DISTORTIONS)
+        _among("optimiser", rates.optimiser, ("muon", "adam"))
+        _among("schedule", rates.schedule, SCHEDULES)
         for name, whole, share in (
             ("decay", "the run", rates.decay),
             ("fake", "the run", self.objective.fake),
+            ("warm_from", "the full rates", rates.warm_from),
             ("synthetic", "the crops", self.data.synthetic),
             ("share", "the distortion", self.objective.share),
         ):
@@ -133,6 +147,9 @@ class Recipe:
             raise InputError(f"limit is a loss, or 0 for none, not {self.objective.limit:g}")
         if rates.warm < 1 or rates.hold < 1 or min(asdict(self.records).values()) < 1:
             raise InputError("warm, hold and all of [records] are at least 1")
+        for name, asked in (("grow", run.grow), ("alone", rates.alone)):
+            if asked and not run.init_from:
+                raise InputError(f"{name} is about the state that init_from names, and it names none")
         if run.stage == "a" and run.without_context:
             raise InputError("stage a has a context of its own: without_context belongs to stages b and c")
         if self.data.rescale and not (len(self.data.rescale) == 2 and 0 < self.data.rescale[0] <= self.data.rescale[1]):

@@ -1,4 +1,4 @@
-"""How far a decoded picture is from its original, in training, in bits per pixel by lmbda(q).
+"""How far a decoded picture is from its original, in training, in bits per pixel by lambdas.
 
     mse      255^2 * MSE
     ms-ssim  MS_SSIM_WEIGHT * (1 - MS-SSIM) over RGB
@@ -6,7 +6,7 @@
     visual   shares of 255^2 * MSE and VISUAL_WEIGHT * `visual`
 
 MSE alone makes textures smooth, and what measures structure alone lets colours and levels drift: hence the mixtures.
-Throughout, x and x_hat are (B, 3, H, W) in [0, 1], sRGB, and q (B,) in [0, 1].
+Throughout, x and x_hat are (B, 3, H, W) in [0, 1], sRGB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpcmcodec.errors import InputError
-from hpcmcodec.model.config import lmbda
 from hpcmcodec.training.config import MIN_SIDE
 
 MS_SSIM_WEIGHT = 1280  # CompressAI's lambdas for MS-SSIM are 1222 to 1340 times those for MSE of the same rate
@@ -41,17 +40,17 @@ class Distortion:
     kind: str = "mse"
     share: float = 0.5
 
-    def __call__(self, x_hat: Tensor, x: Tensor, q: Tensor) -> Tensor:
-        """Distortion (B,) of x_hat, times lmbda(q) and hence in bits per pixel."""
+    def __call__(self, x_hat: Tensor, x: Tensor, lambdas: Tensor) -> Tensor:
+        """Distortion (B,) of x_hat, times lambdas (B,) and hence in bits per pixel."""
         share = {"mse": 0.0, "ms-ssim": 1.0}.get(self.kind, self.share)
-        total = torch.zeros_like(q)
+        total = torch.zeros_like(lambdas)
         if share < 1:
             total = total + (1 - share) * 255**2 * (x_hat - x).square().flatten(1).mean(1)
         if share > 0 and self.kind == "visual":
             total = total + share * VISUAL_WEIGHT * visual(x_hat, x)
         elif share > 0:
             total = total + share * MS_SSIM_WEIGHT * (1 - ms_ssim(x_hat, x))
-        return lmbda(q) * total
+        return lambdas * total
 
     def check(self) -> None:
         """Raises InputError where a package that the kind needs is not installed."""

@@ -47,7 +47,8 @@ def export(
     held_out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> bytes:
-    """Write `out/name.safetensors`, its two graphs and their digests; returns the model id.
+    """Write `out/name.safetensors`, its two graphs and their digests; returns the model id. For members of one lambda
+    see `packing.export`.
 
     `model` is changed: it gets the fitted grids and the rounded transforms.
     photographs: pairs of pixels (16 h, 16 w, 3) uint8 and a quality, to which grids and tables are fitted and on which
@@ -60,7 +61,7 @@ def export(
     model.grids = fit_grids(trained, photographs)
     integers, synthesis = model.integers(), synthesis_integers(trained, photographs)
     if held_out is not None:
-        _check_price(name, trained, model, synthesis, held_out, say)
+        check_price(name, trained, model, synthesis, held_out, say)
     transforms: dict[str, np.ndarray] = {}
     for key, value in model.state_dict().items():
         if key.startswith(TRANSFORMS) and not key.endswith("log_scale"):
@@ -73,6 +74,21 @@ def export(
     model.load_state_dict({k: torch.from_numpy(v).float() for k, v in shipped_as.items()}, strict=False)
     tables = fit_tables(model, integers, photographs)
     tensors |= {f"tables.{k}": v for k, v in tables.items()}
+    return publish(name, out, model, tensors, trained, photographs)
+
+
+def publish(
+    name: str,
+    out: Path,
+    model: HPCM,
+    tensors: Mapping[str, np.ndarray],
+    trained: HPCM,
+    photographs: Sequence[tuple[np.ndarray, Quality]],
+) -> bytes:
+    """Write `out/name.safetensors`, the graphs that the model has, and their digests; returns the model id.
+
+    Nothing is replaced before the files have been compared with the trained model: see `check`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
         path = Path(folder) / f"{name}.safetensors"
@@ -106,7 +122,7 @@ def save(path: Path, model: HPCM, tensors: Mapping[str, np.ndarray]) -> bytes:
     return model_id
 
 
-def _check_price(
+def check_price(
     name: str,
     trained: HPCM,
     model: HPCM,
@@ -115,16 +131,17 @@ def _check_price(
     say: Callable[[str], None],
 ) -> None:
     """Say what exact arithmetic and the synthesis in integers cost; IntegrityError where that is too much."""
-    ours = report.mean_bpp(model, held_out, report.QUALITIES, fake=True)
-    theirs = report.mean_bpp(trained, held_out, report.QUALITIES, fake=False)
-    lines, mean = report.compare(report.QUALITIES, ours, theirs)
+    qualities = report.QUALITIES if model.config.qualities else (0.0,)
+    ours = report.mean_bpp(model, held_out, qualities, fake=True)
+    theirs = report.mean_bpp(trained, held_out, qualities, fake=False)
+    lines, mean = report.compare(qualities, ours, theirs)
     say("\n".join(["exact arithmetic against float:", *lines]))
     if not mean <= 1 + EXACT_ERROR:
         raise IntegrityError(
             f"{name} was not written: exact arithmetic costs {100 * (mean - 1):.2f}% of the bits on {held_out}, "
             f"at most {100 * EXACT_ERROR:.1f}% is allowed; train longer under fake quantisation"
         )
-    lines, mean = report.synthesis_loss(trained, synthesis, held_out, report.QUALITIES)
+    lines, mean = report.synthesis_loss(trained, synthesis, held_out, qualities)
     say("\n".join(["synthesis in integers against float:", *lines]))
     if not mean <= EXACT_LOSS:
         raise IntegrityError(
@@ -144,7 +161,7 @@ def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndar
     derived, integers = shipped.derived(), w.under("entropy")
     sums = np.zeros(4)  # squares of y and of its errors; bits of y in the trained model and with the integers
     differences: list[float] = []
-    gradients = np.zeros(2)  # squares of the gradients and of their errors
+    gradients = np.array([1.0, 0.0])  # squares of the gradients and of their errors; models of one lambda have none
     for pixels, quality in photographs:
         x, q = model_inputs(pixels, quality)
         y, z = trained.analyse(x, q)
@@ -159,10 +176,11 @@ def check(trained: HPCM, w: weights.Weights, photographs: Sequence[tuple[np.ndar
         x_hat = trained.synthesise(coded, q)[0].permute(1, 2, 0)
         wanted = (x_hat * 255).round().clamp(0, 255).numpy()
         differences.append(float(np.abs(engine.synthesise(codes[0].numpy(), quality, None) - wanted).mean()))
-        gradient = _error_gradient(shipped, coded, x, q)
-        weight = np.ones((*pixels.shape[:2], 1), np.float32)
-        error = engine.gradient(codes[0].numpy(), pixels, weight, quality, None) - gradient
-        gradients += [np.square(v).sum() for v in (gradient, error)]
+        if w.config.qualities:
+            gradient = _error_gradient(shipped, coded, x, q)
+            weight = np.ones((*pixels.shape[:2], 1), np.float32)
+            error = engine.gradient(codes[0].numpy(), pixels, weight, quality, None) - gradient
+            gradients += [np.square(v).sum() for v in (gradient, error)]
     if not photographs:
         return
     for what, error, limit in (

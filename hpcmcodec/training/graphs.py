@@ -20,6 +20,7 @@ from hpcmcodec import weights
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.layers import Depthwise, Dequantise, Read
 from hpcmcodec.model import fold
+from hpcmcodec.model.family.model import MEANS, Member
 from hpcmcodec.model.hpcm import HPCM
 
 OPSET = 18
@@ -35,6 +36,20 @@ class _AnalysisGraph(nn.Module):
         y = self.g_a(x, scale8) * gain
         z = self.h_a(y)
         return y[0].permute(1, 2, 0), z[0].permute(1, 2, 0)
+
+
+class _MemberAnalysisGraph(nn.Module):
+    def __init__(self, model: Member) -> None:
+        super().__init__()
+        self.g_a, self.h_a = model.g_a, model.h_a
+        self.register_buffer("means", model.raw[MEANS].detach().clone())
+
+    means: Tensor
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        x = pixels.permute(2, 0, 1)[None].float() * (1 / 255)
+        y = self.g_a(x)
+        return y[0].permute(1, 2, 0), self.h_a(y)[0].permute(1, 2, 0) - self.means
 
 
 class _GradientGraph(nn.Module):
@@ -60,13 +75,16 @@ class Graph(NamedTuple):
 
 
 def graphs(model: HPCM) -> list[Graph]:
-    """The graphs of a model that codes."""
+    """The graphs of a model that codes; one of one lambda has no effort, and so no gradient."""
     c = model.config
     pixels = torch.zeros(128, 192, 3)  # 0 to 255; pictures of more than 8 bits have levels in between
+    whole, latents, hyper = {0: "H", 1: "W"}, {0: "h", 1: "w"}, {0: "hz", 1: "wz"}
+    analysed = {"pixels": whole, "y": latents, "z": hyper}
+    if isinstance(model, Member):
+        return [Graph("analysis", _MemberAnalysisGraph(model), (pixels,), ["pixels"], ["y", "z"], analysed)]
     gain = torch.ones(1, c.latent, 1, 1)
     y_hat = torch.zeros(8, 12, c.latent, dtype=torch.int32)
     weight = torch.ones(128, 192, 1)
-    whole, latents = {0: "H", 1: "W"}, {0: "h", 1: "w"}
     return [
         Graph(
             "analysis",
@@ -74,7 +92,7 @@ def graphs(model: HPCM) -> list[Graph]:
             (pixels, torch.ones(1, c.analysis_widths[0], 1, 1), gain),
             ["pixels", "scale8", "gain"],
             ["y", "z"],
-            {"pixels": whole, "y": latents, "z": {0: "hz", 1: "wz"}},
+            analysed,
         ),
         Graph(
             "gradient",
@@ -107,7 +125,9 @@ def write(graph: Graph, store: Path, out: Path) -> None:
         dynamo=False,
     )
     model = onnx.load(str(out))
-    rows = {f"{f.module}.{t}": (f, t) for f in fold.folded(weights.load_file(store).config) for t in ("weight", "bias")}
+    config = weights.load_file(store).config
+    synthesis = fold.folded(config) if config.flow == "lite" else ()
+    rows = {f"{f.module}.{t}": (f, t) for f in synthesis for t in ("weight", "bias")}
     stored = _Stored(store)
     for tensor in model.graph.initializer:
         name, dims = tensor.name, list(tensor.dims)

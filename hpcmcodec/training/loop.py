@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ from torch import Tensor
 
 from hpcmcodec.errors import InputError
 from hpcmcodec.exact.constants import ARITHMETIC
+from hpcmcodec.model.config import Config
+from hpcmcodec.model.family.model import OfOneLambda
 from hpcmcodec.model.hpcm import Estimator
-from hpcmcodec.training import stages, states
+from hpcmcodec.training import hyperprior, stages, stand_in, states
 from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.data import Crops, to_unit, validation_images
 from hpcmcodec.training.distortion import Distortion
+from hpcmcodec.training.grow import grow
 from hpcmcodec.training.optim import Polite, faster_in_bf16, optimisers, rate_factor
 from hpcmcodec.training.records import Log
-from hpcmcodec.training.stand_in import StandIn, start_from_principal_axes
 
 CROPS, QUALITIES, NOISE, GRIDS, AXES = range(5)  # the uses of random numbers: each has a generator of its own
 
@@ -124,34 +127,46 @@ class Trainer:
     # --- where a run starts -------------------------------------------------------------------------------------------
 
     def _start(self, model: Estimator) -> tuple[list[str], set[str]]:
-        """Give the model the values of `init_from`, or in stage A without one the principal axes of photographs.
+        """Give the model the values of `init_from`, or without one the principal axes of photographs: in stage A, and a
+        member of one lambda in any stage.
 
         Returns lines for people, and the names of the grids that `init_from` had.
         """
         run = self.recipe.run
         if not run.init_from:
             self.first = max(0, run.first_step)
-            if isinstance(model, StandIn):
+            start = None
+            if isinstance(model, OfOneLambda):
+                start = partial(hyperprior.start_from_principal_axes, model)
+            elif run.stage == "a":
+                start = partial(stand_in.start_from_principal_axes, model)
+            if start:
                 size, _ = max(self.recipe.crops)
                 x = to_unit(self.crops.batch(self._generator(AXES), 4 + 2**18 // size**2, size))
-                patches = rearrange(x, "b c (h r) (w s) -> (b h w) c r s", r=16, s=16)
-                start_from_principal_axes(model, patches)
+                start(rearrange(x, "b c (h r) (w s) -> (b h w) c r s", r=16, s=16))
             return [], set()
         state = states.read(Path(run.init_from))
-        match = states.start_from(model, state)
-        if not match.matched:
-            raise InputError(f"{run.init_from}: none of its tensors fits {run.preset} in stage {run.stage}")
-        self.fresh = match.first_values
+        if run.grow:
+            grown = grow(model, state.under("ema"))
+            self.fresh, lines = grown.fresh, grown.lines()
+            states.take_grids(model, state)
+        else:
+            match = states.start_from(model, state)
+            if not match.matched:
+                raise InputError(f"{run.init_from}: none of its tensors fits {run.preset} in stage {run.stage}")
+            self.fresh, lines = match.first_values, match.lines()
+        if self.recipe.rates.alone and not self.fresh:
+            raise InputError(f"{run.init_from} has values for all of {run.preset}: there is nothing to train alone")
         same = state.facts.get("stage") == "a" if run.stage == "a" else state.facts.get("stage") != "a"
         self.first = run.first_step if run.first_step >= 0 else int(state.facts.get("step", 0)) if same else 0
-        return match.lines(), set(state.facts.get("grids", ()))
+        return lines, set(state.facts.get("grids", ()))
 
     def _resume(self, model: Estimator, facts: dict[str, Any]) -> None:
         run = self.recipe.run
         for name in ("preset", "stage"):
             if facts[name] != getattr(run, name):
                 raise InputError(f"{self.folder} is a run of {name} {facts[name]}, not {getattr(run, name)}")
-        if facts["config"] != model.config.to_json():
+        if Config.from_json(facts["config"]) != model.config:  # which fields there are differs between versions
             raise InputError(f"{self.folder} is a run of another model: its preset or `model` differs")
         model.grids = states.grids_of(facts)
         self.step, self.first, self.fresh = facts["step"], facts["first"], facts["fresh"]
@@ -188,6 +203,8 @@ class Trainer:
             group["lr"] = group["base"] * factor
         if self.manners:
             self.manners.adapt()
+        if recipe.rates.alone:
+            self._train_alone()
         x = self._batch(self.step)
         q = torch.from_numpy(self._generator(QUALITIES).random(len(x), np.float32))
         q = ((torch.arange(len(x)) + q) / len(x)).to(self.device)
@@ -232,6 +249,13 @@ class Trainer:
             self._validate()
         if self.step % records.save_every == 0:
             self.save()
+
+    def _train_alone(self) -> None:
+        """For the first steps, let only those parameters have a gradient that `init_from` had no values for."""
+        alone = self.step - self.first < self.recipe.rates.alone
+        names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
+        for p in (p for o in self.optimisers for g in o.param_groups for p in g["params"]):
+            p.requires_grad_(not alone or names[p] in self.fresh)
 
     def _generator(self, use: int, step: int | None = None) -> np.random.Generator:
         return np.random.default_rng([self.recipe.run.seed, self.step if step is None else step, use])

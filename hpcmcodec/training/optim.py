@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from hpcmcodec.training.config import Rates
+
+# Parameters of cells, fusion nets and priors (with their adaptors and factors), of the paper's members and of lite.
+_RWKV = re.compile(r"raw\.(s[123]/(cell|fusion|blocks|out|prior)|s12/(blocks|out|prior)|step\d+/(adaptor|scale))/.*")
+STEPS = ((2750 / 3001, 0.3), (2850 / 3001, 0.1), (2950 / 3001, 0.01))  # HPCM's schedule: (share of the run, factor)
 
 
 def faster_in_bf16(device: str = "cpu") -> bool:
@@ -81,6 +86,18 @@ def part_of(name: str) -> str:
     return "hyperprior" if name.startswith(("h_a.", "z_prior.", "raw.h_s/")) else "context"
 
 
+def factor_of(name: str, rates: Rates) -> float:
+    """What a parameter's learning rate is multiplied by."""
+    part = part_of(name)
+    factor: float = getattr(rates, part)
+    if part == "context":
+        if name.endswith(("/decay", "/boost")):
+            return factor * rates.recurrence
+        if _RWKV.fullmatch(name):
+            return factor * rates.rwkv
+    return factor
+
+
 def is_matrix(name: str, p: Tensor) -> bool:
     """Whether Muon trains a parameter: the weights of 1x1 and linear layers, not those of depthwise ones."""
     return (
@@ -92,20 +109,23 @@ def is_matrix(name: str, p: Tensor) -> bool:
 
 def optimisers(
     model: nn.Module, rates: Rates, fresh: Collection[str], dtype: torch.dtype
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Muon and AdamW over the parameters that need a gradient, in groups by learning rate; `base` is the full rate.
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon and AdamW, or Adam, over the parameters that need a gradient, in groups by learning rate; `base` is the full
+    rate.
 
     fresh: names of the parameters for which `init_from` had no values. dtype: of Muon's orthogonalisation.
     """
     groups: dict[tuple[bool, float], list[Tensor]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            factor = getattr(rates, part_of(name)) * (rates.fresh if name in fresh else 1)
-            groups.setdefault((is_matrix(name, p), factor), []).append(p)
+            factor = factor_of(name, rates) * (rates.fresh if name in fresh else 1)
+            groups.setdefault((rates.optimiser == "muon" and is_matrix(name, p), factor), []).append(p)
 
     def of(matrices: bool, rate: float) -> list[dict[str, Any]]:
         return [{"params": p, "base": rate * factor} for (m, factor), p in groups.items() if m == matrices]
 
+    if rates.optimiser == "adam":
+        return (torch.optim.Adam(of(False, rates.adam), rates.adam, fused=True),)
     return (
         Muon(of(True, rates.muon), rates.muon, dtype=dtype),
         torch.optim.AdamW(of(False, rates.adamw), rates.adamw, betas=(0.9, 0.98), weight_decay=0, fused=True),
@@ -117,7 +137,16 @@ def rate_factor(rates: Rates, step: int, since_start: int, progress: float) -> f
 
     since_start: training steps since the run's first. progress: the share of the run that is done, 0 to 1.
     """
-    factor = min(1.0, math.sqrt(rates.hold / (step + 1))) * min(1.0, (since_start + 1) / rates.warm)
+    if rates.schedule == "root":
+        factor = min(1.0, math.sqrt(rates.hold / (step + 1)))
+    elif rates.schedule == "cosine":
+        factor = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    else:
+        factor = next((v for share, v in reversed(STEPS) if progress >= share), 1.0)
+    warm = (since_start + 1) / rates.warm
+    if rates.warm_from:
+        warm = rates.warm_from + (1 - rates.warm_from) * since_start / rates.warm
+    factor *= min(1.0, warm)
     return factor * (min(1.0, max(0.0, 1 - progress) / rates.decay) if rates.decay else 1.0)
 
 

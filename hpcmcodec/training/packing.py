@@ -1,12 +1,13 @@
 """Weights files of the paper's members: integers on grids that fit photographs, tables of the assumed distributions.
 
-No graph is written: these files decode everywhere, and encoding with them takes the torch engine.
+`pack` writes the file alone, which decodes everywhere; encoding with it takes torch. `export` writes the graph of the
+analysis and the list of digests, too, and checks them.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hpcmcodec.model.family.synthesis import READ
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.synthesis import synthesise
 from hpcmcodec.quality import Quality
-from hpcmcodec.training.export import TRANSFORMS, save
+from hpcmcodec.training.export import TRANSFORMS, check_price, publish, save
 from hpcmcodec.training.fitting import Thumbnails, exponents_of, fit_grids, model_inputs
 
 ONLY = Quality(0)  # members of one lambda have no other
@@ -38,7 +39,33 @@ def pack(model: Member, path: Path, photographs: Iterable[np.ndarray]) -> bytes:
     fitted.
     """
     seen = [(pixels, ONLY) for pixels in photographs]
+    return save(path, model, _tensors(model, copy.deepcopy(model).eval(), seen))
+
+
+def export(
+    model: Member,
+    name: str,
+    out: Path,
+    photographs: Iterable[np.ndarray],
+    held_out: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> bytes:
+    """Write `out/name.safetensors`, the graph of its analysis and their digests; returns the model id.
+
+    model, photographs: as in `pack`; on some of the photographs the files are checked. held_out, and what is raised: as
+    in `training.export.export`.
+    """
+    seen = [(pixels, ONLY) for pixels in photographs]
     trained = copy.deepcopy(model).eval()
+    tensors = _tensors(model, trained, seen)
+    if held_out is not None:
+        synthesis = {k: v for k, v in tensors.items() if k.startswith(("g_s.", "thumbnail."))}
+        check_price(name, trained, model, synthesis, held_out, say)
+    return publish(name, out, model, tensors, trained, seen)
+
+
+def _tensors(model: Member, trained: Member, seen: Sequence[tuple[np.ndarray, Quality]]) -> dict[str, np.ndarray]:
+    """The tensors of a weights file. model: gets the fitted grids; trained: a copy that keeps its own."""
     model.grids = fit_grids(trained, seen)
     tensors = {f"entropy.{k}": v for k, v in model.integers().items()} | synthesis_integers(trained, seen)
     tensors |= {f"tables.{k}": v for k, v in model.tables().items()}
@@ -47,7 +74,7 @@ def pack(model: Member, path: Path, photographs: Iterable[np.ndarray]) -> bytes:
             tensors[key] = value.half().numpy()
         elif key.startswith("z_prior."):
             tensors[key] = value.numpy()
-    return save(path, model, tensors)
+    return tensors
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.model.context import hyper_synthesis
+from hpcmcodec.model.family import flow
 from hpcmcodec.model.hpcm import Estimator, bits, ste_round
 from hpcmcodec.training import stages
 from hpcmcodec.training.config import STAGES, Recipe
@@ -60,7 +61,7 @@ def _measure(recipe: Recipe, device: torch.device, fast: bool, rounds: int) -> d
 def _step(
     model: Estimator, x: Tensor, q: Tensor, fast: bool, steppers: tuple[torch.optim.Optimizer, ...], *, joint: bool
 ) -> dict[str, float]:
-    seconds = dict.fromkeys(PARTS, 0.0)
+    seconds, h_s = dict.fromkeys(PARTS, 0.0), flow.hyper_synthesis if model.config.flow == "hpcm" else hyper_synthesis
 
     def timed(part: str, run: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -72,18 +73,18 @@ def _step(
 
     with stages.autocast(x.device.type, fast):
         with torch.set_grad_enabled(joint):
-            y = timed("g_a", lambda: model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q))
-        z = timed("h_a, h_s", lambda: model.h_a(y).float()).permute(0, 2, 3, 1)
+            y = timed("g_a", lambda: model.latents(x, q))
+        z = timed("h_a, h_s", lambda: model.hyper_latents(y))
         ops = timed("context", model.ops)
         y_hat, likelihoods = timed("context", lambda: model.estimate(y.permute(0, 2, 3, 1), z, q, ops=ops))
         before = seconds["h_a, h_s"]
         with torch.no_grad():
-            timed("h_a, h_s", lambda: hyper_synthesis(ops, model.config, ste_round(z), q))
+            timed("h_a, h_s", lambda: h_s(ops, model.config, ste_round(z), q))
         seconds["context"] -= seconds["h_a, h_s"] - before  # `estimate` has run h_s too
         loss = bits(likelihoods).mean() / x[0, 0].numel()
         if joint:
             x_hat = timed("g_s", lambda: model.synthesise(y_hat, q))
-            loss = loss + stages.MSE(x_hat, x, q).mean()
+            loss = loss + stages.MSE(x_hat, x, model.lambdas(q)).mean()
     timed("backward", loss.backward)
     timed("optimiser", lambda: [o.step() for o in steppers])
     for o in steppers:

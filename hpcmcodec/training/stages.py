@@ -1,13 +1,13 @@
 """What each stage trains: its model, its loss, its validation, and the grids of its activations.
 
-    a   StandIn: transforms, gains, hyperprior; rate + distortion
+    a   StandIn, or Hyperprior for the paper's members: transforms, gains, hyperprior; rate + distortion
     b   HPCM: hyperprior and context on frozen transforms; rate alone, since distortion does not depend on them
     c   HPCM: everything; rate + distortion
 
 The loss is bpp + lmbda(q) * 255^2 * MSE, or with another distortion than MSE (`distortion`). The qualities q of a batch
 are spread evenly over 0 to 1, and the loss of each crop is weighted by (lmbda(q) / lmbda(0.5))^-0.45, so that every
-quality learns. A limit bounds the influence of single crops: the gradient of a dithered crop can be thousands of times
-that of a photograph.
+quality learns; the paper's members have one lambda and no weights. A limit bounds the influence of single crops: the
+gradient of a dithered crop can be thousands of times that of a photograph.
 
 Throughout, x is (B, 3, H, W) in [0, 1] and q (B,) in [0, 1]. `fast` lets convolutions and matrix products run in
 bfloat16, `joint` includes the distortion, `fake` turns fake quantisation on.
@@ -24,14 +24,17 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.constants import CODE_MAX, FIXED_GRIDS, limit_of
 from hpcmcodec.model.config import lmbda
+from hpcmcodec.model.family.model import Member
+from hpcmcodec.model.family.transforms import PConvBlock
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.model.transforms import Block
 from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.distortion import Distortion
+from hpcmcodec.training.hyperprior import Hyperprior
+from hpcmcodec.training.optim import part_of
 from hpcmcodec.training.stand_in import StandIn
 
 VALIDATION_QUALITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -40,17 +43,13 @@ MSE = Distortion()
 
 def build(recipe: Recipe) -> Estimator:
     """The model of a stage, with its first values; what the stage does not train is frozen."""
-    run = recipe.run
-    if recipe.model_config().flow == "hpcm":
-        raise UnsupportedError(
-            f"there is no recipe for {run.preset}: the stages train members of all qualities, such as lite; "
-            "model.family.model.model_of makes its module"
-        )
-    kind: type[Estimator] = StandIn if run.stage == "a" else WithoutContext if run.without_context else HPCM
-    model = kind(recipe.model_config())
+    run, config = recipe.run, recipe.model_config()
+    first, bare, whole = (Hyperprior, Hyperprior, Member) if config.flow == "hpcm" else (StandIn, WithoutContext, HPCM)
+    kind: type[Estimator] = first if run.stage == "a" else bare if run.without_context else whole
+    model = kind(config)
     if run.stage == "b":
-        for part in (model.g_a, model.g_s, model.gain, model.ungain):
-            part.requires_grad_(False)
+        for name, p in model.named_parameters():
+            p.requires_grad_(part_of(name) != "transforms")
     return model
 
 
@@ -65,7 +64,7 @@ def recompute_blocks(model: Estimator) -> None:
     """
     model.recompute = True
     for block in model.modules():
-        if isinstance(block, Block):
+        if isinstance(block, Block | PConvBlock):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
@@ -76,11 +75,11 @@ def autocast(device: str, fast: bool) -> Any:
 
 def rate(model: Estimator, x: Tensor, q: Tensor, fast: bool, *, fake: bool) -> tuple[Tensor, Tensor]:
     """Bits per pixel (B,) of x, and y_hat (B, H/16, W/16, M). g_a runs without gradient where it is frozen."""
-    kind = x.device.type
-    with autocast(kind, fast), torch.set_grad_enabled(torch.is_grad_enabled() and model.g_a.stem.weight.requires_grad):
-        y = model.g_a(x, model.g_a.s8.factors(q)).float() * model.gain.factors(q)
+    kind, trained = x.device.type, any(p.requires_grad for p in model.g_a.parameters())
+    with autocast(kind, fast), torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        y = model.latents(x, q)
     with autocast(kind, fast):
-        z = rearrange(model.h_a(y).float(), "b n h w -> b h w n")
+        z = model.hyper_latents(y)
         y_hat, likelihoods = model.estimate(
             rearrange(y, "b m h w -> b h w m"), z, q, ops=model.ops(fake_at=q if fake else None)
         )
@@ -100,13 +99,13 @@ def loss_of(
 ) -> tuple[Tensor, Tensor]:
     """The weighted training loss, a scalar, and the unweighted bpp (B,). limit: see `limited`; 0 for none."""
     bpp, y_hat = rate(model, x, q, fast, fake=fake)
-    weight = (lmbda(q) / lmbda(torch.tensor(0.5))) ** -0.45
     cost = bpp
     if joint:
         with autocast(x.device.type, fast):
             x_hat = model.synthesise(y_hat, q)
-        cost = bpp + distortion(x_hat, x, q)
-    cost = weight * cost
+        cost = bpp + distortion(x_hat, x, model.lambdas(q))
+    if model.config.qualities:
+        cost = (lmbda(q) / lmbda(torch.tensor(0.5))) ** -0.45 * cost
     return (limited(cost, limit) if limit else cost).mean(), bpp.detach()
 
 
@@ -119,10 +118,13 @@ def limited(cost: Tensor, limit: float) -> Tensor:
 def validate(
     model: Estimator, images: list[Tensor], fast: bool, *, joint: bool, distortion: Distortion = MSE
 ) -> list[list[float]]:
-    """A row for each validation quality: q, mean bpp, and with `joint` mean PSNR in dB and mean loss, unweighted."""
+    """A row for each validation quality: q, mean bpp, and with `joint` mean PSNR in dB and mean loss, unweighted.
+
+    A member of one lambda has one row, whose q is 0.
+    """
     model.eval()
     rows = []
-    for quality in VALIDATION_QUALITIES:
+    for quality in VALIDATION_QUALITIES if model.config.qualities else (0.0,):
         bpps, psnrs, losses = [], [], []
         for x in images:
             q = torch.full((1,), quality, device=x.device)
@@ -132,7 +134,7 @@ def validate(
                 with autocast(x.device.type, fast):
                     x_hat = model.synthesise(y_hat, q)
                 psnrs.append(-10 * math.log10((x_hat - x).square().mean().item()))
-                losses.append(bpp.item() + distortion(x_hat, x, q).item())
+                losses.append(bpp.item() + distortion(x_hat, x, model.lambdas(q)).item())
         rows.append([quality] + [round(sum(v) / len(v), 5) for v in (bpps, psnrs, losses) if v])
     model.train()
     return rows

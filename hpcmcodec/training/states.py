@@ -39,7 +39,9 @@ from torch import Tensor
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.constants import FIXED_GRIDS
 from hpcmcodec.model.config import PRESETS, Config
+from hpcmcodec.model.family.model import Member
 from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext
+from hpcmcodec.training.hyperprior import Hyperprior
 from hpcmcodec.training.stand_in import StandIn
 
 MAGIC = b"HPCMPACK"
@@ -257,7 +259,8 @@ def grids_of(facts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def load_model(path: Path) -> Estimator:
-    """The EMA of a state in eval mode: an HPCM, the yardstick's `WithoutContext`, or stage A's `StandIn`.
+    """The EMA of a state in eval mode: an HPCM or a `Member`, the yardstick's `WithoutContext`, stage A's `StandIn` or
+    `Hyperprior`.
 
     Raises UnsupportedError where the tensors do not fit the model, and as `read`.
     """
@@ -270,6 +273,8 @@ def load_model(path: Path) -> Estimator:
         kind = WithoutContext
     facts = state.facts
     config = Config.from_json(facts["config"]) if "config" in facts else PRESETS[facts["preset"]]
+    if config.flow == "hpcm":
+        kind = Member if any(k.startswith("raw.step") for k in ema) else Hyperprior
     model = kind(config, grids_of(facts))
     try:
         model.load_state_dict({k: v.float() for k, v in ema.items()})
@@ -305,9 +310,14 @@ def start_from(model: Estimator, state: State) -> Match:
     own, theirs = model.state_dict(), state.under("ema")
     fits = {k: v.float() for k, v in theirs.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(own | fits)
+    take_grids(model, state)
+    return Match(sorted(fits), sorted(set(own) - set(fits)), sorted(set(theirs) - set(fits)))
+
+
+def take_grids(model: Estimator, state: State) -> None:
+    """Give a model those grids of a state that have a name of its own."""
     grids = grids_of(state.facts)
     model.grids = {k: grids.get(k, v) for k, v in model.grids.items()}
-    return Match(sorted(fits), sorted(set(own) - set(fits)), sorted(set(theirs) - set(fits)))
 
 
 def _beginnings(names: list[str]) -> str:

@@ -2,8 +2,7 @@
 
 The density is proportional to exp(-|x / a|^1.5), with a the scale; its standard deviation is 0.8594 a. The cumulative
 probability of x <= 0 is Q(2/3, |x / a|^1.5) / 2, where Q is the regularised upper incomplete gamma function, which
-keeps its precision in the tail. (Zhang et al., arXiv 2411.19320, have such
-a model of latents.)
+keeps its precision in the tail. (Zhang et al., arXiv 2411.19320, have such a model of latents.)
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from hpcmcodec.model.entropy import pack_tables, symmetric_table
 from hpcmcodec.model.float_members import bounded
 
 BETA = 1.5
+DEVIATION = math.sqrt(math.gamma(3 / BETA) / math.gamma(1 / BETA))  # the standard deviation at scale 1
 REACH = 5.42691  # half the width of a table, in scales: 1e-6 of the mass is outside
 LEAST = 1e-9  # likelihoods are not taken for smaller
 
@@ -49,7 +49,7 @@ def _below(x: Tensor) -> Tensor:
 def likelihood(v: Tensor, scales: Tensor) -> Tensor:
     """The probability of v - 0.5 to v + 0.5 under mean 0 and these scales, elementwise; float32."""
     v = v.abs()
-    return (_below((0.5 - v) / scales) - _below((-0.5 - v) / scales)).clamp_min(LEAST)
+    return bounded(_below((0.5 - v) / scales) - _below((-0.5 - v) / scales), LEAST, 1)
 
 
 class ScaledPrior(nn.Module):
