@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 
-from hpcmcodec import weights
+from hpcmcodec import search, weights
 from hpcmcodec.engines import base
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.family.model import Member, model_of
@@ -58,11 +59,11 @@ def path_of(config: Config) -> Path:
 
 @contextmanager
 def installed(config: Config) -> Iterator[weights.Weights]:
-    """Makes the member one of the packaged models."""
-    path, shipped = path_of(config), weights.packaged()
+    """Puts the member where models are looked for."""
+    path = path_of(config)
     weights.load.cache_clear()
     base.forget()
-    with patch.object(weights, "packaged", lambda: {**shipped, config.name: path}):
+    with patch.dict(os.environ, {search.VARIABLE: str(path.parent)}):
         yield weights.load_file(path)
     weights.load.cache_clear()
     base.forget()
