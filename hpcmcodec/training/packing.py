@@ -6,7 +6,7 @@ No graph is written: these files decode everywhere, and encoding with them takes
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,15 @@ from hpcmcodec.training.fitting import Thumbnails, exponents_of, fit_grids, mode
 ONLY = Quality(0)  # members of one lambda have no other
 
 
-def pack(model: Member, path: Path, photographs: Iterable[np.ndarray]) -> bytes:
+def pack(model: Member, path: Path, photographs: Iterable[np.ndarray], grids: Mapping[str, int] | None = None) -> bytes:
     """Write a member's weights to a file, whose stem is the model's name; returns the model id.
 
     model: is changed, it gets the fitted grids. photographs: pixels (16 h, 16 w, 3) uint8, to which exponents are
-    fitted.
+    fitted. grids: exponents to use rather than those that fit.
     """
     seen = [(pixels, ONLY) for pixels in photographs]
     trained = copy.deepcopy(model).eval()
-    model.grids = fit_grids(trained, seen)
+    model.grids = dict(grids) if grids else fit_grids(trained, seen)
     tensors = {f"entropy.{k}": v for k, v in model.integers().items()} | synthesis_integers(trained, seen)
     tensors |= {f"tables.{k}": v for k, v in model.tables().items()}
     for key, value in model.state_dict().items():
