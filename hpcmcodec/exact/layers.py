@@ -118,8 +118,8 @@ class _Weighted(Layer):
 
     @property
     def forms(self) -> dict[str, Form]:
-        n, of = len(self.inputs), {"weight": (np.int16, (self.out, sum(self.inputs)))}
-        of["step"] = np.float32, (n, self.out)
+        of: dict[str, Form] = {"weight": (np.int16, (self.out, sum(self.inputs)))}
+        of["step"] = np.float32, (len(self.inputs), self.out)
         return of | ({"bias": (np.float32, (self.out,))} if self.biased else {})
 
     def quantise(self, derived: Tensors, grids: Mapping[str, int], precision: int = PRECISION) -> dict[str, np.ndarray]:
