@@ -36,12 +36,20 @@ def files() -> Iterator[Path]:
             found = sorted(folder.iterdir())
         except OSError:
             continue
-        yield from (p for p in found if p.suffix == SUFFIX and not p.name.startswith(".") and p.is_file())
+        yield from (p for p in found if p.suffix == SUFFIX and not p.name.startswith(".") and is_file(p))
 
 
 def named(name: str) -> Path | None:
     """The first file of a model of this name."""
-    return next((path for folder in folders() if (path := folder / f"{name}{SUFFIX}").is_file()), None)
+    return next((path for folder in folders() if is_file(path := folder / f"{name}{SUFFIX}")), None)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; False where the system does not let us know."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def is_path(model: str) -> bool:

@@ -117,7 +117,7 @@ def located(model: str) -> Path:
     if model in shipped:
         return shipped[model]
     path = Path(model) if search.is_path(model) else search.named(model)
-    if path is not None and path.is_file():
+    if path is not None and search.is_file(path):
         return path
     if path is not None:
         raise UnsupportedError(f"no model {model}: there is no such file")

@@ -21,6 +21,7 @@ from hpcmcodec.training import packing
 from hpcmcodec.training.stages import calibrate
 from tests.tiny import picture
 
+LARGE = 1 << 26  # bytes
 _FOLDER = TemporaryDirectory(prefix="hpcm-members-")
 
 
@@ -47,7 +48,10 @@ def member(config: Config, seed: int = 0) -> Any:
 
 @lru_cache(maxsize=1)
 def path_of(config: Config) -> Path:
-    """The weights file of `member(config)`, on grids that fit."""
+    """The weights file of `member(config)`, on grids that fit. Files of full size are kept one at a time."""
+    for path in Path(_FOLDER.name).iterdir():
+        if path.stat().st_size > LARGE:
+            path.unlink()
     model, path = member(config), Path(_FOLDER.name) / f"{config.name}.safetensors"
     assert isinstance(model, Member)
     x = torch.stack([torch.from_numpy(picture(64, 64, s)).permute(2, 0, 1).float() / 255 for s in range(2)])

@@ -44,6 +44,7 @@ from tests.tiny import picture  # noqa: E402
 
 QUICK = ("small-baseline", "small-phase1", "small-phase3")
 SMALL = [name for name in MEMBERS if name.startswith("small-")]
+FULL = [name for name in MEMBERS if name not in SMALL]
 
 
 def quick(names: list[str]) -> list[Any]:
@@ -473,8 +474,8 @@ def test_tables_have_the_probabilities_of_the_distribution() -> None:
 PICTURES = [(1, 1), (7, 5), (131, 77), (256, 256), (300, 517)]
 
 
-@pytest.mark.parametrize("name", quick(SMALL))
-def test_a_member_codes_pictures_of_any_size_and_kernels_and_reference_decode_them_alike(name: str) -> None:
+@pytest.mark.parametrize("name", quick([*SMALL, *FULL]))
+def test_a_member_codes_pictures_of_any_size_and_all_engines_decode_them_alike(name: str) -> None:
     with members.installed(MEMBERS[name]) as w:
         reference = light.LightEngine(w)
         reference.coder.ops = ExactOps(NUMPY, w.under("entropy"), w.grids)
@@ -487,6 +488,9 @@ def test_a_member_codes_pictures_of_any_size_and_kernels_and_reference_decode_th
                 patch.setattr(codec.base, "find", lambda *_, **__: reference)
                 assert np.array_equal(codec.decode_latents(data), y_hat)
                 assert np.array_equal(np.asarray(codec.decode(data)), shown)
+            if name not in QUICK:
+                assert np.array_equal(codec.decode_latents(data, engine="torch"), y_hat)
+                assert np.array_equal(np.asarray(codec.decode(data, engine="torch")), shown)
         for at in range(5, len(data), max(1, len(data) // 40)):
             broken = bytearray(data)
             broken[at] ^= 16

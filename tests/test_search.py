@@ -89,6 +89,8 @@ def test_a_model_that_is_not_here_is_refused_with_what_is_and_where_was_looked(f
         assert f"{weights.DEFAULT_MODEL} (" in str(error.value)
         assert "broken (no weights file)" in str(error.value)
         assert f"looked in the package, {folders[0].parent}/missing (not there), {folders[0]}" in str(error.value)
+    with pytest.raises(UnsupportedError, match="no model 'aaaa"):
+        weights.load("a" * 300)  # longer than a file's name can be
     with pytest.raises(UnsupportedError, match="there is no such file"):
         weights.load(str(folders[0] / "other.safetensors"))
 

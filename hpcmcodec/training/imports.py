@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcmcodec import weights
 from hpcmcodec.errors import InputError, UnsupportedError
 from hpcmcodec.exact.constants import FIXED_GRIDS
-from hpcmcodec.exact.namespaces import NUMPY
-from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.config import MEMBERS, Config
 from hpcmcodec.model.family.model import MEANS, Member
 from hpcmcodec.model.hpcm import bits
 from hpcmcodec.model.synthesis import synthesise
+from hpcmcodec.native import loader
 from hpcmcodec.training import packing, stages
 from hpcmcodec.training.fitting import model_inputs
 
@@ -247,14 +247,16 @@ def write(
     """Write the weights of a module that `member` gives; returns the model id.
 
     pictures: pixels (16 h, 16 w, 3) uint8, whose activations take up at most `within` (0 to 1) of the codes. say: is
-    told what integers cost on the first of them. The file gets its name once it is whole.
+    told what integers cost on the first of them. The file gets its name once it has been read back.
+
+    Raises IntegrityError where values do not fit into it: the transforms are stored in float16.
     """
     trained = copy.deepcopy(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".import-") as folder:
         made = Path(folder) / path.name
         model_id = packing.pack(model, made, pictures, fitted_grids(trained, pictures, within))
-        for line in compared(trained, model, pictures[:COMPARED]):
+        for line in compared(trained, model, weights.load_file(made), pictures[:COMPARED]):
             say(line)
         made.replace(path)
     return model_id
@@ -275,11 +277,13 @@ def fitted_grids(model: Member, pictures: Sequence[np.ndarray], within: float) -
 
 
 @torch.no_grad()
-def compared(trained: Member, model: Member, pictures: Sequence[np.ndarray]) -> list[str]:
-    """What integers change against floating point on pictures, in words."""
+def compared(trained: Member, model: Member, w: weights.Weights, pictures: Sequence[np.ndarray]) -> list[str]:
+    """What integers change against floating point on pictures, in words.
+
+    model: the trained one on the grids of the weights.
+    """
     fewer, lost = [], []
-    state = packing.synthesis_integers(trained, [(p, packing.ONLY) for p in pictures])
-    exact = ExactOps(NUMPY, state, FIXED_GRIDS)
+    exact = loader.exact_ops(w.synthesis(), w.grids)
     for pixels in pictures:
         x, q = model_inputs(pixels, packing.ONLY)
         y, z = trained.analyse(x, q)
