@@ -27,8 +27,11 @@ from torch import Tensor
 from hpcmcodec import weights
 from hpcmcodec.errors import InputError, UnsupportedError
 from hpcmcodec.exact.constants import FIXED_GRIDS
+from hpcmcodec.exact.elementary import level_scales
+from hpcmcodec.exact.ops import Act
 from hpcmcodec.model.config import MEMBERS, Config
 from hpcmcodec.model.family.model import MEANS, Member
+from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import bits
 from hpcmcodec.model.synthesis import synthesise
 from hpcmcodec.native import loader
@@ -77,6 +80,15 @@ def _taps(w: Tensor) -> Tensor:
 def _shuffled(w: Tensor) -> Tensor:
     """Transposed, (I, O, 2, 2), as a matrix whose rows are ordered (row, column, O)."""
     return w.permute(2, 3, 1, 0).flatten(0, 2)
+
+
+class _Levels(FloatOps):
+    """Floating point whose scales are rounded up to those of levels, as all coding does, the authors' too."""
+
+    def moments(self, scales: Act, means: Act) -> tuple[Tensor, Tensor]:
+        mean, scale = super().moments(scales, means)
+        levels = torch.from_numpy(level_scales()).float()
+        return mean, levels[torch.searchsorted(levels[:-1], scale.contiguous())]
 
 
 class _Layout:
@@ -174,7 +186,7 @@ def read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: it holds more than tensors, or is no checkpoint: nothing of it was run") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except Exception as error:
         raise InputError(f"{path}: no checkpoint of PyTorch ({str(error).partition(chr(10))[0]:.100})") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
@@ -282,12 +294,12 @@ def compared(trained: Member, model: Member, w: weights.Weights, pictures: Seque
 
     model: the trained one on the grids of the weights.
     """
-    fewer, lost = [], []
+    fewer, lost, precision = [], [], model.config.precision
     exact = loader.exact_ops(w.synthesis(), w.grids)
     for pixels in pictures:
         x, q = model_inputs(pixels, packing.ONLY)
         y, z = trained.analyse(x, q)
-        y_hat, theirs = trained.estimate(y, z, q)
+        y_hat, theirs = trained.estimate(y, z, q, ops=_Levels(trained.derived(), trained.grids, precision=precision))
         _, ours = model.estimate(y, z, q, ops=model.ops(fake_at=q))
         fewer.append(float(bits(ours) / bits(theirs)) - 1)
         codes = (y_hat * 16).round().int().numpy()
