@@ -101,7 +101,7 @@ def encode(
         background: 8-bit RGB, or a colour's name as in CSS, to put a picture with alpha on; None keeps alpha.
         device: "cpu" or "cuda".
         engine: "light", "torch", or "auto" (light on a CPU).
-        model: the name of a packaged model.
+        model: the name of a model, in the package or in a folder that `search` names, or the path of a weights file.
         max_pixels: images of more pixels, padded to multiples of 16, are refused; None lifts the limit.
         max_side: images with a longer side, in pixels, are refused; None lifts the limit.
         progress: is called with the fraction done, from 0 to 1; if it returns False, `CancelledError` ends the work.
@@ -244,8 +244,8 @@ def _only_quality(
     """That of a model of one lambda. Raises UnsupportedError where options were given that it does not have."""
     for option, given in (("quality", quality), ("effort", effort or None), *(("target", target) for target in wanted)):
         if given is not None:
-            fixed = runner.config.fixed_lambda
-            raise UnsupportedError(f"model {model} has no {option}: it was trained for lambda {fixed:g}; leave it out")
+            fixed = f"lambda {runner.config.fixed_lambda:g} of {runner.config.metric.upper()}"
+            raise UnsupportedError(f"model {model} has no {option}: it was trained for {fixed}; leave it out")
     return Quality(0)
 
 

@@ -1,4 +1,4 @@
-"""Finds, checks and reads the packaged weights.
+"""Finds, checks and reads weights: those of the package, and those of the folders that `search` names.
 
 One safetensors file holds a model: integers of the entropy path (`entropy.*`) and of the synthesis (`g_s.*`,
 `ungain.*`, `thumbnail.*`), tables (`tables.*`), the encoder's transforms in float16 (`g_a.*`, `h_a.*`), and in float32
@@ -7,8 +7,9 @@ its gains and the prior of z (`z_prior.*`, which estimates and training use, but
 encoding, take their weights from the same file.
 
 A list beside these four files has the SHA-256 of each (`checksums`), and all four are checked when a model is loaded.
-For weights that no list names, such as those that a tool has just written, the model id of the tensors is computed and
-has to be the one that the header says: this covers all that decoding uses.
+For weights outside of the package, and for those that no list names, the model id of the tensors is computed and has
+to be the one that the header says: this covers all that decoding uses. As anybody can compute an id, these tensors are
+then held to what the config declares (`model.validation`).
 
 The model id is the first 8 bytes of the SHA-256 over these fields, each followed by a zero byte: ARITHMETIC (decimal),
 the config's decoding JSON and the grids' JSON; then for each tensor that decoding uses, in the order of names, its
@@ -22,12 +23,12 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hpcmcodec import checksums
+from hpcmcodec import checksums, search
 from hpcmcodec.errors import InstallationError, IntegrityError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _SYNTHESIS = ("g_s.", "thumbnail.", "ungain.")
 _DECODING = ("entropy.", "tables.", *_SYNTHESIS)
 _TRANSFORMS = ("g_a.", "h_a.")
 _MAX_HEADER = 1 << 20
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, IntegrityError)
 
 
 class Weights(NamedTuple):
@@ -71,7 +73,8 @@ class Weights(NamedTuple):
         Raises InstallationError where the graph or the weights differ from the files that were loaded.
         """
         path = self.path.with_name(f"{self.path.stem}.{name}.onnx")
-        if not self.sums and not path.exists():
+        outside = not self.sums or self.path.parent != folder()
+        if outside and not path.exists():
             raise UnsupportedError(f"{self.path.name} came without graphs: encode with the torch engine")
         if self.sums and path.name not in self.sums:
             raise InstallationError(f"{path} is not on the list {checksums.LIST}; {checksums.MEND}")
@@ -102,14 +105,61 @@ def packaged() -> dict[str, Path]:
     listed = checksums.read(here)
     if listed is None:
         raise InstallationError(f"{here / checksums.LIST} is missing; {checksums.MEND}")
-    return {Path(name).stem: here / name for name in listed if name.endswith(".safetensors")}
+    return {Path(name).stem: here / name for name in listed if name.endswith(search.SUFFIX)}
 
 
-def without_graphs(name: str) -> bool:
-    """Whether a packaged model came without graphs, so that torch has to encode; False for an unknown name."""
-    path = packaged().get(name)
-    if path is None:
-        return False
+def located(model: str) -> Path:
+    """The file of a model: of a packaged one by its name, of one outside by its name or its path.
+
+    Raises UnsupportedError where there is none, InstallationError where the package is damaged.
+    """
+    shipped = packaged()
+    if model in shipped:
+        return shipped[model]
+    path = Path(model) if search.is_path(model) else search.named(model)
+    if path is not None and search.is_file(path):
+        return path
+    if path is not None:
+        raise UnsupportedError(f"no model {model}: there is no such file")
+    for other in shipped.values():  # files that the list names may be missing
+        verify(other)
+    raise UnsupportedError(f"no model {model!r} here; there are: {_those_here()}; looked in {search.looked()}")
+
+
+def facts(model: str) -> tuple[int, ...]:
+    """What changes when a model's file is replaced; () for packaged models, whose files are checked otherwise."""
+    if model in packaged():
+        return ()
+    found = located(model).stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def report() -> Iterator[tuple[str, str]]:
+    """The lines of `hpcm doctor` about models, as (name, fact)."""
+    for name, path in packaged().items():
+        yield "Model", f"{name} ({_id_of(path)}), in the package"
+    for path in search.files():
+        yield "Model", f"{path.stem} ({_id_of(path)}), {path}"
+    yield "Looked in", search.looked()
+
+
+def _those_here() -> str:
+    """The names of all models, with their ids."""
+    found = [*packaged().items(), *((path.stem, path) for path in search.files())]
+    return ", ".join(f"{name} ({_id_of(path)})" for name, path in found) or "none"
+
+
+def _id_of(path: Path) -> str:
+    """The id that a file's header says."""
+    try:
+        return read_metadata(path)["model_id"]
+    except IntegrityError:
+        return "no weights file"
+
+
+def without_graphs(model: str) -> bool:
+    """Whether a model came without graphs, so that torch has to encode."""
+    path = located(model)
     graph = path.with_name(f"{path.stem}.analysis.onnx")
     return graph.name not in (checksums.read(path.parent) or {}) and not graph.exists()
 
@@ -130,11 +180,14 @@ def verify(path: Path) -> dict[str, str]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a weights file; only its header is read. Raises IntegrityError where it is no weights file."""
-    with path.open("rb") as f:
-        (size,) = struct.unpack("<Q", f.read(8).ljust(8, b"\0"))
-        if not 2 <= size <= _MAX_HEADER:
-            raise IntegrityError(f"{path}: not a weights file (its header takes {size} bytes)")
-        text = f.read(size)
+    try:
+        with path.open("rb") as f:
+            (size,) = struct.unpack("<Q", f.read(8).ljust(8, b"\0"))
+            text = f.read(size) if 2 <= size <= _MAX_HEADER else b""
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not text:
+        raise IntegrityError(f"{path}: not a weights file (its header takes {size} bytes)")
     try:
         metadata = {name: str(value) for name, value in json.loads(text)["__metadata__"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -148,42 +201,49 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def model_name(model_id: bytes) -> str | None:
-    """The name of the packaged model whose id begins with these bytes, None where there is none.
+    """The name of the model whose id begins with these bytes, None where there is none here.
 
-    Files hold the first 4 bytes of an id.
-
-    Only headers are read while one has the id. Where none has, damage could be the reason, so all files are checked;
-    raises InstallationError where one is damaged.
+    Files hold the first 4 bytes of an id. Raises InstallationError where the package is damaged and none has the id.
     """
-    for name, path in packaged().items():
-        with contextlib.suppress(IntegrityError, OSError):
+    model = _with_id(model_id)
+    return Path(model).stem if model and search.is_path(model) else model
+
+
+def find(model_id: bytes) -> str:
+    """The model whose id begins with these bytes, as `load` takes it: a packaged one's name, or a path.
+
+    Raises what `model_name` raises, and UnsupportedError where there is none.
+    """
+    model = _with_id(model_id)
+    if model is None:
+        raise UnsupportedError(
+            f"the file was written by model {model_id.hex()}, which is not here; there are: {_those_here()}; looked in "
+            f"{search.looked()}"
+        )
+    return model
+
+
+def _with_id(model_id: bytes) -> str | None:
+    """As `find`; only headers are read while a model has the id.
+
+    Where none has, damage of the package could be the reason, so all its files are checked.
+    """
+    for model, path in (*packaged().items(), *((str(path), path) for path in search.files())):
+        with contextlib.suppress(IntegrityError):
             if read_metadata(path)["model_id"].startswith(model_id.hex()):
-                return name
+                return model
     for path in packaged().values():
         verify(path)
     return None
 
 
-def find(model_id: bytes) -> str:
-    """The name of the packaged model whose id begins with these bytes. Raises UnsupportedError where there is none."""
-    name = model_name(model_id)
-    if name is None:
-        here = ", ".join(f"{n} ({read_metadata(p)['model_id']})" for n, p in packaged().items()) or "none"
-        raise UnsupportedError(
-            f"the file was written by model {model_id.hex()}, which is not in this version (it has: {here})"
-        )
-    return name
-
-
 @lru_cache(maxsize=2)
-def load(name: str = DEFAULT_MODEL, *, transforms: bool = True) -> Weights:
-    """Read a packaged model. Raises UnsupportedError for an unknown name, InstallationError where it is damaged."""
-    path = packaged().get(name)
-    if path is None:
-        for other in packaged().values():  # files that the list names may be missing
-            verify(other)
-        raise UnsupportedError(f"no model {name!r} in this version; it has: {', '.join(packaged()) or 'none'}")
-    return load_file(path, transforms=transforms)
+def load(model: str = DEFAULT_MODEL, *, transforms: bool = True, of: tuple[int, ...] = ()) -> Weights:
+    """Read a model. of: `facts` of its file, so that one that was replaced is read anew.
+
+    Raises what `located` and `load_file` raise.
+    """
+    return load_file(located(model), transforms=transforms)
 
 
 def load_file(path: Path, *, transforms: bool = True) -> Weights:
@@ -194,7 +254,9 @@ def load_file(path: Path, *, transforms: bool = True) -> Weights:
         transforms: whether to read the transforms' float16 tensors too. onnxruntime reads them by itself.
 
     Raises:
-        IntegrityError: the file is no weights file, or its tensors do not have its model id.
+        IntegrityError: the file is no weights file, or its tensors do not have its model id or are not what its config
+            declares.
+        UnsupportedError: the config has what this version does not know.
         InstallationError (an IntegrityError): the file or its graphs are not as the list beside them says.
     """
     from safetensors import SafetensorError, safe_open
@@ -209,11 +271,16 @@ def load_file(path: Path, *, transforms: bool = True) -> Weights:
         with safe_open(path, framework="numpy") as f:
             keys = f.keys()
             tensors = {k: f.get_tensor(k) for k in keys if transforms or not sums or not _in_graphs(k)}
-        found = model_id if sums else compute_model_id(config, grids, tensors)
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        shipped = sums and path.parent == folder()
+        found = model_id if shipped else compute_model_id(config, grids, tensors)
+        if found != model_id:
+            raise ValueError(f"their id is {found.hex()}, they say {model_id.hex()}")
+        if not shipped:
+            from hpcmcodec.model.validation import validate
+
+            validate(config, grids, tensors)
+    except (SafetensorError, *_DAMAGE) as error:
         raise IntegrityError(f"{path}: damaged weights ({error})") from error
-    if found != model_id:
-        raise IntegrityError(f"{path}: damaged weights (their id is {found.hex()}, they say {model_id.hex()})")
     if not transforms:
         tensors = {k: v for k, v in tensors.items() if not _in_graphs(k)}
     return Weights(metadata["name"], path, model_id, config, grids, tensors, sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,7 +13,7 @@ from unittest.mock import patch
 
 import torch
 
-from hpcmcodec import weights
+from hpcmcodec import search, weights
 from hpcmcodec.engines import base
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.family.model import Member, model_of
@@ -20,6 +21,7 @@ from hpcmcodec.training import packing
 from hpcmcodec.training.stages import calibrate
 from tests.tiny import picture
 
+LARGE = 1 << 26  # bytes
 _FOLDER = TemporaryDirectory(prefix="hpcm-members-")
 
 
@@ -45,7 +47,10 @@ def member(config: Config, seed: int = 0) -> Any:
 
 @lru_cache(maxsize=1)
 def path_of(config: Config) -> Path:
-    """The weights file of `member(config)`, on grids that fit."""
+    """The weights file of `member(config)`, on grids that fit. Files of full size are kept one at a time."""
+    for path in Path(_FOLDER.name).iterdir():
+        if path.stat().st_size > LARGE:
+            path.unlink()
     model, path = member(config), Path(_FOLDER.name) / f"{config.name}.safetensors"
     assert isinstance(model, Member)
     x = torch.stack([torch.from_numpy(picture(64, 64, s)).permute(2, 0, 1).float() / 255 for s in range(2)])
@@ -57,11 +62,11 @@ def path_of(config: Config) -> Path:
 
 @contextmanager
 def installed(config: Config) -> Iterator[weights.Weights]:
-    """Makes the member one of the packaged models."""
-    path, shipped = path_of(config), weights.packaged()
+    """Puts the member where models are looked for."""
+    path = path_of(config)
     weights.load.cache_clear()
     base.forget()
-    with patch.object(weights, "packaged", lambda: {**shipped, config.name: path}):
+    with patch.dict(os.environ, {search.VARIABLE: str(path.parent)}):
         yield weights.load_file(path)
     weights.load.cache_clear()
     base.forget()

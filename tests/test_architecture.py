@@ -20,7 +20,7 @@ PACKAGE = "hpcmcodec"
 
 LAYERS = (
     # what everybody may use
-    ("errors", "quality", "threads", "timing", "interrupts", "ort", "formats"),
+    ("errors", "quality", "threads", "timing", "interrupts", "ort", "formats", "search"),
     # exact arithmetic: no model, no kernels
     ("exact", "exact.constants"),
     ("exact.schedule", "exact.elementary", "exact.namespaces", "exact.quantisation", "exact.resampling"),
@@ -46,7 +46,7 @@ LAYERS = (
     ("model.declaration", "model.coder"),
     ("model.float_members",),
     ("model.float_ops", "model.parameters", "model.fold", "model.family.fold"),
-    ("model.transforms", "model.family.transforms", "model.family.gaussian"),
+    ("model.transforms", "model.family.transforms", "model.family.gaussian", "model.validation"),
     ("model.hpcm",),
     ("model.family.model",),
     # packaged models

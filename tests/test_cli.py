@@ -541,7 +541,7 @@ def test_info_of_a_model_that_is_not_installed_names_its_id(file: Path, coded: b
     file.write_bytes(tiny.with_model_id(coded, b"\x01\x23\x45\x67"))
     facts = json.loads(inside("info", file, "--json").stdout)
     assert (facts["model"], facts["model_id"]) == (None, "01234567")
-    assert "not in this installation (01234567)" in inside("info", file).stdout
+    assert "not here (01234567); looked in the package, " in inside("info", file).stdout
 
 
 # --------------------------------------------------------------------------------------------------- what gets imported

@@ -16,16 +16,19 @@ import numpy as np
 import pytest
 import torch
 
+from hpcmcodec import weights
 from hpcmcodec.engines.torch import TorchEngine
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.exact.biwkv import biwkv4_exact
 from hpcmcodec.exact.namespaces import NUMPY, TorchNamespace
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
+from hpcmcodec.model.synthesis import synthesise
 from hpcmcodec.native import abi, build, cuda, doctor, selftest, torch_ops
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.quality import Quality
-from tests import tiny
+from tests import members, tiny
+from tests.test_family import mini
 from tests.test_kernels import TOKENS, wkv_inputs
 
 FOLDER = build.source_folder()
@@ -187,6 +190,31 @@ def test_latents_are_coded_to_the_same_bytes_as_in_numpy(on_the_processor, size:
     (expected, y_hat), (got, got_y_hat) = (c.encode(y, z, Quality(4321)) for c in coders)
     assert got == expected
     np.testing.assert_array_equal(y_hat, got_y_hat)
+
+
+MEMBERS = ("phase1", "linear", *(pytest.param(n, marks=pytest.mark.slow) for n in ("baseline", "phase4", "handover")))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_member_codes_and_shows_through_the_kernels_what_it_does_in_numpy(on_the_processor, name: str) -> None:
+    """What its operations have no kernel for runs in torch's own operators, beside the kernels."""
+    w, xp = weights.load_file(members.path_of(mini(name))), TorchNamespace()
+    tables, y = w.under("tables"), np.random.RandomState(1).standard_normal((9, 14, 16)).astype(np.float32) * 4
+    z = np.random.RandomState(2).standard_normal((3, 4, 8)).astype(np.float32) * 2
+    results = []
+    for namespace, make in ((NUMPY, ExactOps), (xp, lambda *of: KernelOps(on_the_processor, *of, xp))):
+        of = (namespace,) if make is ExactOps else ()
+        coder = LatentCoder(w.config, make(*of, w.under("entropy"), w.grids), tables)
+        streams, y_hat = coder.encode(y, z, Quality(0))
+        decoded = coder.decode({s: c.data for s, c in streams.items()}, None, Quality(0), 9, 14)
+        np.testing.assert_array_equal(decoded, y_hat)
+        ops = make(*of, w.synthesis(), w.grids)
+        with namespace.exact_mode():
+            shown = synthesise(ops, w.config, namespace.array(y_hat[None]), [Quality(0)])
+        results.append((streams, y_hat, namespace.numpy(shown)))
+    assert results[0][0] == results[1][0]
+    for expected, got in zip(results[0][1:], results[1][1:], strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_an_image_that_takes_the_shared_structs_for_something_else_is_not_used(

@@ -31,6 +31,7 @@ from hpcmcodec.model.config import LITE, MEMBERS, TINY, Config  # noqa: E402
 from hpcmcodec.model.declaration import Declaration, declare  # noqa: E402
 from hpcmcodec.model.entropy import grids_at  # noqa: E402
 from hpcmcodec.model.family import blocks, gaussian  # noqa: E402
+from hpcmcodec.model.family.flow import HpcmFlow, published_places  # noqa: E402
 from hpcmcodec.model.family.model import model_of  # noqa: E402
 from hpcmcodec.model.float_ops import FloatOps  # noqa: E402
 from hpcmcodec.model.hpcm import bits  # noqa: E402
@@ -41,6 +42,7 @@ from tests.tiny import picture  # noqa: E402
 
 QUICK = ("small-baseline", "small-phase1", "small-phase3")
 SMALL = [name for name in MEMBERS if name.startswith("small-")]
+FULL = [name for name in MEMBERS if name not in SMALL]
 
 
 def quick(names: list[str]) -> list[Any]:
@@ -175,6 +177,40 @@ def test_carries_move_to_the_finer_scale_as_latents_do() -> None:
     at = {s: decimate(y, s, np.zeros((1, *grid(s, h, w), m))) for s in SCALES}
     for coarser, finer in (("s1", "s2"), ("s2", "s3")):
         assert np.array_equal(refine(at[coarser], coarser, at[finer].copy()), at[finer])
+
+
+MISPLACED = (0, 0, 1 / 3, 1 / 3, 5 / 6, 5 / 6, 11 / 12, 11 / 12)
+
+
+@pytest.mark.parametrize("kind", ["right", "published"])
+def test_published_members_misplace_parameters_at_s2_as_the_authors_code_does_and_no_others(kind: str) -> None:
+    """Checkpoints were trained with misplaced parameters: to put them right would break imports."""
+    h, w, m = 16, 16, 16
+    config = mini("phi", hyper_s2=kind)
+    flow = HpcmFlow.__new__(HpcmFlow)
+    ops = ExactOps(NUMPY, {}, FIXED_GRIDS)
+    places = np.broadcast_to(np.arange(h * w, dtype=np.float32).reshape(1, h, w, 1), (1, h, w, 2 * m)).copy()
+    flow.ops, flow.config, flow.size = ops, config, (h, w)
+    flow.whole = flow.hyper = Act(places, "carried")
+    found = flow.misplaced().x if kind == "published" else flow.first("s2").x
+    right = flow.first("s2").x
+    new = refine(np.full((1, h // 4, w // 4, m), False), "s1", np.full((1, h // 2, w // 2, m), True))
+    assert new.mean() == 3 / 4
+    for half in (slice(0, m), slice(m, 2 * m)):
+        for g in range(8):
+            at = slice(g * m // 8, (g + 1) * m // 8)
+            wrong = (found[..., half][..., at] != right[..., half][..., at])[new[..., at]]
+            assert wrong.mean() == pytest.approx(MISPLACED[g] if kind == "published" else 0, abs=5e-4)
+
+
+def test_published_places_are_taken_on_a_plane_of_multiples_of_four_and_then_cut() -> None:
+    config = mini("phi", hyper_s2="published")
+    model = members.member(config)
+    assert len(published_places(5, 8, 12)[0]) == len(published_places(5, 8, 12)[1]) == 8 * 12 * 3 // 16
+    with torch.no_grad():
+        ragged = model(torch.rand(1, 3, 16 * 7, 16 * 5), torch.zeros(1))["likelihoods"]["y"]
+    assert torch.isfinite(ragged).all()
+    assert replace(config, hyper_s2="right").decoding_json() == mini("phi").decoding_json() != config.decoding_json()
 
 
 def test_only_coding_steps_with_a_successor_run_a_cell() -> None:
@@ -428,11 +464,11 @@ def test_tables_have_the_probabilities_of_the_distribution() -> None:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-PICTURES = [(1, 1), (7, 5), (131, 77), (256, 256)]
+PICTURES = [(1, 1), (7, 5), (131, 77), (256, 256), (300, 517)]
 
 
-@pytest.mark.parametrize("name", quick(SMALL))
-def test_a_member_codes_pictures_of_any_size_and_kernels_and_reference_decode_them_alike(name: str) -> None:
+@pytest.mark.parametrize("name", quick([*SMALL, *FULL]))
+def test_a_member_codes_pictures_of_any_size_and_all_engines_decode_them_alike(name: str) -> None:
     with members.installed(MEMBERS[name]) as w:
         reference = light.LightEngine(w)
         reference.coder.ops = ExactOps(NUMPY, w.under("entropy"), w.grids)
@@ -445,6 +481,9 @@ def test_a_member_codes_pictures_of_any_size_and_kernels_and_reference_decode_th
                 patch.setattr(codec.base, "find", lambda *_, **__: reference)
                 assert np.array_equal(codec.decode_latents(data), y_hat)
                 assert np.array_equal(np.asarray(codec.decode(data)), shown)
+            if name not in QUICK:
+                assert np.array_equal(codec.decode_latents(data, engine="torch"), y_hat)
+                assert np.array_equal(np.asarray(codec.decode(data, engine="torch")), shown)
         for at in range(5, len(data), max(1, len(data) // 40)):
             broken = bytearray(data)
             broken[at] ^= 16

@@ -1,4 +1,4 @@
-"""``hpcm doctor``: says which kernels and which entropy coder are used on this machine, and why."""
+"""``hpcm doctor``: says which kernels, entropy coder and models are used on this machine, and why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcmcodec.cli.options import shared_options
 @click.option("--build", is_flag=True, help="First compile the kernels, if that has not been done; needs g++.")
 @shared_options
 def command(build: bool) -> None:
-    """Say what coding computes with, and why: compiled kernels or plain numpy, which entropy coder.
+    """Say what coding computes with, and why: compiled kernels or plain numpy, which entropy coder; and which models.
 
     Files and pictures are the same with all. HPCM_OPS chooses: auto, reference, cpp, cuda; and HPCM_CODER: auto,
     compressai, native.
@@ -22,10 +22,10 @@ def command(build: bool) -> None:
     require_memory()
     from itertools import chain
 
-    from hpcmcodec import rans_check
+    from hpcmcodec import rans_check, weights
     from hpcmcodec.native import doctor as examination
 
     if build:
         examination.build_now()
-    for name, fact in chain(examination.report(), rans_check.report()):
+    for name, fact in chain(examination.report(), rans_check.report(), weights.report()):
         write_stdout(f" * {name:<10} : {printable(fact)}\n".encode())

@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     help="From 0 (smallest file) to 100 (best picture); decimals are allowed.  [default: 50]",
 )
 @click.option(
+    "--model",
+    metavar="NAME|FILE",
+    help="The weights to code with: the name of a model here, as hpcm doctor lists them, or a weights file. Decoders "
+    "need the same.  [default: the one that comes along]",
+)
+@click.option(
     "--target-size",
     type=click.IntRange(min=1),
     metavar="BYTES",
@@ -84,6 +90,7 @@ def command(
     sources: tuple[str, ...],
     target: str | None,
     quality: float | None,
+    model: str | None,
     target_size: int | None,
     target_bpp: float | None,
     target_psnr: float | None,
@@ -116,13 +123,14 @@ def command(
     def encode(source: str, output: Output) -> None:
         started = time.perf_counter()
         from hpcmcodec import codec
+        from hpcmcodec.weights import DEFAULT_MODEL
 
         behind = rgb(background)
         picture = wanted.applied(_loaded(settings, source, strict))
         with about(source), Progress("encoding", settings) as progress:
             data = codec.encode(
                 picture,
-                50 if quality is None else quality,
+                quality,
                 target_size=target_size,
                 target_bpp=target_bpp,
                 target_psnr=target_psnr,
@@ -131,6 +139,7 @@ def command(
                 verify=verify,
                 background=behind,
                 device=device,
+                model=model or DEFAULT_MODEL,
                 progress=progress,
                 **settings.limits,
             )

@@ -48,7 +48,7 @@ def command(
     \b
     The JSON object has these keys:
       format_version  of the container
-      model           name of the weights, null where this installation lacks them
+      model           name of the weights, null where they are not here
       model_id        of the weights, in hexadecimal
       width, height   in pixels
       quality         0 to 100
@@ -153,6 +153,13 @@ def _facts(header: container.Header, n_bytes: int, model: str | None) -> dict[st
     }
 
 
+def _where() -> str:
+    """Where a model that was not found was looked for."""
+    from hpcmcodec import search
+
+    return f"; looked in {search.looked()}"
+
+
 def _color(header: container.Header, metadata: dict[str, int]) -> str:
     """What the decoded pixels mean."""
     if header.cicp is not None:
@@ -180,7 +187,7 @@ def _describe(label: str, facts: dict[str, Any], file_bytes: int) -> str:
         size += f"; {file_bytes} bytes when whole"
     rows = {
         "Format": f"version {facts['format_version']}",
-        "Model": f"{facts['model'] or 'not in this installation'} ({facts['model_id']})",
+        "Model": f"{facts['model'] or 'not here'} ({facts['model_id']})" + ("" if facts["model"] else _where()),
         "Resolution": f"{facts['width']}x{facts['height']}",
         "Quality": f"{facts['quality']:g}",
         "Size": size,

@@ -62,8 +62,9 @@ class Engine(Protocol):
 
 
 def find(model: str, device: str, engine: str, *, encodes: bool = False) -> Engine:
-    """The engine of a packaged model on "cpu" or "cuda"; `engine` is "light", "torch", or "auto" (light on a CPU).
+    """The engine of a model on "cpu" or "cuda"; `engine` is "light", "torch", or "auto" (light on a CPU).
 
+    model: as `weights.located` takes it.
     encodes: it is to encode, too. For models without graphs, "auto" on a CPU is then the light engine with torch's
     transforms.
 
@@ -81,21 +82,23 @@ def find(model: str, device: str, engine: str, *, encodes: bool = False) -> Engi
     if kind == "light" and device != "cpu":
         raise ValueError("the light engine runs on the CPU alone")
     with threads.loading, timing.phase("load"):
-        return _make(model, kind, device)
+        return _make(model, kind, device, weights.facts(model))
 
 
 @lru_cache(maxsize=4)
-def _make(name: str, kind: str, device: str) -> Engine:
+def _make(model: str, kind: str, device: str, facts: tuple[int, ...]) -> Engine:
     if kind == "light":
-        return light.LightEngine(weights.load(name, transforms=False))
+        return light.LightEngine(weights.load(model, transforms=False, of=facts))
     try:
         from hpcmcodec.engines.torch import MixedEngine, TorchEngine
     except ModuleNotFoundError as error:
+        what = f"model {model} on device {device}"
+        if kind == "mixed":
+            what = f"encoding with model {model}, which came without graphs of its transforms,"
         raise UnsupportedError(
-            f"model {name} on device {device} needs {error.name}, which is not installed: "
-            'pip install "hpcmcodec[torch]"'
+            f'{what} needs {error.name}, which is not installed: pip install "hpcmcodec[torch]"'
         ) from error
-    w = weights.load(name)
+    w = weights.load(model, of=facts)
     return MixedEngine(w) if kind == "mixed" else TorchEngine(w, device)
 
 

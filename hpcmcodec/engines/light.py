@@ -32,7 +32,8 @@ class LightEngine:
     def __init__(self, w: weights.Weights) -> None:
         probe(NUMPY)
         self.config, self.model_id, self.weights = w.config, w.model_id, w
-        self.coder = LatentCoder(w.config, loader.exact_ops(w.under("entropy"), w.grids), w.under("tables"))
+        entropy_path = loader.exact_ops(w.under("entropy"), w.grids, w.config.precision)
+        self.coder = LatentCoder(w.config, entropy_path, w.under("tables"))
         self.synthesis = loader.exact_ops(w.synthesis(), w.grids)
         self.lock = threading.RLock()
         self._sessions: dict[str, Any] = {}

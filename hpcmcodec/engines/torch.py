@@ -14,7 +14,7 @@ from hpcmcodec import weights
 from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.engines.strips import Progress, analyse_strips, gradient_strips, synthesise_strips
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.exact.constants import MEAN_SHIFT
+from hpcmcodec.exact.constants import MEAN_SHIFT, PRECISION
 from hpcmcodec.exact.namespaces import TorchNamespace, probe
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.model.coder import LatentCoder
@@ -41,13 +41,19 @@ class TorchEngine:
         self.namespace = TorchNamespace(device)
         with self.namespace.exact_mode():
             probe(self.namespace)
-        self.coder = LatentCoder(w.config, self._exact_ops(w.under("entropy"), w.grids), w.under("tables"))
+        entropy_path = self._exact_ops(w.under("entropy"), w.grids, w.config.precision)
+        self.coder = LatentCoder(w.config, entropy_path, w.under("tables"))
         self.synthesis = self._exact_ops(w.synthesis(), w.grids)
         self.model = from_weights(w).to(device).eval()
         self.lock = threading.RLock()
 
-    def _exact_ops(self, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> ExactOps:
-        """The exact operations as HPCM_OPS asks; over torch's operators where it forces no kernels and none is here."""
+    def _exact_ops(
+        self, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], precision: int = PRECISION
+    ) -> ExactOps:
+        """The exact operations as HPCM_OPS asks; over torch's operators where it forces no kernels and none is here.
+
+        Codes of more bits than PRECISION have no kernels.
+        """
         choice = loader.choice()
         on_gpu = self.namespace.device.type == "cuda"
         if choice == "cpp":
@@ -58,13 +64,15 @@ class TorchEngine:
             raise UnsupportedError(loader.NOT_HERE)
         if on_gpu and choice != "reference":
             found = cuda.find(torch.cuda.current_device(), wait=choice == "cuda")
-            if found.kernels:
+            if found.kernels and precision == PRECISION:
                 return KernelOps(found.kernels, tensors, grids, self.namespace)
+            if found.kernels:
+                return ExactOps(self.namespace, tensors, grids, precision)
             why = f"no CUDA kernels: {'; '.join(found.reasons)}"
             if choice == "cuda":
                 raise UnsupportedError(f"HPCM_OPS=cuda, but there are {why}")
             warnings.warn(f"{why}; coding runs in torch's own operators", RuntimeWarning, stacklevel=2)
-        return ExactOps(self.namespace, tensors, grids)
+        return ExactOps(self.namespace, tensors, grids, precision)
 
     def analyse(self, pixels: np.ndarray, quality: Quality, tick: Progress | None) -> tuple[np.ndarray, np.ndarray]:
         return _analyse(self.model, self.namespace.device, pixels, quality, tick)

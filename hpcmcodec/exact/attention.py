@@ -6,9 +6,10 @@ any size work without padding. The channels are in heads of d consecutive ones. 
     S = q k^T;   D = max(S) - S along the keys;   n = min(rint(1024 D 2^(-e_q - e_k) / sqrt(d)), 16383)
     weight = rint(32768 exp(-n / 1024)), 0 for n = 16383;   out = rint((weight v) / (sum of weights) 2^(e_out - e_v))
 
-where e are the exponents of the grids. Keys outside the plane have weight 0. Sums are of integers and stay exact: |S|
-is below d * 2^26 and weight * v summed over a window of 8 x 8 below 2^34. Neither they nor the maximum depend on an
-order, so that every machine finds the same codes. The largest key has weight 32768, so the sum of weights is never 0.
+where e are the exponents of the grids. Keys outside the plane have weight 0. Sums are of integers and stay exact: with
+codes of 16 bits |S| is below d * 2^30, and weight * v summed over a window of 8 x 8 below 2^36. Neither they nor the
+maximum depend on an order, so that every machine finds the same codes. The largest key has weight 32768, so the sum of
+weights is never 0.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hpcmcodec.errors import IntegrityError
-from hpcmcodec.exact.constants import TABLE_MAX, limit_of
+from hpcmcodec.exact.constants import PRECISION, TABLE_MAX, limit_of
 from hpcmcodec.exact.elementary import sigmoid_table
 from hpcmcodec.exact.ops import Act, Array, Composed
 from hpcmcodec.exact.quantisation import check_bound
@@ -21,8 +21,10 @@ B = TypeVar("B", bound="Base")
 class Base(Composed):
     """Tensors and grids of `reference.ExactOps`, which says what they are."""
 
-    def __init__(self, xp: Any, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> None:
-        self.xp, self.tensors, self.grids = xp, tensors, grids
+    def __init__(
+        self, xp: Any, tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], precision: int = PRECISION
+    ) -> None:
+        self.xp, self.tensors, self.grids, self.precision = xp, tensors, grids, precision
         self._prepared: dict[Any, Any] = {}
         for name, t in tensors.items():
             if name.endswith(".weight"):
@@ -30,7 +32,7 @@ class Base(Composed):
                     raise IntegrityError(f"{name} is {t.ndim}-dimensional {t.dtype}, not a matrix of int16")
                 layer = name.removesuffix(".weight")
                 for i, (a, b) in enumerate(self._edges(layer)):
-                    check_bound(f"{layer}, input {i}", t[:, a:b])
+                    check_bound(f"{layer}, input {i}", t[:, a:b], precision)
 
     def on(self: B, grids: Mapping[str, int]) -> B:
         """The same operations with other exponents; constants that were computed from the tensors are shared."""
@@ -53,8 +55,11 @@ class Base(Composed):
         return list(pairwise(accumulate(widths, initial=0)))
 
     def _code_(self, x: Array, grid: str) -> Array:
-        limit = limit_of(grid)
+        limit = self._limit(grid)
         return self.xp.clamp_(self.xp.rint_(x), -limit, limit)
+
+    def _limit(self, grid: str) -> int:
+        return limit_of(grid, self.precision)
 
     def _sigmoid(self, r: Act) -> Array:
         return self.xp.take(self._sigmoid_table(r), self._index(r.x))
@@ -64,7 +69,7 @@ class Base(Composed):
 
     def _table(self, name: str, make: Callable[[int], np.ndarray], a: Act) -> Array:
         """A function of the codes -2047..2047 of a's grid."""
-        if limit_of(a.grid) > TABLE_MAX:
+        if self._limit(a.grid) > TABLE_MAX:
             raise ValueError(f"codes of {a.grid} go beyond the {name} table's +-{TABLE_MAX}")
         e = self.grids[a.grid]
         return self._keep((name, e), lambda: self.xp.array(make(e)))

@@ -29,11 +29,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from hpcmcodec.exact.constants import limit_of
+from hpcmcodec.exact.constants import PRECISION, limit_of
 from hpcmcodec.exact.quantisation import quantise_rows
 
 L = TypeVar("L", bound="Layer")
 Tensors = Mapping[str, np.ndarray]
+Form = tuple[Any, tuple[int, ...]]  # a numpy dtype and a shape
 
 
 class Layer(ABC):
@@ -80,9 +81,17 @@ class Layer(ABC):
         """The tensors `names` of this layer, out of a flat dictionary of all layers' tensors."""
         return {name: tensors[f"{self.name}.{name}"] for name in names}
 
+    @property
     @abstractmethod
-    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """The stored tensors by name, made from the derived ones by name (without the layer's). grids: exponents."""
+    def forms(self) -> dict[str, Form]:
+        """Dtype and shape of each stored tensor of a declared layer."""
+
+    @abstractmethod
+    def quantise(self, derived: Tensors, grids: Mapping[str, int], precision: int = PRECISION) -> dict[str, np.ndarray]:
+        """The stored tensors by name, made from the derived ones by name (without the layer's).
+
+        grids: exponents. precision: bits of a code.
+        """
 
     @abstractmethod
     def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
@@ -107,8 +116,16 @@ class _Weighted(Layer):
     def stored(self) -> tuple[str, ...]:
         return ("weight", "step", "bias") if self.biased else ("weight", "step")
 
-    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
-        pieces = [quantise_rows(part) for part in np.split(derived["weight"], np.cumsum(self.inputs)[:-1], 1)]
+    @property
+    def forms(self) -> dict[str, Form]:
+        of: dict[str, Form] = {"weight": (np.int16, (self.out, sum(self.inputs)))}
+        of["step"] = np.float32, (len(self.inputs), self.out)
+        return of | ({"bias": (np.float32, (self.out,))} if self.biased else {})
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int], precision: int = PRECISION) -> dict[str, np.ndarray]:
+        pieces = [
+            quantise_rows(part, precision) for part in np.split(derived["weight"], np.cumsum(self.inputs)[:-1], 1)
+        ]
         out = {"weight": np.concatenate([i for i, _ in pieces], 1), "step": np.stack([s for _, s in pieces])}
         return out | ({"bias": derived["bias"].astype(np.float32)} if self.biased else {})
 
@@ -133,8 +150,12 @@ class _Joining(_Weighted):
     def stored(self) -> tuple[str, ...]:
         return (*super().stored, "widths")
 
-    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
-        return super().quantise(derived, grids) | {"widths": np.array(self.widths, np.int32)}
+    @property
+    def forms(self) -> dict[str, Form]:
+        return super().forms | {"widths": (np.int32, (len(self.inputs),))}
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int], precision: int = PRECISION) -> dict[str, np.ndarray]:
+        return super().quantise(derived, grids, precision) | {"widths": np.array(self.widths, np.int32)}
 
 
 class Linear(_Joining):
@@ -200,7 +221,11 @@ class OmniShift(Depthwise):
 class _Plain(Layer):
     """A layer whose derived tensors are stored as they are."""
 
-    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+    @property
+    def forms(self) -> dict[str, Form]:
+        return dict.fromkeys(self.derived, (np.float32, (self.out,)))
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int], precision: int = PRECISION) -> dict[str, np.ndarray]:
         return {k: v.astype(np.float32) for k, v in derived.items()}
 
 
@@ -267,6 +292,10 @@ class Place(_Plain):
     def derived(self) -> tuple[str, ...]:
         return ("table",)
 
+    @property
+    def forms(self) -> dict[str, Form]:
+        return {"table": (np.float32, (self.groups, self.out))}
+
     def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
         return {"table": 40 * _normal(rng, self.groups, self.out)}
 
@@ -282,9 +311,13 @@ class QualityBias(Layer):
     def derived(self) -> tuple[str, ...]:
         return ("table",)
 
-    def quantise(self, derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+    @property
+    def forms(self) -> dict[str, Form]:
+        return {"table": (np.int32, (self.anchors, self.out))}
+
+    def quantise(self, derived: Tensors, grids: Mapping[str, int], precision: int = PRECISION) -> dict[str, np.ndarray]:
         table = np.rint(derived["table"].astype(np.float64) * 2.0 ** grids[self.grid])
-        limit = limit_of(self.grid)
+        limit = limit_of(self.grid, precision)
         return {"table": np.clip(table, -limit, limit).astype(np.int32)}
 
     def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
@@ -317,6 +350,10 @@ class Gain(_Plain):
     def derived(self) -> tuple[str, ...]:
         return ("log_scale",)
 
+    @property
+    def forms(self) -> dict[str, Form]:
+        return {"log_scale": (np.float32, (self.anchors, self.out))}
+
     def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
         return {"log_scale": 2 * _normal(rng, self.anchors, self.out)}
 
@@ -332,6 +369,10 @@ class Dequantise(_Plain):
     def derived(self) -> tuple[str, ...]:
         return ("log_scale", "scale")
 
+    @property
+    def forms(self) -> dict[str, Form]:
+        return super().forms | {"log_scale": (np.float32, (self.anchors, self.out))}
+
     def example(self, rng: np.random.RandomState) -> dict[str, np.ndarray]:
         return {"log_scale": 2 * _normal(rng, self.anchors, self.out), "scale": _powers(rng, self.out)}
 
@@ -342,12 +383,14 @@ KINDS: tuple[type[Layer], ...] = (
 )
 
 
-def quantise(layers: Iterable[Layer], derived: Tensors, grids: Mapping[str, int]) -> dict[str, np.ndarray]:
+def quantise(
+    layers: Iterable[Layer], derived: Tensors, grids: Mapping[str, int], precision: int = PRECISION
+) -> dict[str, np.ndarray]:
     """The stored tensors of all layers, made from the derived ones (float32); both are named `<layer>.<tensor>`."""
     return {
         f"{layer.name}.{name}": tensor
         for layer in layers
-        for name, tensor in layer.quantise(layer.of(derived, layer.derived), grids).items()
+        for name, tensor in layer.quantise(layer.of(derived, layer.derived), grids, precision).items()
     }
 
 

@@ -8,14 +8,7 @@ import numpy as np
 
 from hpcmcodec.exact.attention import attend_exact, factor_of, weight_table
 from hpcmcodec.exact.base import Base, same_grid
-from hpcmcodec.exact.constants import (
-    CODE_MAX,
-    MEAN_MAX,
-    MEAN_SHIFT,
-    SCALE_SHIFT,
-    SCALES_MAX,
-    SIMILARITY_ONE,
-)
+from hpcmcodec.exact.constants import MEAN_MAX, MEAN_SHIFT, SCALE_SHIFT, SCALES_MAX, SIMILARITY_ONE
 from hpcmcodec.exact.elementary import CURVES, rsqrt, scale_levels, similar_weights
 from hpcmcodec.exact.ops import Act, Array
 from hpcmcodec.exact.resampling import ONE, bilinear_matrix, mean_matrix
@@ -44,16 +37,16 @@ class MemberOps(Base):
 
     def curve(self, a: Act, name: str, grid: str) -> Act:
         """From a table of all codes. A code of a positive function is never 0: `lookup` divides by sums of them."""
-        xp, e_in, e_out = self.xp, self.grids[a.grid], self.grids[grid]
+        xp, e_in, e_out, most = self.xp, self.grids[a.grid], self.grids[grid], self._limit(grid)
 
         def make() -> Array:
-            codes = np.arange(-CODE_MAX, CODE_MAX + 1, dtype=np.float64) * 2.0**-e_in
+            codes = np.arange(-most, most + 1, dtype=np.float64) * 2.0**-e_in
             values = CURVES[name](codes) * 2.0**e_out
-            least = 1 if name == "elu+1" else -CODE_MAX
-            return xp.array(np.clip(np.rint(values), least, CODE_MAX).astype(np.float32))
+            least = 1 if name == "elu+1" else -most
+            return xp.array(np.clip(np.rint(values), least, most).astype(np.float32))
 
         table = self._keep(("curve", name, e_in, e_out), make)
-        return Act(xp.take(table, xp.cast(a.x, xp.i8) + xp.full(CODE_MAX, xp.i8)), grid)
+        return Act(xp.take(table, xp.cast(a.x, xp.i8) + xp.full(most, xp.i8)), grid)
 
     def resize(self, a: Act, rows: int, columns: int, how: str) -> Act:
         """Sums of at most 65,536 codes, or of codes times 65,536, are below 2^53."""
@@ -69,7 +62,7 @@ class MemberOps(Base):
         return Act(xp.cast(xp.rint_(x), xp.f4), a.grid)
 
     def outer(self, k: Act, v: Act, heads: int, grid: str) -> Act:
-        """Sums of at most 65,536 products of two codes are below 2^42."""
+        """Sums of at most 65,536 products of two codes are below 2^46."""
         xp, (b, h, w, c) = self.xp, k.x.shape
         d = c // heads
 
@@ -109,7 +102,7 @@ class MemberOps(Base):
         return order.reshape(b, -1), xp.take(table, behind).reshape(b, -1)
 
     def mix(self, parts: Sequence[Act], weights: Array) -> Act:
-        """The best part's weight is 2^15, so the sum of weights is not 0; sums of products are below 2^32."""
+        """The best part's weight is 2^15, so the sum of weights is not 0; sums of products are below 2^33."""
         xp, total = self.xp, None
         for i, part in enumerate(parts):
             same_grid(part, parts[0])

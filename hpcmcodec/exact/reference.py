@@ -19,7 +19,6 @@ from hpcmcodec.exact.constants import (
     SLOPE,
     WEIGHT_ONE,
     WIDE_GRID,
-    limit_of,
 )
 from hpcmcodec.exact.elementary import exp_table, gains, memory_weight_table, rsqrt
 from hpcmcodec.exact.layers import (
@@ -46,8 +45,8 @@ class ExactOps(MemberOps):
     """The entropy path's operations on integer codes.
 
     tensors: the flat dictionary of stored tensors (exact/layers.py lists them); grids: the exponent e of each grid by
-    name. Codes are integers within the grid's limit (`constants.limit_of`), held in float32. `exact.ops.Ops` says what
-    each operation does.
+    name; precision: the bits of a code, 14 or 16. Codes are integers within the grid's limit (`constants.limit_of`),
+    held in float32. `exact.ops.Ops` says what each operation does.
 
     Raises IntegrityError where a weight is not a matrix of int16 or breaks the bound on sums.
     """
@@ -180,7 +179,7 @@ class ExactOps(MemberOps):
         return Act(self.xp.rint_(out), same_grid(a, b))
 
     def add(self, a: Act, b: Act) -> Act:
-        limit = limit_of(same_grid(a, b))
+        limit = self._limit(same_grid(a, b))
         return Act(self.xp.clamp_(a.x + b.x, -limit, limit), a.grid)
 
     def channel_scale(self, a: Act, layer: Scale | Residual) -> Act:
@@ -188,7 +187,7 @@ class ExactOps(MemberOps):
 
     def place(self, a: Act, step: Step, layer: Place) -> Act:
         table, out = self._place_codes(layer.name, a.grid), self.xp.zeros(a.x.shape, self.xp.f4)
-        limit = limit_of(a.grid)
+        limit = self._limit(a.grid)
         for g, at in positions(step):
             out[at] = a.x[at] + table[g]
         return Act(self.xp.clamp_(out, -limit, limit), a.grid)
@@ -316,7 +315,7 @@ class ExactOps(MemberOps):
 
     def hyper_latent(self, z: Array, layer: QualityBias, quality: Qualities) -> Act:
         xp, grid, table = self.xp, layer.grid, self.tensors[f"{layer.name}.table"]
-        limit, scale = limit_of(grid), 2 ** self.grids[grid]
+        limit, scale = self._limit(grid), 2 ** self.grids[grid]
         steps = limit // scale + 1
         codes = xp.clamp_(
             xp.cast(xp.clamp_(xp.cast(z, xp.i4), -steps, steps), xp.f4) * xp.full(scale, xp.f4), -limit, limit
@@ -326,7 +325,7 @@ class ExactOps(MemberOps):
 
     def latent_code(self, y_hat: Array) -> Array:
         """y_hat (int32, sixteenths) to float32 codes that count sixteenths: the same, clamped."""
-        limit = limit_of("y")
+        limit = self._limit("y")
         return self.xp.clamp_(self.xp.cast(y_hat, self.xp.f4), -limit, limit)
 
     def empty_latent(self, shape: Sequence[int]) -> tuple[Array, Act]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.exact.constants import PRECISION, WIDE_PRECISION
 
 LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.13
 Q = TypeVar("Q")  # a float or a tensor
@@ -28,16 +29,19 @@ KINDS = {
     "cells": ("attention", "none", "rwkv"),
     "fusion": ("linear", "rwkv"),
     "prior": ("dwconv", "rwkv"),
+    "hyper_s2": ("published", "right"),
     "memory": ("full", "light", "linear", "none"),
+    "metric": ("ms-ssim", "mse"),
     "residual": ("difference", "lerp", "pre"),
 }
-"""The values of a config's fields that name a kind of network."""
+"""The values of a config's fields that name a kind of network, or of training."""
 
-_ONLY_ENCODING = {"name", "analysis_widths", "analysis_blocks", "hyper_analysis_width", "fixed_lambda"}
+_ONLY_ENCODING = {"name", "analysis_widths", "analysis_blocks", "hyper_analysis_width", "fixed_lambda", "metric"}
 # Fields that the model id holds only where they differ from the default, so that the ids of older models stay.
 _OPTIONAL = {
     *("flow", "window", "attention_heads", "prior_rate", "fusion_blocks", "shift", "residual"),
     *("transform_widths", "deep_blocks", "memory_topk", "memory_value_size", "memory_handover"),
+    *("hyper_s2", "precision"),
 }
 _OF_LITE = {"features", "width", "heads", "synthesis_widths", "synthesis_blocks"}  # fields that mean nothing in `hpcm`
 
@@ -84,6 +88,9 @@ class Config:
     synthesis_blocks: tuple[int, int] = (7, 2)
     qualities: int = 8  # stored qualities, between which gains and the quality bias are interpolated; 0: one lambda
     fixed_lambda: float = 0.013  # the lambda of a model without qualities
+    metric: str = "mse"  # that it was trained for
+    hyper_s2: str = "right"  # where s2's own positions take h_s's parameters from: model.family.flow
+    precision: int = 14  # bits of the entropy path's codes; 16 where training never limited activations
     transform_widths: tuple[int, int, int] = (96, 192, 384)  # of hpcm's g_a and g_s, at 1/2, 1/4 and 1/8
     deep_blocks: int = 4  # of hpcm's g_a and g_s at 1/8
     analysis_widths: tuple[int, int] = (192, 320)
@@ -107,6 +114,8 @@ class Config:
             raise ValueError(f"a memory bank holds at most eight references, not {references}")
         if self.memory == "light" and (self.memory_topk != 2 or not isinstance(references, int)):
             raise UnsupportedError("memory 'light' recalls two of one number of references: it has one bank")
+        if self.precision not in (PRECISION, WIDE_PRECISION):
+            raise UnsupportedError(f"codes have {PRECISION} or {WIDE_PRECISION} bits, not {self.precision}")
         if self.shift not in (3, 5):
             raise ValueError(f"OmniShift's kernel has 3 or 5 rows, not {self.shift}")
         if (self.flow == "hpcm") != (self.qualities == 0):

@@ -23,6 +23,7 @@ from hpcmcodec.exact.constants import (
     MEAN_MAX,
     MEAN_SHIFT,
     PIXEL_GRID,
+    PRECISION,
     SIMILARITY_ONE,
     SLOPE,
     WIDE_GRID,
@@ -70,7 +71,8 @@ class _TorchFloat:
 class FloatOps(FloatMemberOps):
     """The operations in floats. p: derived tensors by name (`<layer>.<tensor>`); grids: exponent by grid name.
 
-    observe: called with the name of a grid and each tensor on it, before clamping. recompute: see `segment`.
+    observe: called with the name of a grid and each tensor on it, before clamping. recompute: see `segment`. precision:
+    bits of a code.
     """
 
     xp: Any = _TorchFloat()
@@ -82,14 +84,15 @@ class FloatOps(FloatMemberOps):
         observe: Callable[[str, Tensor], None] | None = None,
         *,
         recompute: bool = False,
+        precision: int = PRECISION,
     ) -> None:
-        self.p, self.grids, self.observe, self.recompute = p, grids, observe, recompute
+        self.p, self.grids, self.observe, self.recompute, self.precision = p, grids, observe, recompute, precision
         self.device = next(iter(p.values())).device
 
     def _act(self, x: Tensor, grid: str) -> Act:
         if self.observe is not None:
             self.observe(grid, x.detach())
-        limit = limit_of(grid) * 2.0 ** -self.grids[grid]
+        limit = limit_of(grid, self.precision) * 2.0 ** -self.grids[grid]
         return Act(F.hardtanh(x, -limit, limit), grid)  # clamp, with a backward of one kernel instead of four
 
     def linear(self, inputs: Act | Sequence[Act], layer: Linear, grid: str | None = None) -> Act:
@@ -300,11 +303,17 @@ class FakeOps(FloatOps):
     """FloatOps with the forward values of ExactOps over `integers`, which `layers.quantise` makes of the same p."""
 
     def __init__(
-        self, p: Mapping[str, Tensor], grids: Mapping[str, int], integers: Mapping[str, Any], *, recompute: bool = False
+        self,
+        p: Mapping[str, Tensor],
+        grids: Mapping[str, int],
+        integers: Mapping[str, Any],
+        *,
+        recompute: bool = False,
+        precision: int = PRECISION,
     ) -> None:
-        super().__init__(p, grids, recompute=recompute)
+        super().__init__(p, grids, recompute=recompute, precision=precision)
         self.namespace = TorchNamespace(str(self.device))
-        self.exact = ExactOps(self.namespace, integers, grids)
+        self.exact = ExactOps(self.namespace, integers, grids, precision)
 
     def _codes(self, a: Any) -> Any:
         if isinstance(a, Act):

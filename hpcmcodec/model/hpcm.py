@@ -140,7 +140,8 @@ class Estimator(nn.Module, ABC):
     def integers(self, derived: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
         """The stored tensors (numpy) that coding with the present parameters would use."""
         p = self.derived() if derived is None else derived
-        return quantise(self.layers.values(), {k: v.detach().float().cpu().numpy() for k, v in p.items()}, self.grids)
+        arrays = {k: v.detach().float().cpu().numpy() for k, v in p.items()}
+        return quantise(self.layers.values(), arrays, self.grids, self.config.precision)
 
     def ops(self, *, fake_at: Tensor | None = None) -> FloatOps:
         """Float operations, or operations under fake quantisation at the qualities `fake_at` (B,) in [0, 1].
@@ -150,8 +151,8 @@ class Estimator(nn.Module, ABC):
         p = self.derived()
         if fake_at is not None:
             grids = grids_at(self.grids, Quality.of_unit(float(fake_at.max())))
-            return FakeOps(p, grids, self.integers(p), recompute=self.recompute)
-        return FloatOps(p, self.grids, recompute=self.recompute)
+            return FakeOps(p, grids, self.integers(p), recompute=self.recompute, precision=self.config.precision)
+        return FloatOps(p, self.grids, recompute=self.recompute, precision=self.config.precision)
 
     def analyse(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 3, 16 h, 16 w) in [0, 1] at the qualities q (B,) -> y after the gain (B, h, w, M), in quantisation
@@ -267,11 +268,9 @@ class HPCM(Estimator):
         that export would make of the present parameters.
         """
         namespace = TorchNamespace(str(next(self.parameters()).device))
-        if self.stored is not None:
-            return LatentCoder(
-                self.config, ExactOps(namespace, self.stored["entropy"], self.grids), self.stored["tables"]
-            )
-        return LatentCoder(self.config, ExactOps(namespace, self.integers(), self.grids), self.tables())
+        integers, tables = (self.stored["entropy"], self.stored["tables"]) if self.stored else (None, None)
+        ops = ExactOps(namespace, integers or self.integers(), self.grids, self.config.precision)
+        return LatentCoder(self.config, ops, tables or self.tables())
 
     @torch.no_grad()
     def z_cdf(self) -> np.ndarray:

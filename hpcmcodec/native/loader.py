@@ -29,6 +29,7 @@ import numpy as np
 
 from hpcmcodec import threads
 from hpcmcodec.errors import InstallationError, UnsupportedError
+from hpcmcodec.exact.constants import PRECISION
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.native import build
@@ -82,10 +83,15 @@ def choice() -> str:
     return value
 
 
-def exact_ops(tensors: Mapping[str, np.ndarray], grids: Mapping[str, int]) -> ExactOps:
-    """The operations over numpy arrays that HPCM_OPS asks for. Raises UnsupportedError where they are not available."""
-    status = find()
-    return KernelOps(status.kernels, tensors, grids) if status.kernels else ExactOps(NUMPY, tensors, grids)
+def exact_ops(tensors: Mapping[str, np.ndarray], grids: Mapping[str, int], precision: int = PRECISION) -> ExactOps:
+    """The operations over numpy arrays that HPCM_OPS asks for; codes of more bits than PRECISION have no kernels.
+
+    Raises UnsupportedError where they are not available.
+    """
+    kernels = find().kernels
+    if kernels is None or precision != PRECISION:
+        return ExactOps(NUMPY, tensors, grids, precision)
+    return KernelOps(kernels, tensors, grids)
 
 
 def find(*, background: bool = True, beside_cuda: bool = False) -> Status:

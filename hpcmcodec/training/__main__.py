@@ -1,4 +1,4 @@
-"""`python -m hpcmcodec.training`: cache, train, plot, speed, worth, judge, pack, join, export."""
+"""`python -m hpcmcodec.training`: cache, train, plot, speed, worth, judge, pack, join, export, import."""
 
 from __future__ import annotations
 
@@ -165,6 +165,36 @@ def export(state: Path, name: str, out: Path, cache: Path, crops: int, held_out:
     else:
         model_id = run(model, name, out, photographs, held_out, click.echo)
     click.echo(f"{name}: model id {model_id.hex()}")
+
+
+@main.command("import")
+@click.argument("checkpoint", type=PATH)
+@click.option("--name", required=True, help="Of the model, by which hpcm encode --model finds it.")
+@click.option("-o", "--out", required=True, type=PATH, help="Folder of the weights.")
+@click.option(
+    "--lambda", "fixed_lambda", required=True, type=click.FloatRange(min=1e-6, max=4096), help="It was trained for."
+)
+@click.option("--metric", default="mse", show_default=True, type=click.Choice(["mse", "ms-ssim"]), help="The same.")
+@click.option("--calibrate", type=EXISTING, help="Folder of PNGs, photographs whose activations the grids hold.")
+@click.option(
+    "--precision",
+    default="16",
+    show_default=True,
+    type=click.Choice(["14", "16"]),
+    help="Bits of the entropy path's codes: 14 have kernels, 16 lose less.",
+)
+def import_(
+    checkpoint: Path, name: str, out: Path, fixed_lambda: float, metric: str, calibrate: Path | None, precision: str
+) -> None:
+    """Write the weights that a published checkpoint of HPCM-Base, -Large or -Phi codes files with."""
+    from hpcmcodec.training.imports import run
+
+    if not name.isprintable() or name.startswith(".") or set(name) & set("/\\"):
+        raise click.UsageError(f"a model is not named {name!r}: it is the name of a file")
+    settings = {"name": name, "fixed_lambda": fixed_lambda, "metric": metric, "precision": int(precision)}
+    path = out / f"{name}.safetensors"
+    model_id = run(checkpoint, path, settings, calibrate, click.echo)
+    click.echo(f"{name}: model id {model_id.hex()}; hpcm encode --model {path}")
 
 
 @main.command()

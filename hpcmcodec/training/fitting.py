@@ -68,7 +68,7 @@ def fit_grids(model: HPCM, photographs: Iterable[tuple[np.ndarray, Quality]]) ->
     for pixels, quality in photographs:
         finer = grids_at(model.grids, quality)
         for grid, peak in stages.peaks(model, *model_inputs(pixels, quality), False, 0.999).items():
-            e = stages.room(peak, 0.7) - (finer[grid] - model.grids[grid])
+            e = stages.room(peak, 0.7, model.config.precision) - (finer[grid] - model.grids[grid])
             least[grid] = min(least.get(grid, e), e)
     return {g: e if g in FIXED_GRIDS else max(e, math.floor(least.get(g, e))) for g, e in model.grids.items()}
 
@@ -170,7 +170,7 @@ def fit_tables(
     """Tables of z and y by name (`z.cdf`, `y.cdf`, ...), counted by coding the photographs on the exact path."""
     first, cdf = model.tables(), model.z_cdf()
     below, symbols = np.zeros((Z_BANDS * len(cdf), len(Z_EDGES))), np.zeros((Z_BANDS * len(cdf), 1))
-    coder = _Counting(model.config, loader.exact_ops(integers, model.grids), first)
+    coder = _Counting(model.config, loader.exact_ops(integers, model.grids, model.config.precision), first)
     for pixels, quality in photographs:
         with torch.no_grad():
             y, z = model.analyse(*model_inputs(pixels, quality))

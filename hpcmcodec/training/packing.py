@@ -7,7 +7,7 @@ analysis and the list of digests, too, and checks them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ from hpcmcodec.training.fitting import Thumbnails, exponents_of, fit_grids, mode
 ONLY = Quality(0)  # members of one lambda have no other
 
 
-def pack(model: Member, path: Path, photographs: Iterable[np.ndarray]) -> bytes:
+def pack(model: Member, path: Path, photographs: Iterable[np.ndarray], grids: Mapping[str, int] | None = None) -> bytes:
     """Write a member's weights to a file, whose stem is the model's name; returns the model id.
 
     model: is changed, it gets the fitted grids. photographs: pixels (16 h, 16 w, 3) uint8, to which exponents are
-    fitted.
+    fitted. grids: exponents to use rather than those that fit.
     """
     seen = [(pixels, ONLY) for pixels in photographs]
-    return save(path, model, _tensors(model, copy.deepcopy(model).eval(), seen))
+    return save(path, model, _tensors(model, copy.deepcopy(model).eval(), seen, grids))
 
 
 def export(
@@ -64,9 +64,14 @@ def export(
     return publish(name, out, model, tensors, trained, seen)
 
 
-def _tensors(model: Member, trained: Member, seen: Sequence[tuple[np.ndarray, Quality]]) -> dict[str, np.ndarray]:
-    """The tensors of a weights file. model: gets the fitted grids; trained: a copy that keeps its own."""
-    model.grids = fit_grids(trained, seen)
+def _tensors(
+    model: Member,
+    trained: Member,
+    seen: Sequence[tuple[np.ndarray, Quality]],
+    grids: Mapping[str, int] | None = None,
+) -> dict[str, np.ndarray]:
+    """The tensors of a weights file. model: gets `grids`, or those that fit; trained: a copy that keeps its own."""
+    model.grids = dict(grids) if grids else fit_grids(trained, seen)
     tensors = {f"entropy.{k}": v for k, v in model.integers().items()} | synthesis_integers(trained, seen)
     tensors |= {f"tables.{k}": v for k, v in model.tables().items()}
     for key, value in model.state_dict().items():

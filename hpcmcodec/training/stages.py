@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from hpcmcodec.exact.constants import CODE_MAX, FIXED_GRIDS, limit_of
+from hpcmcodec.exact.constants import FIXED_GRIDS, PRECISION, code_max, limit_of
 from hpcmcodec.model.config import lmbda
 from hpcmcodec.model.family.model import Member
 from hpcmcodec.model.family.transforms import PConvBlock
@@ -151,18 +151,19 @@ def peaks(model: Estimator, x: Tensor, q: Tensor, fast: bool, share: float) -> d
     def observe(grid: str, values: Tensor) -> None:
         v = values.float().abs().flatten()
         k = max(1, int(len(v) * share))
-        v = v.clamp(max=limit_of(grid) * 2.0 ** -model.grids[grid])
+        v = v.clamp(max=limit_of(grid, model.config.precision) * 2.0 ** -model.grids[grid])
         seen[grid] = max(seen.get(grid, 0.0), v.kthvalue(k).values.item())
 
+    ops = FloatOps(model.derived(), model.grids, observe, precision=model.config.precision)
     with autocast(x.device.type, fast):
         y, z = model.analyse(x, q)
-        model.estimate(y, z, q, ops=FloatOps(model.derived(), model.grids, observe))
+        model.estimate(y, z, q, ops=ops)
     return seen
 
 
-def room(peak: float, within: float) -> float:
-    """The exponent, with its fraction, at which a magnitude is `within` (0 to 1) of the clamp; 13 at most."""
-    return min(13.0, math.log2(within * CODE_MAX / max(peak, 1e-3)))
+def room(peak: float, within: float, precision: int = PRECISION) -> float:
+    """The exponent, with its fraction, at which a magnitude is `within` (0 to 1) of the clamp; below the precision."""
+    return min(precision - 1.0, math.log2(within * code_max(precision) / max(peak, 1e-3)))
 
 
 def calibrate(model: Estimator, x: Tensor, q: Tensor, fast: bool) -> dict[str, int]:
@@ -174,5 +175,5 @@ def calibrate(model: Estimator, x: Tensor, q: Tensor, fast: bool) -> dict[str, i
     out = dict(model.grids)
     for grid, peak in peaks(model, x, q, fast, 0.9999).items():
         if grid not in FIXED_GRIDS:
-            out[grid] = max(0, math.floor(room(peak, 0.5)), model.grids[grid] - 1)
+            out[grid] = max(0, math.floor(room(peak, 0.5, model.config.precision)), model.grids[grid] - 1)
     return out

@@ -8,16 +8,20 @@ coding step takes its parameters from it; every later one from the context,
 so its scales and means are the context's own halves, at the groups that the coding step codes. To the finer scale the
 carry moves as the latents do (`schedule.refine`), each half by itself; where the coarser scale has nothing, h_s's
 parameters stand; a fusion net sees both on the finer lattice. All carries are on one grid, since they meet there.
-(Li et al., HPCM, ICCV 2025. The published code misplaces h_s's parameters at s2's own positions; this one does not.)
+(Li et al., HPCM, ICCV 2025. The published code misplaces h_s's parameters at s2's own positions, and so do networks
+that were trained with it: `hyper_s2 = "published"`, see `published_places`. All others have them where they belong.)
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from hpcmcodec.exact.layers import Linear, QualityBias, Scale
 from hpcmcodec.exact.ops import Act, Array, Ops, Qualities
-from hpcmcodec.exact.schedule import SCALES, Step, decimate, grid, refine
+from hpcmcodec.exact.schedule import GROUPS, PHASE_IN_Y, SCALES, Step, decimate, grid, refine
 from hpcmcodec.model import rwkv
 from hpcmcodec.model.arrange import crop, part
 from hpcmcodec.model.config import Config
@@ -31,7 +35,8 @@ class HpcmFlow:
 
     def __init__(self, ops: Ops, config: Config, z: Array, quality: Qualities, h: int, w: int) -> None:
         self.ops, self.config, self.size = ops, config, (h, w)
-        self.hyper = crop(hyper_synthesis(ops, config, z, quality), h, w)
+        self.whole = hyper_synthesis(ops, config, z, quality)
+        self.hyper = crop(self.whole, h, w)
 
     def first(self, scale: str) -> Act:
         """h_s's parameters on the scale's lattice, (B, rows, columns, 2 M)."""
@@ -44,7 +49,7 @@ class HpcmFlow:
     def finer(self, carry: Act, coarser: str) -> Act:
         """The carry on the next finer lattice, fused with h_s's parameters there."""
         m, scale = self.config.latent, SCALES[SCALES.index(coarser) + 1]
-        met = self.first(scale)
+        met = self.misplaced() if (scale, self.config.hyper_s2) == ("s2", "published") else self.first(scale)
         for half in (slice(0, m), slice(m, 2 * m)):
             refine(carry.x[..., half], coarser, met.x[..., half])
         layer = f"{coarser}.fusion"
@@ -55,6 +60,16 @@ class HpcmFlow:
             rwkv.fusion_net, self.ops, met, layer, self.config.fusion_rate, kind, self.config.fusion_blocks
         )
 
+    def misplaced(self) -> Act:
+        """h_s's parameters on the lattice of s2 as the published code has them, zero where those of s1 stand."""
+        x, m = self.whole.x, self.config.latent // GROUPS["s3"]
+        b, h, w, c = x.shape
+        flat, out = x.reshape(b, h * w, c), self.ops.xp.zeros_like(x, (b, h // 2 * (w // 2), c))
+        for at in range(0, c, m):
+            taken, put = published_places(at // m % GROUPS["s3"], h, w)
+            out[:, put, at : at + m] = flat[:, taken, at : at + m]
+        return crop(Act(out.reshape(b, h // 2, w // 2, c), CARRY), *grid("s2", *self.size))
+
     def parameters(self, step: Step, carry: Act, seen: Act) -> tuple[Act, Any, Any]:
         """The context, and the means and levels of the coding step, folded."""
         first = step.index == 0
@@ -62,6 +77,31 @@ class HpcmFlow:
         m = self.config.latent
         halves = [self.ops.folded(part(context, at, at + m), step) for at in (0, m)]
         return context, *self.ops.moments(*halves)
+
+
+# Where the published code believes that s1 has coded a group, in the pattern of 4 x 4 positions of y that repeats. Only
+# for the first two groups it is right.
+_TAKEN_FOR_S1 = ((0, 0), (1, 1), (0, 1), (1, 0), (0, 2), (1, 3), (0, 3), (1, 2))
+
+
+@lru_cache(maxsize=64)
+def published_places(group: int, h: int, w: int) -> tuple[Array, Array]:
+    """Which positions of y (h, w), multiples of 4, a group's parameters at s2's own positions are taken from, and where
+    on s2's lattice they are put: flat indexes, int64.
+
+    The published code takes, in raster order, the positions of s2 without those that it believes to be s1's, and fills
+    the positions of s2 that really are not s1's, in raster order. The two do not agree, so that most parameters of the
+    last groups come from other places, which depend on the width. This is no mistake to be mended here: checkpoints
+    have been trained with it.
+    """
+    rows, columns = np.mgrid[:h, :w]
+    r, c = PHASE_IN_Y["s2"][group]
+    of_s2 = (rows % 2 == r) & (columns % 2 == c)
+    r, c = _TAKEN_FOR_S1[group]
+    believed = (rows % 4 == r) & (columns % 4 == c)
+    r, c = PHASE_IN_Y["s1"][group]
+    coded = ((rows % 4 == r) & (columns % 4 == c))[of_s2]
+    return np.flatnonzero(of_s2 & ~believed), np.flatnonzero(~coded)
 
 
 def hyper_synthesis(ops: Ops, config: Config, z: Array, quality: Qualities) -> Act:
