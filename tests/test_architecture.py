@@ -65,6 +65,12 @@ LAYERS = (
     # what is done with the codec
     ("evaluation",),
     ("training",),
+    # commands; those of many files work on what single files have, too: how they are opened, written and changed
+    ("cli.options",),
+    ("cli.messages", "cli.needs"),
+    ("cli.files",),
+    ("cli.metadata",),
+    ("batch",),
     ("cli",),
     ("__main__",),
 )
