@@ -8,7 +8,8 @@
 `encode_file`, `decode_file` and `verify_file` take paths and give a `Record`, which can be pickled. The model stays
 loaded in the process, so that an engine such as Dask or Ray calls them in its workers as they are.
 
-    work.py         the functions of one file, and `Record`
+    work.py         the functions of one file
+    records.py      what is to be done, and what came of it
     plan.py         inputs and outputs: folders, lists, trees, collisions, shards, what is done already
     manifest.py     records as lines of JSON, and how a run goes on from them
     memory.py       what a picture will take, and what there is
@@ -19,6 +20,7 @@ loaded in the process, so that an engine such as Dask or Ray calls them in its w
 Importing this loads neither numpy nor Pillow.
 """
 
-from hpcmcodec.batch.work import Record, decode_file, encode_file, verify_file
+from hpcmcodec.batch.records import Record
+from hpcmcodec.batch.work import decode_file, encode_file, verify_file
 
 __all__ = ["Record", "decode_file", "encode_file", "verify_file"]

@@ -1,7 +1,7 @@
 """What a picture will take in memory, estimated from its size, and what this process and its children may take.
 
-The coefficients are the peaks of resident memory of one process with one thread, for pictures of 0.1 to 12 megapixels:
-`tests/test_batch_memory.py` holds them to what processes take.
+The coefficients lie above the peaks of resident memory that processes with one thread had for pictures of 0.1 to 12
+megapixels, 0.4 and 2 with effort.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ SHARE = 0.8
 _MEMINFO = Path("/proc/meminfo")
 _START_BYTES = 1 << 16
 
-# Bytes of a process that has the model loaded, and for each pixel above that.
-BASE = 160 << 20
-PER_PIXEL = {"encode": 85, "effort": 160, "decode": 32, "verify": 32}
+# Bytes of a process that has loaded what it needs, and for each pixel above that.
+BASE = {"encode": 160 << 20, "effort": 200 << 20, "decode": 90 << 20, "verify": 90 << 20, "read": 24 << 20}
+PER_PIXEL = {"encode": 85, "effort": 130, "decode": 32, "verify": 32, "read": 0}
+# With effort a whole strip of the transforms is held with all that its gradient needs.
+_STRIP_PIXELS, _PER_PIXEL_OF_STRIP = 1 << 22, {"effort": 240}
 _UNREAD = 8  # bytes for each byte of a file whose header says no size
-READING = 24 << 20  # of a process that reads files and decodes none
 
 
 def available() -> int | None:
@@ -70,10 +71,11 @@ def _left(folder: Path) -> int | None:
 def needed(kind: str, path: str) -> int:
     """Bytes that a process takes for this file, at its peak, with what it takes without one.
 
-    kind: a key of `PER_PIXEL`.
+    kind: "encode", "effort" (encode with effort or a target in dB), "decode", "verify" (decode, too), or "read".
     """
     pixels, n_bytes = size_of(path)
-    return BASE + PER_PIXEL[kind] * pixels if pixels else BASE + _UNREAD * n_bytes
+    strip = _PER_PIXEL_OF_STRIP.get(kind, 0) * min(pixels, _STRIP_PIXELS)
+    return BASE[kind] + n_bytes + strip + (PER_PIXEL[kind] * pixels if pixels else _UNREAD * n_bytes)
 
 
 def size_of(path: str) -> tuple[int, int]:

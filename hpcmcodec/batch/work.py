@@ -12,11 +12,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from hpcmcodec import container, formats
+from hpcmcodec.batch.records import DONE, FAILED, SKIPPED, Record, Task
 from hpcmcodec.cli.files import Output, about, check_input, opened
 from hpcmcodec.cli.metadata import Changes
 from hpcmcodec.cli.needs import require_memory
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from hpcmcodec.image import Picture
 
     Progress = Callable[[float], None]
-
-DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
 
 class Encoding(TypedDict, total=False):
@@ -105,54 +104,6 @@ class Verifying(TypedDict, total=False):
     device: str
     max_pixels: int
     max_side: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """What came of one file. It can be pickled, and is a line of a manifest.
-
-    Attributes:
-        input, output: paths as they were given; the output is empty where none was wanted.
-        status: "done", "failed", or "skipped" where the output would not have been smaller.
-        exit_code: 0, or what the command line would end with for this file alone.
-        error: one line, empty where nothing failed.
-        size, mtime: bytes of the input and its time of modification in seconds, both taken before it was read; -1 where
-            there is none.
-        bytes: of the output, of the file that was verified, or of the one that was not written; 0 for failures.
-        width, height: in pixels, of the output or of the picture that was verified.
-        quality: of the .hpcm file, 0 to 100; None for failures.
-        effort: of the encoder; None where nothing was encoded.
-        model_id: of the .hpcm file, in hexadecimal.
-        seconds: that the file took, in its worker.
-        notes: what was converted or could not be kept, a line each.
-        settings: those that were given.
-        sha256: of the input in hexadecimal, where it was asked for.
-    """
-
-    input: str
-    output: str = ""
-    status: str = FAILED
-    exit_code: int = 0
-    error: str = ""
-    size: int = -1
-    mtime: float = -1.0
-    bytes: int = 0
-    width: int = 0
-    height: int = 0
-    quality: float | None = None
-    effort: int | None = None
-    model_id: str = ""
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
-    settings: dict[str, Any] | None = None
-    sha256: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
-
-RECORD_FIELDS = frozenset(field.name for field in fields(Record))
 
 
 def encode_file(
@@ -419,3 +370,29 @@ def sha256(path: str) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def perform(
+    kind: str, settings: dict[str, Any], checksum: bool, preserve_times: bool, task: Task, attempt: int
+) -> Record:
+    """The record of one task of a run. What an attempt left that died is overwritten by the next one.
+
+    Args:
+        kind: "encode", "decode" or "verify".
+        settings: those of that function.
+        checksum, preserve_times: as for `encode_file`.
+        task: the file.
+        attempt: 0 for the first.
+    """
+    if kind == "verify":
+        return verify_file(task.source, checksum=checksum, **settings)
+    work = encode_file if kind == "encode" else decode_file
+    overwrite = task.overwrite or attempt > 0
+    return work(
+        task.source,
+        task.target,
+        overwrite=overwrite,
+        preserve_times=preserve_times,
+        checksum=checksum,
+        **settings,
+    )

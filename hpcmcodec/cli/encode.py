@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import click
 from hpcmcodec import container
 from hpcmcodec.cli.batch import convert
 from hpcmcodec.cli.files import Output, about, mute_libraries, opened
+from hpcmcodec.cli.many import Many, Work, many_options, run
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
 from hpcmcodec.cli.metadata import changes, metadata_options
 from hpcmcodec.cli.options import (
@@ -18,20 +20,20 @@ from hpcmcodec.cli.options import (
     background_option,
     device_option,
     force_option,
-    inputs_argument,
+    inputs_or_list_argument,
     output_option,
     rgb,
     shared_options,
 )
 from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
-from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.formats import INPUT_SUFFIXES
 
 if TYPE_CHECKING:
     from hpcmcodec.image import Picture
 
 
 @click.command("encode")
-@inputs_argument
+@inputs_or_list_argument
 @output_option(
     "The file to write; for several inputs the directory.  [default: INPUT with .hpcm as its suffix; '-' where INPUT "
     "is '-']"
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
 @background_option("Put a picture with transparency on this colour, rather than keep the transparency.")
 @click.option("--strict", is_flag=True, help="Refuse pictures that are no photographs: text, drawings, dithers.")
 @metadata_options
+@many_options()
 @force_option
 @device_option
 @shared_options
@@ -99,6 +102,7 @@ def command(
     icc: str | None,
     force: bool,
     device: str,
+    many: Many,
 ) -> None:
     """Code each image INPUT as a .hpcm file.
 
@@ -112,6 +116,29 @@ def command(
     for source in sources if len(sources) > 1 else ():
         if source.lower().endswith(".hpcm"):
             raise click.UsageError(f"{source} is no image: a file to write is named with -o")
+
+    if many.wanted:
+        rgb(background)
+        given = {
+            "quality": quality,
+            "target_size": target_size,
+            "target_bpp": target_bpp,
+            "target_psnr": target_psnr,
+            "effort": effort,
+            "tile": None if int(tile) == TILE_SIDE else int(tile),
+            "verify": verify,
+            "background": background,
+            "strict": strict,
+            "smaller_or_skip": many.smaller_or_skip,
+            "device": None if device == "cpu" else device,
+            **wanted._asdict(),
+        }
+        options = {name: value for name, value in given.items() if value or (name == "quality" and value is not None)}
+        if wanted.keep is not None:
+            options["keep"] = wanted.keep
+        memory = "effort" if effort or verify or target_psnr else "encode"
+        run(settings, many, Work("encode", options, INPUT_SUFFIXES, ".hpcm", memory), sources, target, force)
+        return
 
     def encode(source: str, output: Output) -> None:
         started = time.perf_counter()
@@ -146,21 +173,14 @@ def command(
 
 def _loaded(settings: Settings, source: str, strict: bool) -> Picture:
     """The image, once its notes have been said. Raises UnsupportedError for one that is no photograph, if `strict`."""
-    from hpcmcodec import image
+    from hpcmcodec.batch import work
 
-    max_pixels = settings.limits["max_pixels"]
-    with about(source):
-        with mute_libraries(settings):
-            if source == "-":
-                with opened(source) as stream:
-                    picture = image.load(stream, max_pixels=max_pixels)
-            else:
-                picture = image.load(source, max_pixels=max_pixels)
-        why = "" if settings.quiet and not strict else image.not_a_photograph(picture)
-        advice = [f"this is no photograph ({why}): PNG or lossless WebP will serve it better"] if why else []
-        if why and strict:
-            raise UnsupportedError(advice[0])
-        if not settings.quiet:
-            for note in (*picture.notes, *advice):
-                say(f"note: {label(source)}: {note}")
+    with about(source), contextlib.ExitStack() as opening:
+        opening.enter_context(mute_libraries(settings))
+        file = opening.enter_context(opened(source)) if source == "-" else source
+        picture, notes = work.loaded(
+            file, strict=strict, judged=not settings.quiet, max_pixels=settings.limits["max_pixels"]
+        )
+    for note in () if settings.quiet else notes:
+        say(f"note: {label(source)}: {note}")
     return picture
