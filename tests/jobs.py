@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hpcmcodec.batch.records import Record, Task
+
 
 def square(job: int, attempt: int) -> int:
     return job * job
@@ -57,3 +59,14 @@ def load_nothing() -> None:
 def pause(job: int, attempt: int) -> int:
     time.sleep(0.02)
     return job
+
+
+def slow_record(task: Task, attempt: int) -> Record:
+    time.sleep(0.02)
+    return Record(task.source, task.target, "done")
+
+
+def deadly_record(task: Task, attempt: int) -> Record:
+    if task.source.endswith("/7"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Record(task.source, task.target, "done")

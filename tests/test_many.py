@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -28,6 +30,8 @@ from hpcmcodec.batch.manifest import Manifest
 from hpcmcodec.batch.plan import Found, Rules
 from hpcmcodec.batch.records import Task
 from hpcmcodec.cli import cli
+from hpcmcodec.cli.board import Board
+from hpcmcodec.cli.options import Settings
 from hpcmcodec.errors import InputError, OutputError
 
 ROOT = Path(__file__).parent.parent
@@ -257,7 +261,7 @@ def test_a_run_interrupted_at_random_goes_on_where_it_was(piece: np.ndarray, tmp
 # ------------------------------------------------------------------------------------------------------------ its parts
 
 
-@settings(max_examples=30)
+@examples(max_examples=30)
 @given(st.sets(st.text(min_size=1, max_size=8), max_size=10), st.integers(1, 12))
 def test_shards_are_disjoint_and_complete(names: set[str], count: int) -> None:
     shards = [{name for name in names if plan.shard(name, i + 1, count)} for i in range(count)]
@@ -316,7 +320,7 @@ def test_an_output_that_was_begun_by_a_killed_run_is_done_again(tmp_path: Path) 
     path = tmp_path / "run.jsonl"
     source, target = tmp_path / "a.png", tmp_path / "a.hpcm"
     source.write_bytes(b"picture")
-    with pytest.raises(KeyboardInterrupt), Manifest(path) as manifest:
+    with contextlib.suppress(KeyboardInterrupt), Manifest(path) as manifest:
         manifest.begin(str(target))
         target.write_bytes(b"written, but not recorded")
         raise KeyboardInterrupt
@@ -390,3 +394,43 @@ def test_memory_of_a_system_that_does_not_say_has_no_limit(monkeypatch: pytest.M
     machine.parent.joinpath("meminfo").unlink()
     monkeypatch.delattr(os, "sysconf")
     assert memory.available() is None
+
+
+# ------------------------------------------------------------------------------------------------------------ what shows
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_bar_failures_and_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("TERM", raising=False)
+    with Board(Settings(), "encode", 3, 3000, 5) as board:
+        board.add(Record("a.png", "a.hpcm", "done", size=1000, bytes=250, width=1000, height=500))
+        board.add(Record("b.png", "b.hpcm", "failed", 3, "b.png: no picture", size=1000))
+        board.add(Record("c.png", "c.hpcm", "skipped", size=1000, bytes=2000))
+    said = terminal.getvalue()
+    assert "error: b.png: no picture" in said
+    table = dict(line.strip().split(None, 1) for line in said.splitlines()[-6:])
+    assert table["encoded"] == "1"
+    assert table["failed"] == "1"
+    assert table["size"] == "1.0 kB -> 250 bytes, 75.0% smaller"
+    assert table["time"].startswith("0.5 MP in ")
+    assert {"not", "done"} <= table.keys()  # smaller, before
+
+
+def test_cores_are_limited_by_the_option_for_threads(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    found = []
+    monkeypatch.setattr("hpcmcodec.threads.cores", lambda: 6)
+    monkeypatch.setattr(
+        "hpcmcodec.batch.supervisor.run", lambda function, tasks, done, limits, **_: found.append(limits)
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    for options in ([], ["--threads", "4"], ["--threads", "4", "-j", "3"], ["--max-memory", "1.5G", "--timeout", "9"]):
+        hpcm("encode", folder, "-r", *options)
+    assert [limits.cores for limits in found] == [6, 4, 3, 6]
+    assert (found[-1].memory, found[-1].timeout, found[-1].retries) == (int(0.8 * 1.5 * 2**30), 9.0, 1)

@@ -54,7 +54,7 @@ def run(
         batches = list(_batches(tasks))
         batches.reverse()
         sent: dict[Any, list[Task]] = {}
-        arriving = as_completed()
+        arriving = as_completed(loop=client.loop)
 
         def send(batch: list[Task]) -> None:
             for task in batch:
