@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from hpcmcodec.batch import Record, memory, plan
 from hpcmcodec.batch.manifest import Manifest
 from hpcmcodec.batch.plan import Found, Rules
 from hpcmcodec.batch.records import Task
+from hpcmcodec.batch.supervisor import Limits
 from hpcmcodec.cli import cli
 from hpcmcodec.cli.board import Board
 from hpcmcodec.cli.options import Settings
@@ -396,7 +398,7 @@ def test_memory_of_a_system_that_does_not_say_has_no_limit(monkeypatch: pytest.M
     assert memory.available() is None
 
 
-# ------------------------------------------------------------------------------------------------------------ what shows
+# ----------------------------------------------------------------------------------------------------------- what shows
 
 
 class Terminal(io.StringIO):
@@ -412,7 +414,7 @@ def test_a_terminal_shows_a_bar_failures_and_a_table(monkeypatch: pytest.MonkeyP
         board.add(Record("a.png", "a.hpcm", "done", size=1000, bytes=250, width=1000, height=500))
         board.add(Record("b.png", "b.hpcm", "failed", 3, "b.png: no picture", size=1000))
         board.add(Record("c.png", "c.hpcm", "skipped", size=1000, bytes=2000))
-    said = terminal.getvalue()
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", terminal.getvalue())
     assert "error: b.png: no picture" in said
     table = dict(line.strip().split(None, 1) for line in said.splitlines()[-6:])
     assert table["encoded"] == "1"
@@ -423,11 +425,9 @@ def test_a_terminal_shows_a_bar_failures_and_a_table(monkeypatch: pytest.MonkeyP
 
 
 def test_cores_are_limited_by_the_option_for_threads(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    found = []
+    found: list[Limits] = []
     monkeypatch.setattr("hpcmcodec.threads.cores", lambda: 6)
-    monkeypatch.setattr(
-        "hpcmcodec.batch.supervisor.run", lambda function, tasks, done, limits, **_: found.append(limits)
-    )
+    monkeypatch.setattr("hpcmcodec.batch.supervisor.run", lambda *args, **options: found.append(args[3]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     for options in ([], ["--threads", "4"], ["--threads", "4", "-j", "3"], ["--max-memory", "1.5G", "--timeout", "9"]):

@@ -115,7 +115,7 @@ def named(files: Iterable[Found], folder: str | None, suffix: str) -> list[tuple
 
 def shard(place: str, number: int, count: int) -> bool:
     """Whether a file belongs to shard `number` of `count`, from 1. It depends on its place in the tree alone."""
-    digest = hashlib.blake2b(place.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    digest = hashlib.blake2b(os.fsencode(place), digest_size=8).digest()
     return int.from_bytes(digest, "big") % count == number - 1
 
 

@@ -1,8 +1,8 @@
 """One file at a time: an image coded, a .hpcm file decoded or verified, and a `Record` of what came of it.
 
 The functions ending in ``_file`` are for engines that run them in processes of their own: arguments and results can be
-pickled, the model stays loaded, and whatever is wrong with a file is said in the record. `loaded` and `decoded` are
-what they share with the commands.
+pickled, the model stays loaded, and whatever is wrong with a file is said in the record. `loaded`, `decoded` and
+`written` are what they share with the commands.
 """
 
 from __future__ import annotations
@@ -184,8 +184,10 @@ def decode_file(
         with opened(record.input) as stream:
             data = container.read(stream, **limits)
         header = container.parse_header(data, **limits)
-        file, (width, height), notes = decoded(data, form, limits, **rest)
+        picture = decoded(data, form, limits, **rest)
+        file, notes = written(picture, form)
         output.write(file.getbuffer())
+        height, width, _ = picture.pixels.shape
         return replace(
             record,
             status=DONE,
@@ -263,8 +265,8 @@ def decoded(
     background: tuple[int, int, int] | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> tuple[io.BytesIO, tuple[int, int], list[str]]:
-    """The bytes of an image file in the format `form`, width and height in pixels, and notes on what it cannot hold.
+) -> Picture:
+    """The picture in a .hpcm file as it is to be written in the format `form`.
 
     The arguments are those of `Decoding`. Raises what `codec.decode` raises, and `InputError` for a region outside.
     """
@@ -291,12 +293,16 @@ def decoded(
         **limits,
     )
     picture = picture if smaller == shown else image.scaled_to(picture, *smaller)
-    if background:
-        picture = image.flattened(picture, background)
+    return image.flattened(picture, background) if background else picture
+
+
+def written(picture: Picture, form: str) -> tuple[io.BytesIO, list[str]]:
+    """The bytes of an image file in the format `form`, and notes on what it cannot hold."""
+    from hpcmcodec import image
+
     file = io.BytesIO()
     notes = image.write(picture, form, file)
-    height, width, _ = picture.pixels.shape
-    return file, (width, height), list(notes)
+    return file, list(notes)
 
 
 def _is_shown_by_thumbnail(header: container.Header, size: tuple[int, int]) -> bool:

@@ -116,18 +116,19 @@ def command(
         started = time.perf_counter()
         from hpcmcodec.batch import work
 
-        with about(source), Progress("decoding", settings) as progress, mute_libraries(settings):
+        with about(source), Progress("decoding", settings) as progress:
             with opened(source) as stream:
                 data = container.read(stream, **settings.limits)
             if region and len(sources) == 1:
                 _check_region(region, container.parse_header(data, **settings.limits))
-            file, (width, height), notes = work.decoded(
-                data, chosen, settings.limits, device=device, progress=progress, **wanted
-            )
+            picture = work.decoded(data, chosen, settings.limits, device=device, progress=progress, **wanted)
+        with mute_libraries(settings):
+            file, notes = work.written(picture, chosen)
         output.write(file.getbuffer())
         if not settings.quiet:
             for note in notes:
                 say(f"note: {label(output.name)}: {note}")
+        height, width, _ = picture.pixels.shape
         summarise(settings, source, output.name, len(data), width * height, started)
 
     convert(settings, sources, target, FORMATS[chosen].suffixes[0], force, decode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,7 @@ from hpcmcodec.cli.batch import convert
 from hpcmcodec.cli.files import Output, about, mute_libraries, opened
 from hpcmcodec.cli.many import Many, Work, many_options, run
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
-from hpcmcodec.cli.metadata import changes, metadata_options
+from hpcmcodec.cli.metadata import Changes, changes, metadata_options
 from hpcmcodec.cli.options import (
     Number,
     Settings,
@@ -117,27 +117,20 @@ def command(
         if source.lower().endswith(".hpcm"):
             raise click.UsageError(f"{source} is no image: a file to write is named with -o")
 
+    asked: dict[str, Any] = {
+        "quality": quality,
+        "target_size": target_size,
+        "target_bpp": target_bpp,
+        "target_psnr": target_psnr,
+        "effort": effort,
+        "tile": int(tile),
+        "verify": verify,
+        "device": device,
+    }
     if many.wanted:
         rgb(background)
-        given = {
-            "quality": quality,
-            "target_size": target_size,
-            "target_bpp": target_bpp,
-            "target_psnr": target_psnr,
-            "effort": effort,
-            "tile": None if int(tile) == TILE_SIDE else int(tile),
-            "verify": verify,
-            "background": background,
-            "strict": strict,
-            "smaller_or_skip": many.smaller_or_skip,
-            "device": None if device == "cpu" else device,
-            **wanted._asdict(),
-        }
-        options = {name: value for name, value in given.items() if value or (name == "quality" and value is not None)}
-        if wanted.keep is not None:
-            options["keep"] = wanted.keep
-        memory = "effort" if effort or verify or target_psnr else "encode"
-        run(settings, many, Work("encode", options, INPUT_SUFFIXES, ".hpcm", memory), sources, target, force)
+        rest = {"background": background, "strict": strict, "smaller_or_skip": many.smaller_or_skip}
+        run(settings, many, _work({**asked, **rest}, wanted), sources, target, force)
         return
 
     def encode(source: str, output: Output) -> None:
@@ -147,20 +140,7 @@ def command(
         behind = rgb(background)
         picture = wanted.applied(_loaded(settings, source, strict))
         with about(source), Progress("encoding", settings) as progress:
-            data = codec.encode(
-                picture,
-                50 if quality is None else quality,
-                target_size=target_size,
-                target_bpp=target_bpp,
-                target_psnr=target_psnr,
-                effort=effort,
-                tile=int(tile),
-                verify=verify,
-                background=behind,
-                device=device,
-                progress=progress,
-                **settings.limits,
-            )
+            data = codec.encode(picture, **asked, background=behind, progress=progress, **settings.limits)
         output.write(data)
         if not settings.quiet and (target_size or target_bpp or target_psnr):
             say(f"note: {label(source)}: quality {container.parse_header(data, **settings.limits).quality.percent:g}")
@@ -169,6 +149,24 @@ def command(
 
     convert(settings, sources, target, ".hpcm", force, encode)
     mention_kernels(settings, device)
+
+
+def _work(asked: dict[str, Any], wanted: Changes) -> Work:
+    """What is done to each of many files: the options that are not as they are by default."""
+    usual = {
+        "effort": 0,
+        "tile": TILE_SIDE,
+        "verify": False,
+        "device": "cpu",
+        "strict": False,
+        "smaller_or_skip": False,
+    }
+    changed = {
+        name: value for name, value in wanted._asdict().items() if value or (name == "keep" and value is not None)
+    }
+    options = {name: value for name, value in asked.items() if value != usual.get(name)}
+    memory = "effort" if {"effort", "verify", "target_psnr"} & options.keys() else "encode"
+    return Work("encode", {**options, **changed}, INPUT_SUFFIXES, ".hpcm", memory)
 
 
 def _loaded(settings: Settings, source: str, strict: bool) -> Picture:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -322,6 +321,6 @@ def _print(settings: Settings, tasks: Iterable[Task], skipped: int, n_all: int) 
     for n, task in enumerate(tasks, 1):  # noqa: B007
         there = " (exists already)" if task.target and not task.overwrite and Path(task.target).exists() else ""
         arrow = f" -> {task.target}" if task.target else ""
-        write_stdout(f"{printable(task.source + arrow)}{there}\n".encode(sys.stdout.encoding or "utf-8", "replace"))
+        write_stdout(f"{printable(task.source + arrow)}{there}\n".encode())
     if not settings.quiet:
         say(f"{n_all} inputs: {n} to do, {skipped} done already, {n_all - n - skipped} of other shards")
