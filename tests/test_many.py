@@ -86,9 +86,9 @@ def test_a_folder_is_coded_verified_and_decoded_in_its_tree(folder: Path, tmp_pa
     lines = run.stderr.splitlines()
     assert sum(" -> " in line and "bpp" in line for line in lines) == 4
     assert lines[-1].startswith("hpcm: 4 inputs: 4 done, 0 failed; ")
-    verified = hpcm("verify", out, "-r", "--decode")
+    verified = hpcm("verify", out, "-r", "--decode", "-j", "1")
     assert (verified.exit_code, len(verified.stdout.splitlines())) == (0, 4)
-    decoded = hpcm("decode", out, "-r", "-o", back, "--format", "ppm", "--quiet")
+    decoded = hpcm("decode", out, "-r", "-o", back, "--format", "ppm", "-j", "1", "--quiet")
     assert (decoded.exit_code, decoded.stderr) == (0, "")
     assert tree(back).keys() == {name.replace(".hpcm", ".ppm") for name in CODED}
 
@@ -103,7 +103,7 @@ def test_bad_files_among_good_ones_are_named_with_their_codes(folder: Path, piec
     bad = {"empty.jpg": b"", "text.png": b"text" * 99, "cut.jpg": jpeg.getvalue()[:-200], "coded.png": b"\x8bHPC" * 9}
     for name, data in bad.items():
         (folder / name).write_bytes(data)
-    run = hpcm("encode", folder, "-r", "-o", out, "--manifest", manifest, "--quiet")
+    run = hpcm("encode", folder, "-r", "-o", out, "--manifest", manifest, "-j", "1", "--quiet")
     assert run.exit_code == 7
     codes = {Path(record["input"]).relative_to(folder).as_posix(): record["exit_code"] for record in records(manifest)}
     expected = {"empty.jpg": 3, "text.png": 3, "cut.jpg": 3, "coded.png": 4, "moving.gif": 4}
@@ -165,13 +165,13 @@ def test_existing_outputs_are_errors_unless_told_otherwise(folder: Path, tmp_pat
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.hpcm").write_bytes(b"mine")
-    run = hpcm("encode", folder, "-r", "-o", out)
+    run = hpcm("encode", folder, "-r", "-o", out, "-j", "1")
     assert run.exit_code == 7
     assert "a.hpcm: exists already" in run.stderr
     assert (out / "a.hpcm").read_bytes() == b"mine"
     run = hpcm("encode", folder, "-r", "-o", out, "--if-exists", "skip")
     assert (run.exit_code, run.stderr) == (0, "hpcm: 4 inputs: 0 done, 0 failed, 4 skipped\n")
-    run = hpcm("encode", folder, "-r", "-o", out, "-f", "--smaller-or-skip")
+    run = hpcm("encode", folder, "-r", "-o", out, "-f", "--smaller-or-skip", "-j", "1")
     assert run.exit_code == 0
     assert (out / "a.hpcm").read_bytes() != b"mine"
 
@@ -213,7 +213,7 @@ def test_a_list_of_files_keeps_their_relative_paths(folder: Path, tmp_path: Path
     for text in ("sub/b.jpg\na.png\n\n", f"sub/b.jpg\0{folder}/a.png\0"):
         listing.write_text(text)
         out = tmp_path / f"out{len(text)}"
-        assert hpcm("encode", "--files-from", listing, "-o", out, "--quiet").exit_code == 0
+        assert hpcm("encode", "--files-from", listing, "-o", out, "-j", "1", "--quiet").exit_code == 0
         assert tree(out).keys() == {"sub/b.hpcm", "a.hpcm"}
 
 
@@ -233,7 +233,7 @@ def many(folder: Path, piece: np.ndarray, n: int) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
-@pytest.mark.parametrize("rounds", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_run_interrupted_at_random_goes_on_where_it_was(piece: np.ndarray, tmp_path: Path, rounds: int) -> None:
     photos, manifest, rng = tmp_path / "photos", tmp_path / "run.jsonl", random.Random(rounds)
     many(photos, piece, 8 * rounds)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmcodec.batch import supervisor
@@ -232,6 +232,7 @@ class Actor:
     terminate = kill = end
 
 
+@settings(max_examples=60)
 @given(st.data())
 def test_every_job_has_one_result_within_cores_memory_and_retries(data: st.DataObject) -> None:
     needs = data.draw(st.lists(st.integers(1, 900), max_size=12))

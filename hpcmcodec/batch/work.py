@@ -297,12 +297,12 @@ def decoded(
 
 
 def written(picture: Picture, form: str) -> tuple[io.BytesIO, list[str]]:
-    """The bytes of an image file in the format `form`, and notes on what it cannot hold."""
+    """The bytes of an image file in the format `form`, and notes: on the picture, and on what the format cannot hold."""
     from hpcmcodec import image
 
     file = io.BytesIO()
     notes = image.write(picture, form, file)
-    return file, list(notes)
+    return file, [*picture.notes, *notes]
 
 
 def _is_shown_by_thumbnail(header: container.Header, size: tuple[int, int]) -> bool:
