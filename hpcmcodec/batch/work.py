@@ -297,7 +297,7 @@ def decoded(
 
 
 def written(picture: Picture, form: str) -> tuple[io.BytesIO, list[str]]:
-    """The bytes of an image file in the format `form`, and notes: on the picture, and on what the format cannot hold."""
+    """The bytes of an image file in the format `form`, and notes on the picture and on what it cannot hold."""
     from hpcmcodec import image
 
     file = io.BytesIO()
