@@ -49,6 +49,12 @@ def test_jobs_are_done_by_workers_of_one_thread_that_stay() -> None:
     assert {threads for *_, threads in found.values()} == {"1"}
 
 
+def test_cores_are_shared_out_among_few_large_jobs() -> None:
+    large, small = 1 << 30, 1 << 20
+    found = results(jobs.tell, [large, small], Limits(4), need=lambda job: job)
+    assert (found[large][3], found[small][3]) == ("2", "1")
+
+
 def test_jobs_that_die_hang_or_raise_cost_themselves_alone() -> None:
     work = [("die", 1), ("die", 9), ("hang", 1), ("hang", 9), ("raise", 0), *(("ok", n) for n in range(6))]
     found = results(jobs.act, work, Limits(2, timeout=1.0))
