@@ -23,7 +23,7 @@ _START_BYTES = 1 << 16
 
 # Bytes of a process that has loaded what it needs, and for each pixel above that.
 BASE = {"encode": 160 << 20, "effort": 200 << 20, "decode": 90 << 20, "verify": 90 << 20, "read": 24 << 20}
-PER_PIXEL = {"encode": 85, "effort": 130, "decode": 32, "verify": 32, "read": 0}
+PER_PIXEL = {"encode": 90, "effort": 130, "decode": 32, "verify": 32, "read": 0}
 # With effort a whole strip of the transforms is held with all that its gradient needs.
 _STRIP_PIXELS, _PER_PIXEL_OF_STRIP = 1 << 22, {"effort": 240}
 _UNREAD = 8  # bytes for each byte of a file whose header says no size
