@@ -42,6 +42,13 @@ FORMATS = {
 }
 
 
+INPUT_SUFFIXES = (
+    *(suffix for form in FORMATS.values() for suffix in form.suffixes),
+    *(".gif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx", ".pbm"),
+)
+"""Suffixes of the image files that are read, in lower case: a folder is searched for these."""
+
+
 METADATA_KINDS = ("all", "gps", "exif", "xmp", "icc", "text")
 """What can be dropped from a picture, or kept alone: `image.editing` says what each is."""
 

@@ -66,6 +66,12 @@ LAYERS = (
     ("evaluation",),
     ("training",),
     ("evaluation.family",),
+    # commands; those of many files work on what single files have, too: how they are opened, written and changed
+    ("cli.options",),
+    ("cli.messages", "cli.needs"),
+    ("cli.files",),
+    ("cli.metadata",),
+    ("batch",),
     ("cli",),
     ("__main__",),
 )

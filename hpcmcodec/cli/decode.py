@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import io
 import time
 from pathlib import PurePath
+from typing import Any
 
 import click
 
 from hpcmcodec import container, formats
 from hpcmcodec.cli.batch import convert
 from hpcmcodec.cli.files import Output, about, mute_libraries, opened
+from hpcmcodec.cli.many import Many, Work, many_options, run
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
 from hpcmcodec.cli.options import (
     Settings,
     background_option,
     device_option,
     force_option,
-    inputs_argument,
+    inputs_or_list_argument,
     output_option,
     region_of,
     rgb,
     shared_options,
 )
-from hpcmcodec.errors import InputError
 from hpcmcodec.formats import FORMATS
 
 
 @click.command("decode")
-@inputs_argument
+@inputs_or_list_argument
 @output_option(
     f"The file to write, whose suffix chooses the format: {', '.join(FORMATS)}; for several inputs the directory."
     "  [default: INPUT with .png as its suffix; '-' where INPUT is '-']"
@@ -61,6 +61,7 @@ from hpcmcodec.formats import FORMATS
     help="Scale the picture down to fit N x N pixels, from its thumbnail of an eighth where that is large enough.",
 )
 @background_option("Behind transparent pixels; white where the format holds no transparency.")
+@many_options("smaller_or_skip")
 @force_option
 @device_option
 @shared_options
@@ -77,6 +78,7 @@ def command(
     background: str | None,
     force: bool,
     device: str,
+    many: Many,
 ) -> None:
     """Decode each .hpcm file INPUT to an image file.
 
@@ -90,36 +92,38 @@ def command(
         if formats.of_name(source):
             raise click.UsageError(f"{source} is no .hpcm file: a file to write is named with -o")
 
+    wanted: dict[str, Any] = {
+        "depth": int(depth) if depth else None,
+        "scale": scale,
+        "region": region,
+        "side": side,
+        "background": rgb(background),
+    }
+    if many.wanted:
+        given = {**wanted, "form": form or formats.of_name(target or ""), "device": None if device == "cpu" else device}
+        options = {name: value for name, value in given.items() if value is not None}
+        run(
+            settings,
+            many,
+            Work("decode", options, (".hpcm",), FORMATS[chosen].suffixes[0], "decode"),
+            sources,
+            target,
+            force,
+        )
+        return
+
     def decode(source: str, output: Output) -> None:
         started = time.perf_counter()
-        from hpcmcodec import codec, image
+        from hpcmcodec.batch import work
 
-        behind = rgb(background)
-        bits = int(depth) if depth else None if FORMATS[chosen].deep else 8
         with about(source), Progress("decoding", settings) as progress:
             with opened(source) as stream:
                 data = container.read(stream, **settings.limits)
-            header = container.parse_header(data, **settings.limits)
-            if region:
-                _check_region(region, header, single=len(sources) == 1)
-            shown = region[2:] if region else (header.width, header.height)
-            smaller = image.sides_within(*shown, side) if side else shown
-            picture = codec.decode_picture(
-                data,
-                device=device,
-                scale=scale,
-                thumbnail=not region and (bits or header.depth) == 8 and _is_shown_by_thumbnail(header, smaller),
-                region=region,
-                depth=bits,
-                progress=progress,
-                **settings.limits,
-            )
-            picture = picture if smaller == shown else image.scaled_to(picture, *smaller)
-        if behind:
-            picture = image.flattened(picture, behind)
-        file = io.BytesIO()
+            if region and len(sources) == 1:
+                _check_region(region, container.parse_header(data, **settings.limits))
+            picture = work.decoded(data, chosen, settings.limits, device=device, progress=progress, **wanted)
         with mute_libraries(settings):
-            notes = [*picture.notes, *image.write(picture, chosen, file)]
+            file, notes = work.written(picture, chosen)
         output.write(file.getbuffer())
         if not settings.quiet:
             for note in notes:
@@ -131,22 +135,14 @@ def command(
     mention_kernels(settings, device)
 
 
-def _is_shown_by_thumbnail(header: container.Header, size: tuple[int, int]) -> bool:
-    """Whether an eighth of the picture, which is larger than `size`, has at least as many columns and rows."""
-    width, height = size
-    return size != (header.width, header.height) and -(-header.width // 8) >= width and -(-header.height // 8) >= height
-
-
-def _check_region(region: tuple[int, int, int, int], header: container.Header, *, single: bool) -> None:
-    """Raises click.BadParameter for a region that is not inside the picture; InputError for one of several inputs."""
+def _check_region(region: tuple[int, int, int, int], header: container.Header) -> None:
+    """Raises click.BadParameter for a region that is not inside the picture."""
     from hpcmcodec.decoding import check_region
 
     try:
         check_region(region, header.width, header.height)
     except ValueError as error:
-        if single:
-            raise click.BadParameter(str(error), param_hint="'--region'") from error
-        raise InputError(str(error)) from error
+        raise click.BadParameter(str(error), param_hint="'--region'") from error
 
 
 def _format(target: str | None, form: str | None) -> str:

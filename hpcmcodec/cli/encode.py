@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hpcmcodec import container
 from hpcmcodec.cli.batch import convert
 from hpcmcodec.cli.files import Output, about, mute_libraries, opened
+from hpcmcodec.cli.many import Many, Work, many_options, run
 from hpcmcodec.cli.messages import Progress, label, mention_kernels, say, summarise
-from hpcmcodec.cli.metadata import changes, metadata_options
+from hpcmcodec.cli.metadata import Changes, changes, metadata_options
 from hpcmcodec.cli.options import (
     Number,
     Settings,
     background_option,
     device_option,
     force_option,
-    inputs_argument,
+    inputs_or_list_argument,
     output_option,
     rgb,
     shared_options,
 )
 from hpcmcodec.container import LATENT, TILE_SIDE, TILE_SIDES
-from hpcmcodec.errors import UnsupportedError
+from hpcmcodec.formats import INPUT_SUFFIXES
 
 if TYPE_CHECKING:
     from hpcmcodec.image import Picture
 
 
 @click.command("encode")
-@inputs_argument
+@inputs_or_list_argument
 @output_option(
     "The file to write; for several inputs the directory.  [default: INPUT with .hpcm as its suffix; '-' where INPUT "
     "is '-']"
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
 @background_option("Put a picture with transparency on this colour, rather than keep the transparency.")
 @click.option("--strict", is_flag=True, help="Refuse pictures that are no photographs: text, drawings, dithers.")
 @metadata_options
+@many_options()
 @force_option
 @device_option
 @shared_options
@@ -106,6 +109,7 @@ def command(
     icc: str | None,
     force: bool,
     device: str,
+    many: Many,
 ) -> None:
     """Code each image INPUT as a .hpcm file.
 
@@ -120,29 +124,31 @@ def command(
         if source.lower().endswith(".hpcm"):
             raise click.UsageError(f"{source} is no image: a file to write is named with -o")
 
+    asked: dict[str, Any] = {
+        "quality": quality,
+        "target_size": target_size,
+        "target_bpp": target_bpp,
+        "target_psnr": target_psnr,
+        "effort": effort,
+        "tile": int(tile),
+        "verify": verify,
+        "device": device,
+        **({"model": model} if model else {}),
+    }
+    if many.wanted:
+        rgb(background)
+        rest = {"background": background, "strict": strict, "smaller_or_skip": many.smaller_or_skip}
+        run(settings, many, _work({**asked, **rest}, wanted), sources, target, force)
+        return
+
     def encode(source: str, output: Output) -> None:
         started = time.perf_counter()
         from hpcmcodec import codec
-        from hpcmcodec.weights import DEFAULT_MODEL
 
         behind = rgb(background)
         picture = wanted.applied(_loaded(settings, source, strict))
         with about(source), Progress("encoding", settings) as progress:
-            data = codec.encode(
-                picture,
-                quality,
-                target_size=target_size,
-                target_bpp=target_bpp,
-                target_psnr=target_psnr,
-                effort=effort,
-                tile=int(tile),
-                verify=verify,
-                background=behind,
-                device=device,
-                model=model or DEFAULT_MODEL,
-                progress=progress,
-                **settings.limits,
-            )
+            data = codec.encode(picture, **asked, background=behind, progress=progress, **settings.limits)
         output.write(data)
         if not settings.quiet and (target_size or target_bpp or target_psnr):
             say(f"note: {label(source)}: quality {container.parse_header(data, **settings.limits).quality.percent:g}")
@@ -153,23 +159,34 @@ def command(
     mention_kernels(settings, device)
 
 
+def _work(asked: dict[str, Any], wanted: Changes) -> Work:
+    """What is done to each of many files: the options that are not as they are by default."""
+    usual = {
+        "effort": 0,
+        "tile": TILE_SIDE,
+        "verify": False,
+        "device": "cpu",
+        "strict": False,
+        "smaller_or_skip": False,
+    }
+    changed = {
+        name: value for name, value in wanted._asdict().items() if value or (name == "keep" and value is not None)
+    }
+    options = {name: value for name, value in asked.items() if value != usual.get(name)}
+    memory = "effort" if {"effort", "verify", "target_psnr"} & options.keys() else "encode"
+    return Work("encode", {**options, **changed}, INPUT_SUFFIXES, ".hpcm", memory)
+
+
 def _loaded(settings: Settings, source: str, strict: bool) -> Picture:
     """The image, once its notes have been said. Raises UnsupportedError for one that is no photograph, if `strict`."""
-    from hpcmcodec import image
+    from hpcmcodec.batch import work
 
-    max_pixels = settings.limits["max_pixels"]
-    with about(source):
-        with mute_libraries(settings):
-            if source == "-":
-                with opened(source) as stream:
-                    picture = image.load(stream, max_pixels=max_pixels)
-            else:
-                picture = image.load(source, max_pixels=max_pixels)
-        why = "" if settings.quiet and not strict else image.not_a_photograph(picture)
-        advice = [f"this is no photograph ({why}): PNG or lossless WebP will serve it better"] if why else []
-        if why and strict:
-            raise UnsupportedError(advice[0])
-        if not settings.quiet:
-            for note in (*picture.notes, *advice):
-                say(f"note: {label(source)}: {note}")
+    with about(source), contextlib.ExitStack() as opening:
+        opening.enter_context(mute_libraries(settings))
+        file = opening.enter_context(opened(source)) if source == "-" else source
+        picture, notes = work.loaded(
+            file, strict=strict, judged=not settings.quiet, max_pixels=settings.limits["max_pixels"]
+        )
+    for note in () if settings.quiet else notes:
+        say(f"note: {label(source)}: {note}")
     return picture

@@ -25,6 +25,7 @@ class Settings:
         self.quiet = False
         self.max_pixels: int | None = None
         self.max_side: int | None = None
+        self.threads: int | None = None
 
     @property
     def limits(self) -> Limits:
@@ -40,6 +41,7 @@ def _store(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
 def _limit_threads(ctx: click.Context, parameter: click.Parameter, value: int | None) -> None:
     """Sets what numpy's BLAS, onnxruntime and the kernels read when they are loaded, which no option comes before."""
     if value:
+        ctx.ensure_object(Settings).threads = value
         os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(value)
 
 
@@ -83,6 +85,10 @@ def shared_options(function: Function) -> Function:
 input_argument = click.argument("source", metavar="INPUT", type=click.Path(allow_dash=True, readable=False))
 inputs_argument = click.argument(
     "sources", metavar="INPUT...", nargs=-1, required=True, type=click.Path(allow_dash=True, readable=False)
+)
+# Of commands that take a list of files in the place of inputs: `many_options` checks that there is one of the two.
+inputs_or_list_argument = click.argument(
+    "sources", metavar="INPUT...", nargs=-1, type=click.Path(allow_dash=True, readable=False)
 )
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output if it exists.")
 device_option = click.option(

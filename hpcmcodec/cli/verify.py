@@ -7,21 +7,28 @@ import click
 from hpcmcodec import container
 from hpcmcodec.cli.batch import each
 from hpcmcodec.cli.files import about, check_input, opened, write_stdout
+from hpcmcodec.cli.many import Many, Work, many_options, run
 from hpcmcodec.cli.messages import Progress, label, printable
 from hpcmcodec.cli.needs import require_memory
-from hpcmcodec.cli.options import Settings, device_option, inputs_argument, shared_options
+from hpcmcodec.cli.options import Settings, device_option, inputs_or_list_argument, shared_options
 
 
 @click.command("verify")
-@inputs_argument
+@inputs_or_list_argument
 @click.option(
     "--decode", "decoding", is_flag=True, help="Decode too, which compares the checksums of latents and pixels."
 )
+@many_options("if_exists", "preserve_times", "smaller_or_skip")
 @device_option
 @shared_options
 @click.pass_obj
-def command(settings: Settings, sources: tuple[str, ...], decoding: bool, device: str) -> None:
+def command(settings: Settings, sources: tuple[str, ...], decoding: bool, device: str, many: Many) -> None:
     """Check that .hpcm files are whole: the checksum over all bytes, and with --decode those of what they decode to."""
+
+    if many.wanted:
+        options = {"decode": True, "device": device} if decoding else {}
+        run(settings, many, Work("verify", options, (".hpcm",), None, "verify" if decoding else "read"), sources)
+        return
 
     def check(source: str) -> None:
         check_input(source)

@@ -1,0 +1,326 @@
+"""Folders and lists of files: the options, and a run over them by workers or on a cluster, with a manifest."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from hpcmcodec import threads
+from hpcmcodec.cli.batch import SOME_FAILED
+from hpcmcodec.cli.files import opened, write_stdout
+from hpcmcodec.cli.messages import mention_kernels, printable, say
+from hpcmcodec.cli.needs import require
+from hpcmcodec.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from hpcmcodec.batch.manifest import Manifest
+    from hpcmcodec.batch.plan import Found
+    from hpcmcodec.batch.records import Record, Task
+    from hpcmcodec.cli.options import Settings
+
+    Function = TypeVar("Function", bound=Callable[..., object])
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class Many(NamedTuple):
+    """The options as they were given; `OPTIONS` has their help."""
+
+    recursive: bool = False
+    files_from: str | None = None
+    jobs: str | None = None
+    manifest: str | None = None
+    if_exists: str | None = None
+    checksum: bool = False
+    retries: int | None = None
+    timeout: float | None = None
+    max_memory: int | None = None
+    shard: tuple[int, int] | None = None
+    cluster: str | None = None
+    dry_run: bool = False
+    preserve_times: bool = False
+    smaller_or_skip: bool = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any of the options was given; else the command works on its inputs one by one."""
+        return self != Many()
+
+
+def _jobs(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value not in (None, "auto") and not re.fullmatch("[1-9][0-9]{0,3}", value or ""):
+        raise click.BadParameter(f"{value!r} is neither a number of processes nor 'auto'", ctx, parameter)
+    return value
+
+
+def _bytes(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([KMG]?)", value.upper())
+    if not match or not float(match[1]):
+        raise click.BadParameter(f"{value!r} is no size: a number, with K, M or G behind it", ctx, parameter)
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    from hpcmcodec.batch.plan import parsed_shard
+
+    try:
+        return parsed_shard(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, parameter) from error
+
+
+_path = click.Path(allow_dash=True, readable=False)
+OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "recursive": click.option("-r", "--recursive", is_flag=True, help="Take the files below folders; keep their tree."),
+    "files_from": click.option(
+        "--files-from", metavar="LIST", type=_path, help="Take the files that LIST names, a line each; '-' reads it."
+    ),
+    "jobs": click.option(
+        "-j", "--jobs", metavar="N|auto", callback=_jobs, help="Processes at a time.  [default: auto, one a core]"
+    ),
+    "manifest": click.option(
+        "--manifest",
+        metavar="FILE.jsonl",
+        type=click.Path(readable=False),
+        help="Append a line of JSON for each file, and leave out what it says was done.",
+    ),
+    "if_exists": click.option(
+        "--if-exists",
+        type=click.Choice(["error", "skip", "update"]),
+        help="An output that is there is an error, stays, or is made anew where its input or the settings have changed."
+        "  [default: error]",
+    ),
+    "checksum": click.option(
+        "--checksum", is_flag=True, help="Put SHA-256 of inputs into the manifest, and tell changes by it."
+    ),
+    "retries": click.option(
+        "--retries",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Try a file again N times whose process died or took too long.  [default: 1]",
+    ),
+    "timeout": click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Give up a file that takes longer.",
+    ),
+    "max_memory": click.option(
+        "--max-memory",
+        metavar="SIZE",
+        callback=_bytes,
+        help="Start files only while their estimates are below 80% of this, such as 1500M.  [default: what is free]",
+    ),
+    "shard": click.option(
+        "--shard", metavar="I/N", callback=_shard, help="Take the I-th of N parts of the files, told by their names."
+    ),
+    "cluster": click.option(
+        "--cluster", metavar="ADDRESS", help="Work on Dask: tcp://HOST:8786 of its scheduler, or 'local'."
+    ),
+    "dry_run": click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
+    "preserve_times": click.option("--preserve-times", is_flag=True, help="Give outputs the times of their inputs."),
+    "smaller_or_skip": click.option(
+        "--smaller-or-skip", is_flag=True, help="Write no file that is not smaller than its input."
+    ),
+}
+
+
+def many_options(*left_out: str) -> Callable[[Function], Function]:
+    """The options of many files, without those that the command has no use for; its function gets them as `many`."""
+    names = [name for name in OPTIONS if name not in left_out]
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> object:
+            many = Many(**{name: kwargs.pop(name) for name in names})
+            if not kwargs["sources"] and many.files_from is None:
+                raise click.UsageError("Missing argument 'INPUT...'")
+            return function(*args, many=many, **kwargs)
+
+        for name in reversed(names):
+            call = OPTIONS[name](call)
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+class Work(NamedTuple):
+    """What is done to each file.
+
+    Attributes:
+        kind: "encode", "decode" or "verify".
+        settings: of `batch.encode_file` and its like, without those that are the default.
+        inputs: suffixes that are looked for in folders.
+        suffix: of outputs; None where there are none.
+        memory: the kind of `batch.memory.needed`.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    inputs: Sequence[str]
+    suffix: str | None
+    memory: str
+
+
+def run(
+    settings: Settings, many: Many, work: Work, sources: Sequence[str], target: str | None = None, force: bool = False
+) -> None:
+    """Works on all the files that are named. Raises click.exceptions.Exit with exit code 7 where some failed.
+
+    Args:
+        settings, many: the options of the command.
+        work: what to do.
+        sources: paths of files and, with `recursive`, of folders.
+        target: the folder of outputs, or for one file the output.
+        force: whether outputs that exist are replaced.
+
+    Raises before any work: `InputError` for a folder without files or a list that cannot be read, `OutputError` where
+    two inputs have one output, or the manifest cannot be written.
+    """
+    if "-" in sources:
+        raise click.UsageError("'-' is an input on its own")
+    if force and many.if_exists:
+        raise click.UsageError("--force and --if-exists exclude each other")
+    from hpcmcodec.batch import plan
+    from hpcmcodec.batch.manifest import Manifest
+
+    part, shard = "", many.shard
+    if shard is not None:
+        part = f".{shard[0]}-{shard[1]}"
+    pairs = _pairs(many, work, sources, target)
+    n_all = len(pairs)
+    if shard is not None:
+        pairs = [pair for pair in pairs if plan.shard(pair[0].place, *shard)]
+    path = Path(many.manifest) if many.manifest else None
+    rules = plan.Rules(
+        "force" if force else many.if_exists or "error", work.settings, _model_id(work), many.checksum
+    )
+    with Manifest(path if not many.dry_run or (path and path.exists()) else None, part) as manifest:
+        left = list(plan.left_to_do(pairs, manifest, rules))
+        tasks = [task for task in left if not isinstance(task, str)]
+        tasks.sort(key=lambda task: -task.size)
+        if many.dry_run:
+            _print(settings, tasks, len(left) - len(tasks), n_all)
+            return
+        failures = _carry_out(settings, many, work, tasks, manifest, skipped=len(left) - len(tasks))
+    mention_kernels(settings, "cpu")
+    if failures:
+        raise click.exceptions.Exit(failures[0] if n_all == 1 and not many.recursive else SOME_FAILED)
+
+
+def _pairs(many: Many, work: Work, sources: Sequence[str], target: str | None) -> list[tuple[Found, str]]:
+    """Inputs and outputs."""
+    from hpcmcodec.batch import plan
+
+    files: list[Found] = list(plan.found(sources, work.inputs, recursive=many.recursive))
+    if many.files_from is not None:
+        with opened(many.files_from) as stream:
+            files += plan.listed(stream)
+        if not files:
+            raise InputError(f"{many.files_from}: names no files")
+    if work.suffix is None:
+        return [(file, "") for file in dict.fromkeys(files)]
+    one = len(files) == 1 and many.files_from is None and not Path(sources[0]).is_dir()
+    if one and target is not None and not Path(target).is_dir():
+        return [(files[0], target)]
+    if target is not None and Path(target).exists() and not Path(target).is_dir():
+        raise OutputError(f"{target}: for several inputs the output is a directory, and this is none")
+    return plan.named(files, target, work.suffix)
+
+
+def _carry_out(
+    settings: Settings, many: Many, work: Work, tasks: list[Task], manifest: Manifest, skipped: int
+) -> list[int]:
+    """Works on the tasks; returns the exit codes of those that failed."""
+    from hpcmcodec.batch import memory, supervisor
+    from hpcmcodec.batch.records import FAILED, Record
+    from hpcmcodec.batch.supervisor import Limits, Lost
+    from hpcmcodec.batch.work import perform
+    from hpcmcodec.cli.board import Board
+
+    failures: list[int] = []
+    folders: set[Path] = set()
+
+    def begun(task: Task) -> None:
+        if task.target:
+            manifest.begin(task.target)
+            _make_folder(Path(task.target).parent, folders)
+
+    def done(task: Task, result: Record | Lost) -> None:
+        if isinstance(result, Lost):
+            error = f"{task.source}: {result.why}"
+            result = Record(
+                task.source, task.target, FAILED, result.exit_code, error, task.size, settings=work.settings
+            )
+        manifest.add(result)
+        if result.status == FAILED:
+            failures.append(result.exit_code)
+        board.add(result)
+
+    # The limits of pictures are no settings: they change no output.
+    options = {**work.settings, **settings.limits}
+    function = partial(perform, work.kind, options, many.checksum, many.preserve_times)
+    allowed = memory.available() if many.max_memory is None else many.max_memory
+    cores = min(threads.cores(), settings.threads or threads.cores()) if many.jobs in (None, "auto") else int(many.jobs)
+    limits = Limits(
+        cores,
+        None if allowed is None else int(memory.SHARE * allowed),
+        1 if many.retries is None else many.retries,
+        many.timeout,
+    )
+    with Board(settings, work.kind, len(tasks), sum(task.size for task in tasks), skipped) as board:
+        if many.cluster:
+            require("--cluster", "dask", "dask", "distributed")
+            from hpcmcodec.batch import cluster
+
+            cluster.run(function, tasks, done, limits, address=many.cluster, begun=begun)
+        else:
+            need = partial(_need, work.memory)
+            supervisor.run(function, tasks, done, limits, need=need, begun=begun)
+    return failures
+
+
+def _need(kind: str, task: Task) -> int:
+    from hpcmcodec.batch import memory
+
+    return memory.needed(kind, task.source)
+
+
+def _make_folder(folder: Path, made: set[Path]) -> None:
+    """Makes a folder of outputs. Where that fails, the file says so that was to be written there."""
+    if folder not in made:
+        made.add(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+
+
+def _model_id(work: Work) -> str:
+    """The id of the model that encodes, in hexadecimal; files that are read say theirs."""
+    if work.kind != "encode":
+        return ""
+    from hpcmcodec import weights
+
+    return weights.read_metadata(weights.located(work.settings.get("model", weights.DEFAULT_MODEL)))["model_id"]
+
+
+def _print(settings: Settings, tasks: Iterable[Task], skipped: int, n_all: int) -> None:
+    """Says what a run would do: a line for each file on standard output."""
+    n = 0
+    for n, task in enumerate(tasks, 1):  # noqa: B007
+        there = " (exists already)" if task.target and not task.overwrite and Path(task.target).exists() else ""
+        arrow = f" -> {task.target}" if task.target else ""
+        write_stdout(f"{printable(task.source + arrow)}{there}\n".encode())
+    if not settings.quiet:
+        say(f"{n_all} inputs: {n} to do, {skipped} done already, {n_all - n - skipped} of other shards")
