@@ -163,7 +163,8 @@ def untrusted(folder: Path, *, make: bool = False) -> str | None:
 
     make: make the folders that are missing, for this user alone. Raises OSError where that fails.
     """
-    if not hasattr(os, "geteuid") or os.open not in os.supports_dir_fd:  # Windows: modes say nothing there, and nothing is built
+    # On Windows modes say nothing, and nothing is built.
+    if not hasattr(os, "geteuid") or os.open not in os.supports_dir_fd:
         return None
     # Links on the way are followed first: what they lead to is judged.
     path = Path(os.path.realpath(folder))
