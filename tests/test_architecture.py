@@ -38,6 +38,7 @@ LAYERS = (
     ("rans", "rans_check"),
     # the model: its entropy path, then what training adds (torch)
     ("model", "model.config", "model.arrange", "model.blocks", "model.entropy", "model.cost"),
+    ("model.hyper",),
     ("model.rwkv", "model.family.blocks"),
     ("model.memory", "model.banks"),
     ("model.remember", "model.family.flow"),

@@ -644,11 +644,12 @@ def test_other_members_of_the_family_code_too(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [*weights.packaged(), tiny.NAME])
-def test_stored_tables_are_one_a_level_symmetric_and_one_a_channel_and_band_of_z(name: str) -> None:
+def test_stored_tables_are_one_a_level_symmetric_and_one_a_channel_band_and_context_of_z(name: str) -> None:
     w = weights.load_file(weights.packaged()[name])
     t = w.under("tables")
     assert len(t["y.sizes"]) == constants.LEVELS
-    assert len(t["z.sizes"]) == entropy.Z_BANDS * w.config.hyper
+    contexts = 1 + t["z.thresholds"].shape[1] if "z.thresholds" in t else 1
+    assert len(t["z.sizes"]) == entropy.Z_BANDS * w.config.hyper * contexts
     for cdf, size, low in zip(t["y.cdf"], t["y.sizes"], t["y.offsets"], strict=True):
         counts = np.diff(cdf[:size])
         assert low == -(len(counts) - 2) // 2

@@ -29,9 +29,7 @@ from hpcmcodec.engines import light
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.reference import ExactOps
 from hpcmcodec.exact.schedule import decimate, grid
-from hpcmcodec.model.entropy import z_tables_of
 from hpcmcodec.quality import Quality
-from hpcmcodec.rans import Decoder
 
 DATA = Path(__file__).parent / "data"
 NAME = "tiny-0"
@@ -130,10 +128,9 @@ def with_model_id(data: bytes, model_id: bytes) -> bytes:
 def z_of(data: bytes, coder: Any) -> np.ndarray:
     """The hyper-latent (rows, columns, N) that a file of one tile carries."""
     header = container.parse_header(data)
-    rows, columns, n = -(-header.latent_height // 4), -(-header.latent_width // 4), coder.config.hyper
-    indexes = np.repeat(z_tables_of(header.quality, n), rows * columns)
-    stream = container.Reader(data).stream("z", 0)
-    return Decoder(stream, coder.z_tables).get(indexes).reshape(n, rows, columns).transpose(1, 2, 0)
+    rows, columns = -(-header.latent_height // 4), -(-header.latent_width // 4)
+    z: np.ndarray = coder.decode_z(container.Reader(data).stream("z", 0), header.quality, rows, columns)
+    return z
 
 
 def sha256(integers: np.ndarray) -> str:

@@ -7,8 +7,8 @@ decoder both take it as zero, unless the file is *full*, because the picture is 
 y_hat is 16 * symbol + mean in sixteenths, moved towards the mean to where the mass of the
 symbol's bin lies (`entropy.centroids`, a table by level and magnitude). It is int32, and the symbol limit of `rans`
 keeps it far from overflow. Every scale's stream comes with the
-CRC-32 of the integers it decodes to, little-endian int32 in the order of coding: z's values, or y_hat where the scale
-codes it.
+CRC-32 of the integers it decodes to, little-endian int32: z's values, channel by channel in raster order, or y_hat
+where the scale codes it, in the order of coding. `hyper` says in which order z is coded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from hpcmcodec.exact.schedule import GROUPS, SCALES, STEPS, Step, decimate, fold
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.context import walk
 from hpcmcodec.model.cost import step_cost, z_cost
-from hpcmcodec.model.entropy import grids_at, skipped_levels, z_tables_of
+from hpcmcodec.model.entropy import Z_BANDS, grids_at, skipped_levels
+from hpcmcodec.model.hyper import Contexts
 from hpcmcodec.quality import Quality
 from hpcmcodec.rans import MAX_SYMBOL, Decoder, Encoder, Tables, bits
 
@@ -68,7 +69,7 @@ class Coded(NamedTuple):
 
 
 class LatentCoder:
-    """Codes tiles with one model: exact operations, the tables of z (`entropy.z_tables_of`) and of y (one per level).
+    """Codes tiles with one model: exact operations, the tables of z (`hyper.Contexts`) and of y (one per level).
 
     Raises UnsupportedError, before anything is computed, where the coder that HPCM_CODER names is not there.
     """
@@ -77,6 +78,7 @@ class LatentCoder:
         rans_coders.choose()
         self.config, self.ops = config, ops
         self.z_tables = Tables(tables["z.cdf"], tables["z.sizes"], tables["z.offsets"])
+        self.contexts = Contexts(tables.get("z.thresholds", np.zeros((Z_BANDS * config.hyper, 0), np.int32)))
         self.y_tables = Tables(tables["y.cdf"], tables["y.sizes"], tables["y.offsets"])
         self.centroids = tables["y.centroids"]
         self.skipped = skipped_levels(self.y_tables.cdf, self.y_tables.sizes, self.y_tables.offsets)
@@ -106,14 +108,9 @@ class LatentCoder:
         """
         h, w, _ = y.shape
         out: dict[str, Coded] = {}
-        rows, columns, n = z.shape
-        encoder = Encoder(self.z_tables)
-        indexes = np.repeat(z_tables_of(quality, n), rows * columns)
+        z_hat = _round(z)
         with timing.phase("rANS"):
-            symbols = _round(z.transpose(2, 0, 1).ravel())
-            encoder.put(symbols, indexes)
-            out["z"] = Coded(encoder.finish(), _crc(symbols))
-        z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
+            out["z"] = Coded(self._encode_z(z_hat, quality), _crc(z_hat.transpose(2, 0, 1)))
 
         encoders = {s: Encoder(self.y_tables) for s in SCALES}
         crcs, planes = dict.fromkeys(SCALES, 0), dict[str, np.ndarray]()
@@ -140,6 +137,26 @@ class LatentCoder:
         with timing.phase("rANS"):
             out |= {s: Coded(encoders[s].finish(), crcs[s]) for s in SCALES}
         return out, y_hat
+
+    def _encode_z(self, z_hat: Ints, quality: Quality) -> bytes:
+        """The stream of z_hat (rows, columns, N)."""
+        rows, columns, n = z_hat.shape
+        indexes = self.contexts.tables(z_hat, np.arange(rows * columns), quality)
+        encoder, waves = Encoder(self.z_tables), self.contexts.waves(rows, columns)
+        encoder.put(*(np.concatenate([v[at].T.ravel() for at in waves]) for v in (z_hat.reshape(-1, n), indexes)))
+        return encoder.finish()
+
+    def decode_z(self, stream: bytes, quality: Quality, rows: int, columns: int) -> Ints:
+        """z_hat (rows, columns, N) int32. Raises IntegrityError where the stream is damaged."""
+        n = self.config.hyper
+        z_hat = np.zeros((rows, columns, n), np.int32)
+        with _reading("z"):
+            decoder = Decoder(stream, self.z_tables)
+            for at in self.contexts.waves(rows, columns):
+                symbols = decoder.get(self.contexts.tables(z_hat, at, quality).T.ravel())
+                z_hat.reshape(-1, n)[at] = symbols.reshape(n, -1).T
+            decoder.finish()
+        return z_hat
 
     def quantise(self, residuals: np.ndarray, levels: Ints, rate_weight: float = RATE_WEIGHT) -> Ints:
         """The symbols of residuals (n,) float32: the nearest integers, or the next towards zero by `thresholds`."""
@@ -189,17 +206,13 @@ class LatentCoder:
         step cost. full: as for `encode`. Raises IntegrityError where a stream is damaged, and LatentMismatchError where
         `verify` returns False.
         """
-        rows, columns, n = -(-h // 4), -(-w // 4), self.config.hyper
-        indexes = np.repeat(z_tables_of(quality, n), rows * columns)
-        with _reading("z"):
-            decoder = Decoder(streams["z"], self.z_tables)
-            symbols = decoder.get(indexes)
-            decoder.finish()
-        if verify and not verify("z", _crc(symbols)):
+        rows, columns = -(-h // 4), -(-w // 4)
+        z_hat = self.decode_z(streams["z"], quality, rows, columns)
+        if verify and not verify("z", _crc(z_hat.transpose(2, 0, 1))):
             raise LatentMismatchError("z", None)
-        z_hat = symbols.reshape(n, rows, columns).transpose(1, 2, 0)
         if spent:
-            spent("z", z_cost(self.z_tables, symbols, indexes, h, w))
+            indexes = self.contexts.tables(z_hat, np.arange(rows * columns), quality)
+            spent("z", z_cost(self.z_tables, z_hat, indexes.reshape(z_hat.shape), h, w))
         decoders = {}
         for s in filter(streams.__contains__, SCALES):
             with _reading(s):

@@ -19,10 +19,10 @@ __all__ = ["step_cost", "z_cost"]
 def z_cost(tables: Tables, symbols: np.ndarray, indexes: np.ndarray, h: int, w: int) -> np.ndarray:
     """The bits of z at each position of y, float64 (h, w).
 
-    symbols, indexes: (N * rows * columns,), channel by channel in raster order.
+    symbols, indexes: (rows, columns, N), z and the table of each of its values.
     """
-    rows, columns = -(-h // 4), -(-w // 4)
-    cost = bits(tables, symbols, indexes).reshape(-1, rows, columns).sum(axis=0)
+    rows, columns, _ = symbols.shape
+    cost = bits(tables, symbols.ravel(), indexes.ravel()).reshape(symbols.shape).sum(axis=2)
     share = np.outer(np.minimum(4, h - 4 * np.arange(rows)), np.minimum(4, w - 4 * np.arange(columns)))
     return np.repeat(np.repeat(cost / share, 4, axis=0), 4, axis=1)[:h, :w]
 

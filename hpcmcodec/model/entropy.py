@@ -120,11 +120,6 @@ def factorised_tables(cdf: np.ndarray, low: int) -> dict[str, np.ndarray]:
     return pack_tables(rows)
 
 
-def z_tables_of(quality: Quality, channels: int) -> np.ndarray:
-    """The row of z's tables that each channel is coded with at a quality: int (channels,)."""
-    return min(quality.hundredths * Z_BANDS // 10000, Z_BANDS - 1) * channels + np.arange(channels)
-
-
 def skipped_levels(cdf: np.ndarray, sizes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Whether each level's table gives zero more than SKIP_PROBABILITY, decided in integers: bool (levels,)."""
     at = -offsets.astype(np.int64)

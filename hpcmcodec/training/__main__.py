@@ -145,7 +145,12 @@ def join(state: Path, folder: Path | None) -> None:
 @click.option("--name", default="lite-0", show_default=True)
 @click.option("-o", "--out", required=True, type=PATH, help="Folder of the weights.")
 @click.option("--cache", required=True, type=EXISTING, help="Where the crops come from.")
-@click.option("--crops", default=120, show_default=True, help="Crops of 384 pixels to fit grids and tables to.")
+@click.option(
+    "--crops",
+    default=120,
+    show_default=True,
+    help="Crops of 384 pixels to fit grids and tables to, and 4 times as many of 512 pixels to fit z's.",
+)
 @click.option("--held-out", type=EXISTING, help="PNGs on which exact arithmetic may cost 0.3% of the bits, mean of q.")
 def export(state: Path, name: str, out: Path, cache: Path, crops: int, held_out: Path | None) -> None:
     """Write weights from STATE, and the graphs with which they encode without torch."""
@@ -163,7 +168,8 @@ def export(state: Path, name: str, out: Path, cache: Path, crops: int, held_out:
     if isinstance(model, Member):
         model_id = packing.export(model, name, out, [pixels for pixels, _ in photographs], held_out, click.echo)
     else:
-        model_id = run(model, name, out, photographs, held_out, click.echo)
+        more = crops_at_all_qualities(cache, 4 * crops, 512)
+        model_id = run(model, name, out, photographs, held_out, click.echo, more)
     click.echo(f"{name}: model id {model_id.hex()}")
 
 

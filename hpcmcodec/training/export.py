@@ -46,13 +46,15 @@ def export(
     photographs: Iterable[tuple[np.ndarray, Quality]],
     held_out: Path | None = None,
     say: Callable[[str], None] = print,
+    more: Iterable[tuple[np.ndarray, Quality]] = (),
 ) -> bytes:
     """Write `out/name.safetensors`, its two graphs and their digests; returns the model id. For members of one lambda
     see `packing.export`.
 
     `model` is changed: it gets the fitted grids and the rounded transforms.
     photographs: pairs of pixels (16 h, 16 w, 3) uint8 and a quality, to which grids and tables are fitted and on which
-    the files are checked. held_out: a folder of PNGs; `say` is told what exact arithmetic costs on them.
+    the files are checked. held_out: a folder of PNGs; `say` is told what exact arithmetic costs on them. more:
+    photographs to whose z its tables are fitted, too.
 
     Raises IntegrityError where it costs more than EXACT_ERROR or EXACT_LOSS, or the written files compute something
     else than the model; nothing is replaced then.
@@ -72,7 +74,7 @@ def export(
     # Everything below sees the transforms as they ship.
     shipped_as = transforms | fold.training(model.config, synthesis)
     model.load_state_dict({k: torch.from_numpy(v).float() for k, v in shipped_as.items()}, strict=False)
-    tables = fit_tables(model, integers, photographs)
+    tables = fit_tables(model, integers, photographs, more)
     tensors |= {f"tables.{k}": v for k, v in tables.items()}
     return publish(name, out, model, tensors, trained, photographs)
 

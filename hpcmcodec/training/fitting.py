@@ -2,8 +2,8 @@
 
 The grids are fitted anew (`fit_grids`), because activations go on moving while the grids of a run stay as they are.
 The tables are fitted to what coding really produces. The exact path runs over photographs at many qualities; the
-magnitudes of y's symbols are counted for each level, the symbols of z for each channel and band of qualities. Both
-counts are blended with what training assumed, which decides where counts are few.
+magnitudes of y's symbols are counted for each level, the symbols of z for each channel, band of qualities and context.
+Both counts are blended with what training assumed, which decides where counts are few.
 
 Photographs are pairs of pixels (16 h, 16 w, 3) uint8 and a quality.
 """
@@ -35,9 +35,9 @@ from hpcmcodec.model.entropy import (
     logistic_magnitudes,
     pack_tables,
     symmetric_table,
-    z_tables_of,
 )
 from hpcmcodec.model.hpcm import HPCM, Z_EDGES, Z_REACH, Estimator
+from hpcmcodec.model.hyper import Contexts, band_of, neighbours
 from hpcmcodec.model.synthesis import THUMBNAIL, THUMBNAIL_STRIDE
 from hpcmcodec.native import loader
 from hpcmcodec.quality import Quality
@@ -45,6 +45,9 @@ from hpcmcodec.training import stages
 from hpcmcodec.training.data import to_unit
 
 Z_PRIOR_COUNTS = 100.0  # in each channel of a band, the trained prior weighs as many counted symbols of z
+Z_CONTEXTS = 6  # of z's values in each channel of a band,
+Z_CONTEXT_COUNTS = 30.0  # in each of which the distribution of all contexts weighs as many counted symbols
+Z_SPAN = 1.5  # the outermost thresholds lie so many standard deviations from the mean of the neighbours' sums
 PRIOR_COUNTS = 2000.0  # in each level, the logistic weighs as many counted symbols of y
 TAIL = 2.0**-15  # a table ends where less probability than this is left, which goes to the escape
 SPARE = 0.5  # of a code's range, that the synthesis' activations of the photographs stay within
@@ -165,20 +168,25 @@ class Thumbnails:
 
 
 def fit_tables(
-    model: HPCM, integers: Mapping[str, np.ndarray], photographs: Iterable[tuple[np.ndarray, Quality]]
+    model: HPCM,
+    integers: Mapping[str, np.ndarray],
+    photographs: Iterable[tuple[np.ndarray, Quality]],
+    more: Iterable[tuple[np.ndarray, Quality]] = (),
 ) -> dict[str, np.ndarray]:
-    """Tables of z and y by name (`z.cdf`, `y.cdf`, ...), counted by coding the photographs on the exact path."""
-    first, cdf = model.tables(), model.z_cdf()
-    below, symbols = np.zeros((Z_BANDS * len(cdf), len(Z_EDGES))), np.zeros((Z_BANDS * len(cdf), 1))
+    """Tables of z and y by name (`z.cdf`, `y.cdf`, ...), counted by coding the photographs on the exact path.
+
+    more: photographs of which z alone is counted. A photograph has few values of z, and its tables are many.
+    """
+    first = model.tables()
     coder = _Counting(model.config, loader.exact_ops(integers, model.grids, model.config.precision), first)
-    for pixels, quality in photographs:
-        with torch.no_grad():
-            y, z = model.analyse(*model_inputs(pixels, quality))
-        coder.encode(y[0].numpy(), z[0].numpy(), quality)
-        z_hat, at = np.rint(z[0].numpy()).reshape(-1, len(cdf)), z_tables_of(quality, len(cdf))
-        below[at] += (z_hat[:, :, None] < Z_EDGES).sum(0)
-        symbols[at] += len(z_hat)
-    blended = (Z_PRIOR_COUNTS * np.tile(cdf, (Z_BANDS, 1)) + below) / (Z_PRIOR_COUNTS + symbols)
+    planes: list[tuple[Quality, np.ndarray]] = []
+    for part, whole in ((photographs, True), (more, False)):
+        for pixels, quality in part:
+            with torch.no_grad():
+                y, z = (v[0].numpy() for v in model.analyse(*model_inputs(pixels, quality)))
+            if whole:
+                coder.encode(y, z, quality)
+            planes.append((quality, np.rint(z).astype(np.int32)))
     rows = []
     for level in range(LEVELS):
         assumed = logistic_magnitudes(level)
@@ -189,11 +197,37 @@ def fit_tables(
         reach = int(np.flatnonzero(beyond > TAIL)[-1])
         reach = max(1, min(reach, len(p) - 2))
         rows.append(symmetric_table(np.append(p[: reach + 1], beyond[reach + 1])))
-    return (
-        first
-        | {f"z.{k}": v for k, v in factorised_tables(blended, -Z_REACH).items()}
-        | {f"y.{k}": v for k, v in pack_tables(rows).items()}
-    )
+    return first | hyper_tables(model.z_cdf(), planes) | {f"y.{k}": v for k, v in pack_tables(rows).items()}
+
+
+def hyper_tables(cdf: np.ndarray, planes: Iterable[tuple[Quality, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The tables and thresholds of z by name, counted in planes (rows, columns, N); cdf: `HPCM.z_cdf` (N, edges)."""
+    channels, n_edges = cdf.shape
+    of_band: list[list[tuple[Quality, np.ndarray]]] = [[] for _ in range(Z_BANDS)]
+    for quality, z in planes:
+        of_band[band_of(quality)].append((quality, z))
+    thresholds = np.zeros((Z_BANDS * channels, Z_CONTEXTS - 1), np.int32)
+    for band, found in enumerate(of_band):
+        if found:
+            sums = np.concatenate([neighbours(z, _everywhere(z)) for _, z in found])
+            spread = sums.std(0)[:, None] * np.linspace(-Z_SPAN, Z_SPAN, Z_CONTEXTS - 1)
+            thresholds[band * channels :][:channels] = np.ceil(sums.mean(0)[:, None] + spread)
+    contexts = Contexts(thresholds)
+    counts = np.zeros((Z_BANDS * channels * Z_CONTEXTS, n_edges + 1))
+    for quality, z in (plane for found in of_band for plane in found):
+        tables = contexts.tables(z, _everywhere(z), quality)
+        np.add.at(counts, (tables, np.searchsorted(Z_EDGES, z.reshape(tables.shape))), 1)
+    below = counts.cumsum(1)[:, :n_edges].reshape(Z_BANDS, channels, Z_CONTEXTS, n_edges)
+    symbols = counts.sum(1).reshape(Z_BANDS, channels, Z_CONTEXTS, 1)
+    of_channel = (Z_PRIOR_COUNTS * cdf + below.sum(2)) / (Z_PRIOR_COUNTS + symbols.sum(2))
+    blended = (Z_CONTEXT_COUNTS * of_channel[:, :, None] + below) / (Z_CONTEXT_COUNTS + symbols)
+    tables_of = factorised_tables(blended.reshape(-1, n_edges), -Z_REACH)
+    return {f"z.{k}": v for k, v in tables_of.items()} | {"z.thresholds": thresholds}
+
+
+def _everywhere(z: np.ndarray) -> np.ndarray:
+    """All positions of a plane (rows, columns, N)."""
+    return np.arange(z.shape[0] * z.shape[1])
 
 
 class _Counting(LatentCoder):

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Sequence
 
 from arithmetic import clamp
-from entropy import StreamDecoder, read_tables
+from entropy import StreamDecoder, Table, read_tables
 from errors import InvalidFileError
 from operations import (
     CODE_LIMIT,
@@ -96,6 +96,8 @@ class Flow:
         self.config = model.config
         self.layers = Layers(model, "entropy.")
         self.z_tables = read_tables(model, "z")
+        name = "tables.z.thresholds"
+        self.z_thresholds = model[name].integer_rows() if name in model else []
         self.y_tables = read_tables(model, "y")
         self.omitted = [table.omits for table in self.y_tables]
         self.centroids = model["tables.y.centroids"].integer_rows()
@@ -135,16 +137,33 @@ class Flow:
         return add(x, gate(g, v))
 
     def decode_z(self, rows: int, columns: int, stream: bytes) -> list[list[int]]:
-        """Decode the values of z, channel by channel."""
+        """Decode the values of z; return them channel by channel."""
         channels = int(self.config["hyper"])
-        first = min(self.q * 5 // Q_ONE, 4) * channels
         decoder = StreamDecoder(stream, self.z_tables[0])
-        planes = [
-            [decoder.symbol(self.z_tables[first + channel]) for _ in range(rows * columns)]
-            for channel in range(channels)
-        ]
+        planes = [[0] * (rows * columns) for _ in range(channels)]
+        positions = range(rows * columns)
+        waves = [list(positions)]
+        if self.z_thresholds:
+            sums = range(rows + columns - 1)
+            waves = [[at for at in positions if sum(divmod(at, columns)) == total] for total in sums]
+        for wave in waves:
+            for channel, plane in enumerate(planes):
+                for at in wave:
+                    plane[at] = decoder.symbol(self._z_table(channel, plane, at, columns))
         decoder.finish()
         return planes
+
+    def _z_table(self, channel: int, plane: list[int], at: int, columns: int) -> Table:
+        """Return the table of a value of z, whose neighbours to the left and above are decoded."""
+        row = min(self.q * 5 // Q_ONE, 4) * int(self.config["hyper"]) + channel
+        if not self.z_thresholds:
+            return self.z_tables[row]
+        known = [plane[at - 1]] if at % columns else []
+        known += [plane[at - columns]] if at >= columns else []
+        total = 2 * sum(known) // len(known) if known else 0
+        thresholds = self.z_thresholds[row]
+        context = sum(threshold <= total for threshold in thresholds)
+        return self.z_tables[row * (len(thresholds) + 1) + context]
 
     def hyper_synthesis(self, rows: int, columns: int, z: list[list[int]]) -> Plane:
         """Make features at each position of y from z, somewhat more than the plane is large."""
