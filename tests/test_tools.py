@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import hpcmcodec
 from hpcmcodec import weights
+from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.errors import InputError
 from hpcmcodec.evaluation.codecs import CODECS
 from hpcmcodec.evaluation.evaluate import find_photos
@@ -21,7 +23,7 @@ from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.evaluation.results import compare
 from hpcmcodec.evaluation.store import Record, Store
 from tests import tiny
-from tools import collect, facts, monotone, previews, results, robustness, speed
+from tools import collect, deadzone, facts, monotone, previews, results, robustness, speed
 from tools.__main__ import main
 from tools.monotone import Point
 
@@ -135,6 +137,33 @@ def test_monotone_codes_real_files_and_says_what_it_found(tmp_path: Path, monkey
     assert [p.quality for p in found] == [0, 50, 100]
     assert done.exit_code == (1 if monotone.broken(found) else 0)
     assert f"1 images, {len(monotone.broken(found))} breaks" in done.stdout
+
+
+# --- quantisation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(photos: dict[str, Path]) -> np.ndarray:
+    """A part of a photograph that is large enough for MS-SSIM, (176, 192, 3)."""
+    with Image.open(photos["coffee"]) as image:
+        return np.asarray(image)[100:276, 200:392].copy()
+
+
+def test_deadzone_compares_with_what_encoders_write(large: np.ndarray) -> None:
+    bench = deadzone.Bench(LightEngine(weights.load()), [deadzone.AS_SHIPPED])
+    psnr, _ = bench.curves(large, [30, 70], deadzone.AS_SHIPPED)
+    for quality, bpp, score in zip((30, 70), *psnr, strict=True):
+        data = hpcmcodec.encode(large, quality)
+        assert 0 <= bpp * large.shape[0] * large.shape[1] / 8 - len(data) <= 8  # the bytes around streams are a bound
+        assert score == pytest.approx(psnr_db(large, np.asarray(hpcmcodec.decode(data))))
+
+
+def test_deadzone_prints_what_each_way_costs(large: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(large).save(tmp_path / "large.png")
+    done = run("deadzone", tmp_path, "--qualities", "20,60", "--weights", "0.03")
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["| a bit weighs 0.03", "| centres", "| plain"]
+    assert float(rows[2][1].partition("%")[0]) > 0
 
 
 # --- result files and the page that is made from them -----------------------------------------------------------------

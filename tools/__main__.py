@@ -6,6 +6,7 @@ kernels     times of each operation: the numpy reference, the compiled kernel, a
 previews    PSNR of a file decoded up to each scale
 monotone    whether a larger quality is always a better file
 tiles       what tiles cost in bytes, and the time of a region
+deadzone    what the dead zone and the centroids are worth, in PSNR and MS-SSIM
 robustness  pictures that are no photographs, compared with AVIF and with a flat picture
 collect     makes a small result file from a folder that `hpcm eval` has written
 published   compares a result file with published tables of other codecs
@@ -21,7 +22,7 @@ from typing import Any
 import click
 
 from hpcmcodec.errors import HpcmError
-from tools import bench, collect, desktop, kernels, monotone, previews, results, robustness, speed, tiles
+from tools import bench, collect, deadzone, desktop, kernels, monotone, previews, results, robustness, speed, tiles
 
 
 class _Group(click.Group):
@@ -52,6 +53,7 @@ for command in (
     previews.command,
     monotone.command,
     tiles.command,
+    deadzone.command,
     robustness.command,
     collect.collect,
     collect.published,
