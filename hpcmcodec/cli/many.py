@@ -202,9 +202,7 @@ def run(
     if shard is not None:
         pairs = [pair for pair in pairs if plan.shard(pair[0].place, *shard)]
     path = Path(many.manifest) if many.manifest else None
-    rules = plan.Rules(
-        "force" if force else many.if_exists or "error", work.settings, _model_id(work), many.checksum
-    )
+    rules = plan.Rules("force" if force else many.if_exists or "error", work.settings, _model_id(work), many.checksum)
     with Manifest(path if not many.dry_run or (path and path.exists()) else None, part) as manifest:
         left = list(plan.left_to_do(pairs, manifest, rules))
         tasks = [task for task in left if not isinstance(task, str)]
