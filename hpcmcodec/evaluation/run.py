@@ -93,12 +93,13 @@ def run(
         InputError, UnsupportedError: an image or a result file cannot be used, or no codec or metric is left.
         OutputError: the folder cannot be written.
     """
+    # Inputs first: a line on what is left out would only stand in the way of an error about them.
     photos = find_photos(paths, max_pixels)
+    files = {anchor: read_series(Path(anchor)) for anchor in anchors if anchor not in CODECS}
     given = metrics is not None
     codecs, metrics = usable(codecs, DEFAULT_METRICS if metrics is None else metrics, say)
     if not codecs or not metrics:
         raise UnsupportedError(f"nothing to measure: no {'codec' if not codecs else 'metric'} is left")
-    files = {anchor: read_series(Path(anchor)) for anchor in anchors if anchor not in CODECS}
     if not given and "ms-ssim" in metrics and any(min(p.width, p.height) < MS_SSIM_SIDE for p in photos):
         say(f"metric ms-ssim is left out: it needs images of {MS_SSIM_SIDE} pixels a side")
         metrics.remove("ms-ssim")
