@@ -26,9 +26,7 @@ from hpcmcodec.errors import HpcmError, InputError, UnsupportedError
 from hpcmcodec.formats import FORMATS
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
-
-    from typing_extensions import Unpack
+    from typing import BinaryIO, Unpack
 
     from hpcmcodec.image import Picture
 
