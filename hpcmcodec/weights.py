@@ -228,13 +228,20 @@ def _with_id(model_id: bytes) -> str | None:
 
     Where none has, damage of the package could be the reason, so all its files are checked.
     """
-    for model, path in (*packaged().items(), *((str(path), path) for path in search.files())):
+    for model, path in _candidates():
         with contextlib.suppress(IntegrityError):
             if read_metadata(path)["model_id"].startswith(model_id.hex()):
                 return model
     for path in packaged().values():
         verify(path)
     return None
+
+
+def _candidates() -> Iterator[tuple[str, Path]]:
+    """Models as `load` takes them, and their files. Folders are looked into only once the package's have been tried."""
+    yield from packaged().items()
+    for path in search.files():
+        yield str(path), path
 
 
 @lru_cache(maxsize=2)

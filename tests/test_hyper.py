@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from hpcmcodec.errors import IntegrityError
 from hpcmcodec.model.coder import LatentCoder
 from hpcmcodec.model.entropy import Z_BANDS
 from hpcmcodec.model.hyper import Contexts, neighbours
+from hpcmcodec.model.validation import validate
 from hpcmcodec.quality import Quality
 from hpcmcodec.training.fitting import Z_CONTEXTS, hyper_tables
 
@@ -144,3 +146,31 @@ def test_a_decoder_made_from_the_documents_decodes_z_under_contexts(tmp_path: Pa
     hashes = dict(re.findall(r"^(.+): CRC [0-9A-F]{8}, SHA-256 ([0-9a-f]{64})$", done.stdout, re.MULTILINE))
     assert hashes["z of tile 0"] == tiny.sha256(np.rint(z).astype(np.int32))
     assert hashes["y_hat"] == tiny.sha256(y_hat)
+
+
+def tensors_with(thresholds: np.ndarray) -> dict[str, np.ndarray]:
+    tensors = {k: v for k, v in tiny.load().tensors.items() if not k.startswith("tables.")}
+    return tensors | {f"tables.{k}": v for k, v in with_contexts().items()} | {"tables.z.thresholds": thresholds}
+
+
+def test_weights_with_contexts_are_weights() -> None:
+    w = tiny.load()
+    validate(w.config, w.grids, tensors_with(with_contexts()["z.thresholds"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t[:, ::-1] - np.arange(t.shape[1]), "fall"),
+        (lambda t: t.astype(np.int64), "int64"),
+        (lambda t: t[:, 0], "thresholds is"),
+        (lambda t: t[:, :0], "thresholds is"),
+        (lambda t: t[1:], "expected int32"),
+        (lambda t: np.repeat(t[:, :1], 300, 1), "thresholds is"),
+        (lambda t: t[:, :1], "tables, expected"),
+    ],
+)
+def test_thresholds_that_say_nothing_are_no_weights(change: Any, words: str) -> None:
+    w = tiny.load()
+    with pytest.raises(ValueError, match=words):
+        validate(w.config, w.grids, tensors_with(change(with_contexts()["z.thresholds"])))

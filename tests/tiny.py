@@ -209,7 +209,7 @@ def write_model(folder: Path) -> bytes:
 
     photographs = [(picture(96, 64, seed), Quality(2500 * seed)) for seed in range(5)]
     # Tables that are not fitted: low levels then skip symbols that are not zero, high ones have escapes.
-    with patch.object(export, "fit_tables", lambda model, integers, photographs: short_tables(model.tables())):
+    with patch.object(export, "fit_tables", lambda model, *_: short_tables(model.tables())):
         return export.export(make_model(), NAME, folder, photographs)
 
 

@@ -19,7 +19,10 @@ import numpy as np
 from hpcmcodec.model.entropy import Z_BANDS
 from hpcmcodec.quality import Quality
 
-__all__ = ["Contexts"]
+__all__ = ["MAX_CONTEXTS", "Contexts"]
+
+MAX_CONTEXTS = 256
+"""Contexts of each channel in a band, at most."""
 
 
 class Contexts:

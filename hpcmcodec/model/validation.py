@@ -19,6 +19,7 @@ from hpcmcodec.exact.quantisation import check_bound
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.declaration import declare, declare_synthesis
 from hpcmcodec.model.entropy import Z_BANDS
+from hpcmcodec.model.hyper import MAX_CONTEXTS
 from hpcmcodec.rans_tables import Tables
 
 WIDEST = 4096  # channels
@@ -109,9 +110,27 @@ def _check_form(name: str, tensor: np.ndarray, dtype: Any, shape: tuple[int, ...
         raise ValueError(f"{name} is {tensor.dtype} {tensor.shape}, expected {np.dtype(dtype)} {shape}")
 
 
+def _check_thresholds(rows: int, one_lambda: bool, tensors: Mapping[str, np.ndarray]) -> int:
+    """The number of thresholds between the contexts of z, which weights may be without."""
+    name = "tables.z.thresholds"
+    if name not in tensors:
+        return 0
+    found = tensors[name]
+    number = found.shape[1] if found.ndim == 2 else 0
+    if one_lambda or not 0 < number < MAX_CONTEXTS:
+        raise ValueError(
+            f"{name} is {found.shape}: members of one lambda have none, others 1 to {MAX_CONTEXTS - 1} each"
+        )
+    _check_form(name, found, np.int32, (rows, number))
+    if (np.diff(found.astype(np.int64), axis=1) < 0).any():
+        raise ValueError(f"{name} has thresholds that fall")
+    return number
+
+
 def _check_tables(config: Config, tensors: Mapping[str, np.ndarray]) -> None:
     one_lambda = config.flow == "hpcm"
     rows = {"y": SCALE_LEVELS if one_lambda else LEVELS, "z": config.hyper * (1 if one_lambda else Z_BANDS)}
+    rows["z"] *= 1 + _check_thresholds(rows["z"], one_lambda, tensors)
     for of, n in rows.items():
         parts = [f"tables.{of}.{part}" for part in ("cdf", "sizes", "offsets")]
         for name in parts:
