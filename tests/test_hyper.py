@@ -161,7 +161,7 @@ def test_weights_with_contexts_are_weights() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t[:, ::-1] - np.arange(t.shape[1]), "fall"),
+        (lambda t: t[:, ::-1] - np.arange(t.shape[1], dtype=t.dtype), "fall"),
         (lambda t: t.astype(np.int64), "int64"),
         (lambda t: t[:, 0], "thresholds is"),
         (lambda t: t[:, :0], "thresholds is"),
