@@ -116,6 +116,22 @@ def test_a_worker_that_is_killed_and_one_that_comes_lose_nothing(scheduler: Clus
     assert {result.status for result in found.values()} == {"done"}
 
 
+def test_outputs_that_were_there_are_replaced_on_request_alone(scheduler: Cluster, tmp_path: Path) -> None:
+    scheduler.add_worker()
+    work = tasks(tmp_path, 3)
+    Path(work[0].target).write_bytes(b"mine")
+    Path(work[1].target).write_bytes(b"not mine")
+    work[1] = work[1]._replace(overwrite=True)
+    found: dict[str, Any] = {}
+
+    def done(task: Task, result: Record | Lost) -> None:
+        found[Path(task.source).name] = result
+
+    cluster.run(jobs.replacing_record, work, done, Limits(1), address=scheduler.address)
+    # Where nothing was there, what a later attempt finds was written by an earlier one.
+    assert {name: result.notes for name, result in found.items()} == {"0": ("False",), "1": ("True",), "2": ("True",)}
+
+
 def test_no_scheduler_at_an_address_is_exit_code_4(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     command = ["encode", str(tmp_path), "-r", "--cluster", "tcp://127.0.0.1:9"]
