@@ -191,6 +191,9 @@ def test_existing_outputs_are_errors_unless_told_otherwise(folder: Path, tmp_pat
         (["encode", "{photos}", "-r", "--max-memory", "much"], 2, "is no size"),
         (["encode", "{photos}", "-r", "-f", "--if-exists", "skip"], 2, "exclude each other"),
         (["encode", "-", "-r"], 2, "on its own"),
+        (["encode", "/dev/stdin", "-j", "1"], 2, "on its own"),
+        (["encode", "{photos}/a.png", "-j", "1", "-o", "-"], 2, "'-' is no output of worker processes"),
+        (["decode", "{photos}/a.png", "-j", "1", "-o", "/dev/stdout"], 2, "'/dev/stdout' is no output of worker"),
         (["encode", "-r"], 2, "INPUT"),
     ],
 )
@@ -344,6 +347,38 @@ def test_folders_are_searched_in_order_and_links_to_folders_are_not_followed(tmp
     assert [file.place for file in found] == ["a/1.PNG", "b/1.png", "b/2.jpg", "link.jpg"]
     with pytest.raises(InputError, match="-r takes"):
         list(plan.found([str(tmp_path / "root")], (".png",), recursive=False))
+
+
+def test_below_folders_there_are_regular_files_and_nothing_hidden(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / ".trash").mkdir(parents=True)
+    (root / "folder").mkdir()
+    for name in (".trash/old.png", ".hidden.png", "folder/a.png"):
+        (root / name).touch()
+    os.mkfifo(root / "pipe.png")
+    (root / "album.png").symlink_to(root / "folder")
+    (root / "lost.png").symlink_to(root / "nowhere")
+    found = list(plan.found([str(root)], (".png",), recursive=True))
+    assert [file.place for file in found] == ["folder/a.png", "lost.png"]
+
+
+def test_a_pipe_is_no_file_for_workers_and_nobody_waits_for_its_other_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert memory.size_of(str(tmp_path / "pipe.png")) == (0, 0)
+    run = hpcm("encode", tmp_path / "pipe.png", "-o", tmp_path / "a.hpcm", "-j", "1", "--checksum")
+    assert run.exit_code == 3
+    assert "pipe.png: is no regular file" in run.stderr
+
+
+def test_a_file_in_a_list_may_be_named_as_standard_input_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(folder / "a.png", "-")
+    Path("list").write_text("-\n")
+    run = hpcm("encode", "--files-from", "list", "-o", "out", "-j", "1")
+    assert run.exit_code == 0, run.stderr
+    assert tree(tmp_path / "out").keys() == {"-.hpcm"}
 
 
 # --------------------------------------------------------------------------------------------------------------- memory

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple
 
+from hpcmcodec.batch import work
 from hpcmcodec.batch.manifest import Manifest, as_text
 from hpcmcodec.batch.records import DONE, SKIPPED, Task
-from hpcmcodec.batch.work import sha256
 from hpcmcodec.errors import HpcmError, InputError, OutputError
 
 __all__ = ["Found", "Rules", "found", "left_to_do", "listed", "named", "parsed_shard", "shard"]
@@ -47,8 +48,8 @@ class Rules(NamedTuple):
 def found(paths: Iterable[str], suffixes: Sequence[str], *, recursive: bool) -> Iterator[Found]:
     """The files that paths name; a folder stands for those below it that have one of the suffixes, in order of names.
 
-    Links to folders are not followed below a folder. Raises `InputError` for a folder where not `recursive`, for one
-    that cannot be read, and for one without such files.
+    Below a folder, links to folders are not followed, and hidden names, pipes and devices are passed over. Raises
+    `InputError` for a folder where not `recursive`, for one that cannot be read, and for one without such files.
     """
     for path in paths:
         if not Path(path).is_dir():
@@ -74,10 +75,20 @@ def _below(folder: str, inside: str = "") -> Iterator[str]:
         raise InputError(f"{path}: {error.strerror or error}") from error
     for entry in entries:
         name = f"{inside}/{entry.name}" if inside else entry.name
+        if entry.name.startswith("."):
+            continue
         if entry.is_dir(follow_symlinks=False):
             yield from _below(folder, name)
-        elif not entry.name.startswith("."):
+        elif not _is_no_file(entry):
             yield name
+
+
+def _is_no_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a pipe, a device or a link to a folder. Of a link that leads nowhere the worker says so."""
+    try:
+        return not entry.is_file(follow_symlinks=False) and not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return False
 
 
 def listed(stream: BinaryIO) -> Iterator[Found]:
@@ -85,7 +96,7 @@ def listed(stream: BinaryIO) -> Iterator[Found]:
     data = stream.read()
     for line in data.split(b"\0") if b"\0" in data else data.splitlines():
         if line.strip():
-            path = os.fsdecode(line)
+            path = work.as_file(os.fsdecode(line))
             parts = PurePath(path).parts
             inside = not PurePath(path).is_absolute() and ".." not in parts
             yield Found(path, str(PurePath(path)) if inside else PurePath(path).name)
@@ -166,7 +177,7 @@ def _is_current(
         return False
     if rules.checksum:
         try:
-            return bool(entry.sha256) and sha256(file.path) == entry.sha256
+            return bool(entry.sha256) and work.sha256(file.path) == entry.sha256
         except HpcmError:
             return False
     return (entry.size, entry.mtime) == (size, mtime)

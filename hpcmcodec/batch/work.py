@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -337,11 +338,13 @@ def _recorded(
 ) -> Record:
     """The record of `work`, whatever it raises."""
     started = time.perf_counter()
-    record = Record(os.fspath(src), os.fspath(dst), settings=settings)
+    record = Record(as_file(os.fspath(src)), as_file(os.fspath(dst)), settings=settings)
     try:
         with _told(record.input):
             check_input(record.input)
             facts = Path(record.input).stat()
+            if not stat.S_ISREG(facts.st_mode):
+                raise InputError(f"{record.input}: is no regular file; pipes and devices are inputs on their own")
             record = replace(record, size=facts.st_size, mtime=facts.st_mtime)
             record = replace(record, sha256=sha256(record.input)) if checksum else record
             record = work(record)
@@ -364,6 +367,11 @@ def _told(source: str) -> Iterator[None]:
         raise UnsupportedError(f"{source}: not enough memory for an image of this size") from error
     except Exception as error:  # of a file among many, whatever it is: the others go on
         raise HpcmError(f"{source}: {type(error).__name__}: {error} (an error of the program)") from error
+
+
+def as_file(path: str) -> str:
+    """The path of a file in a form that is not taken for standard input or output."""
+    return "./-" if path == "-" else path
 
 
 def sha256(path: str) -> str:

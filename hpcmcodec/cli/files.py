@@ -108,7 +108,7 @@ def size_of(stream: BinaryIO, n_read: int, file_bytes: int) -> int:
     return n_read
 
 
-def _descriptor(path: str) -> int | None:
+def descriptor_of(path: str) -> int | None:
     """The number of the open descriptor that a path such as /dev/fd/3 stands for; None for other paths."""
     found = _DESCRIPTOR.fullmatch(path)
     return int(found[1]) if found else _STREAMS.get(path)
@@ -152,10 +152,10 @@ class Output:
 
     def __init__(self, source: str, target: str | None, suffix: str, force: bool, *, in_place: bool = False) -> None:
         if target is None:
-            piped = source == "-" or _descriptor(source) is not None
+            piped = source == "-" or descriptor_of(source) is not None
             target = "-" if piped else str(Path(source).with_suffix(suffix))
         self.name = target
-        self._descriptor = 1 if target == "-" else _descriptor(target)
+        self._descriptor = 1 if target == "-" else descriptor_of(target)
         if self._descriptor == 1:
             if not force and sys.stdout is not None and sys.stdout.isatty():
                 raise click.UsageError("the output is binary and would go to the terminal: name a file with -o")

@@ -13,7 +13,7 @@ import click
 
 from hpcmcodec import threads
 from hpcmcodec.cli.batch import SOME_FAILED
-from hpcmcodec.cli.files import opened, write_stdout
+from hpcmcodec.cli.files import descriptor_of, opened, write_stdout
 from hpcmcodec.cli.messages import mention_kernels, printable, say
 from hpcmcodec.cli.needs import require
 from hpcmcodec.errors import InputError, OutputError
@@ -187,8 +187,11 @@ def run(
     Raises before any work: `InputError` for a folder without files or a list that cannot be read, `OutputError` where
     two inputs have one output, or the manifest cannot be written.
     """
-    if "-" in sources:
-        raise click.UsageError("'-' is an input on its own")
+    for name in sources:
+        if name == "-" or descriptor_of(name) is not None:
+            raise click.UsageError(f"{name!r} is an input on its own, without the options for many files")
+    if target is not None and (target == "-" or descriptor_of(target) is not None):
+        raise click.UsageError(f"{target!r} is no output of worker processes, which the options for many files ask for")
     if force and many.if_exists:
         raise click.UsageError("--force and --if-exists exclude each other")
     from hpcmcodec.batch import plan
