@@ -313,12 +313,92 @@ def test_a_line_that_was_cut_is_passed_over_and_later_lines_are_whole(cut: int, 
         assert manifest.get("c.hpcm") is not None
 
 
-def test_a_file_that_is_no_manifest_is_refused_and_stays(tmp_path: Path) -> None:
+def test_a_record_behind_one_that_another_process_left_cut_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with Manifest(path) as manifest:
+        manifest.add(record("a"))
+        manifest.add(record("b"))
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first[:50] + second)
+    with Manifest(path) as manifest:
+        assert manifest.get("a.hpcm") is None
+        assert manifest.get("b.hpcm") is not None
+
+
+RECORD = json.dumps(Record("a", "b", "done", size=1, mtime=1.0).as_dict())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"mine": 1}\n',
+        "my notes\n",
+        "no line ends here",
+        "[" * 100_000,
+        "\x89PNG\r\n\x1a\n\0",
+        RECORD.replace('"b"', '["b"]') + "\n",
+        RECORD.replace('"size": 1', '"size": "1"') + "\n",
+        RECORD.replace('"model_id": ""', '"model_id": 7') + "\n",
+        RECORD.replace('"settings": null', '"settings": []') + "\n",
+        RECORD.replace('"done"', "{}") + "\n",
+        RECORD + "\nnotes\n" + RECORD,
+    ],
+)
+def test_a_file_that_is_no_manifest_is_refused_and_stays(content: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
-    path.write_text('{"mine": 1}\n')
-    with pytest.raises(OutputError, match="line 1 is no record"):
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(OutputError, match=r"line [12] is no record"):
         Manifest(path)
-    assert path.read_text() == '{"mine": 1}\n'
+    assert path.read_bytes() == content.encode("latin-1")
+    assert [file.name for file in tmp_path.iterdir()] == ["other.json"]
+
+
+def test_what_cannot_be_a_manifest_is_one_line_and_nobody_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path, "/", ".", "", "/dev/null", "/dev/zero", tmp_path / "pipe", tmp_path / ("n" * 300)):
+        run = hpcm("verify", tmp_path / "a.hpcm", "--manifest", name)
+        assert run.exit_code == 6, run.stderr
+        assert len(run.stderr.splitlines()) == 1
+
+
+def test_hostile_lines_about_what_runs_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    Path(f"{path}.running").write_text('["a"]\n{"a": 1}\n7\n' + "[" * 100_000 + '\n"b"\n"cut')
+    with contextlib.suppress(KeyboardInterrupt), Manifest(path) as manifest:
+        assert manifest.was_begun("b")
+        manifest.begin("c")
+        raise KeyboardInterrupt
+    with Manifest(path) as manifest:
+        assert manifest.was_begun("b")
+        assert manifest.was_begun("c")
+
+
+def test_two_runs_do_not_share_a_manifest_and_two_shards_do(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with Manifest(path, ".1-2") as one:
+        with pytest.raises(OutputError, match="another run is at work with this manifest"):
+            Manifest(path, ".1-2")
+        with Manifest(path, ".2-2") as other:
+            one.add(record("a"))
+            other.add(record("b"))
+    with Manifest(path, ".1-2") as manifest:
+        assert manifest.get("a.hpcm")
+        assert manifest.get("b.hpcm")
+    assert [file.name for file in tmp_path.iterdir()] == ["run.jsonl"]
+
+
+def test_a_manifest_that_is_only_read_stays_with_what_runs(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with contextlib.suppress(KeyboardInterrupt), Manifest(path) as manifest:
+        manifest.add(record("a"))
+        manifest.begin("b.hpcm")
+        raise KeyboardInterrupt
+    path.write_bytes(path.read_bytes()[:-1])
+    before = tree(tmp_path)
+    with Manifest(path, writing=False) as manifest:
+        assert manifest.get("a.hpcm")
+        assert manifest.was_begun("b.hpcm")
+    assert tree(tmp_path) == before
 
 
 def test_an_output_that_was_begun_by_a_killed_run_is_done_again(tmp_path: Path) -> None:

@@ -204,9 +204,9 @@ def run(
     n_all = len(pairs)
     if shard is not None:
         pairs = [pair for pair in pairs if plan.shard(pair[0].place, *shard)]
-    path = Path(many.manifest) if many.manifest else None
+    path = Path(many.manifest) if many.manifest is not None else None
     rules = plan.Rules("force" if force else many.if_exists or "error", work.settings, _model_id(work), many.checksum)
-    with Manifest(path if not many.dry_run or (path and path.exists()) else None, part) as manifest:
+    with Manifest(path, part, writing=not many.dry_run) as manifest:
         left = list(plan.left_to_do(pairs, manifest, rules))
         tasks = [task for task in left if not isinstance(task, str)]
         tasks.sort(key=lambda task: -task.size)
