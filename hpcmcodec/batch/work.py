@@ -153,7 +153,7 @@ def encode_file(
             quality=header.quality.percent,
             effort=rest.get("effort", 0),
             model_id=header.model_id.hex(),
-            notes=(*notes, *([f"not written: {len(data)} bytes are no fewer than {record.size}"] if skipped else [])),
+            notes=(*notes, *output.notes, *([_no_fewer(len(data), record.size)] if skipped else [])),
         )
 
     return _recorded(src, dst, work, dict(settings), checksum, preserve_times)
@@ -196,7 +196,7 @@ def decode_file(
             height=height,
             quality=header.quality.percent,
             model_id=header.model_id.hex(),
-            notes=tuple(notes),
+            notes=(*notes, *output.notes),
         )
 
     return _recorded(src, dst, work, dict(settings), checksum, preserve_times)
@@ -309,6 +309,10 @@ def _is_shown_by_thumbnail(header: container.Header, size: tuple[int, int]) -> b
     """Whether an eighth of the picture, which is larger than `size`, has at least as many columns and rows."""
     width, height = size
     return size != (header.width, header.height) and -(-header.width // 8) >= width and -(-header.height // 8) >= height
+
+
+def _no_fewer(n_bytes: int, n_read: int) -> str:
+    return f"not written: {n_bytes} bytes are no fewer than {n_read}"
 
 
 _UNCHANGED: dict[str, Any] = {"strip": [], "keep": None, "exif": None, "xmp": None, "icc": None}
