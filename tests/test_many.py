@@ -210,6 +210,29 @@ def test_mistakes_are_found_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_names_that_no_file_can_have_are_one_line_with_a_code(folder: Path, tmp_path: Path) -> None:
+    long, photo = tmp_path / ("n" * 300), folder / "a.png"
+    (folder / ("n" * 251 + ".png")).write_bytes(photo.read_bytes())  # .hpcm makes it too long
+    for code, words, args in (
+        (3, "too long", ["encode", long, "-j", "1"]),
+        (6, "too long", ["encode", photo, "-o", long, "-j", "1"]),
+        (6, "none of this name", ["encode", photo, photo, "-o", long]),
+        (3, "too long", ["decode", long, "-j", "1"]),
+        (3, "too long", ["verify", long, "-j", "1"]),
+        (3, "too long", ["encode", "--files-from", long]),
+        (4, "there is no such file", ["encode", photo, "--model", long, "-j", "1"]),
+        (7, "too long", ["encode", folder, "-r", "-o", tmp_path / "out", "-j", "1", "--if-exists", "update"]),
+        (3, "too long", ["compare", long, photo]),
+        (6, "too long", ["compare", photo, photo, "-o", long]),
+        (3, "too long", ["eval", long, "-o", tmp_path / "evaluation"]),
+    ):
+        run = hpcm(*args)
+        assert run.exit_code == code, (args, run.stderr)
+        assert words in run.stderr, run.stderr
+        assert "error of the program" not in run.stderr
+    assert hpcm("encode", folder, "-r", "-o", tmp_path / "out", "--dry-run").exit_code == 0
+
+
 def test_a_list_of_files_keeps_their_relative_paths(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(folder)
     listing = tmp_path / "list"

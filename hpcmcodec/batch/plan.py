@@ -11,12 +11,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import BinaryIO, NamedTuple
 
 from hpcmcodec.batch import work
 from hpcmcodec.batch.manifest import Manifest, as_text
 from hpcmcodec.batch.records import DONE, SKIPPED, Task
+from hpcmcodec.cli.files import is_folder
 from hpcmcodec.errors import HpcmError, InputError, OutputError
 
 __all__ = ["Found", "Rules", "found", "left_to_do", "listed", "named", "parsed_shard", "shard"]
@@ -52,7 +53,7 @@ def found(paths: Iterable[str], suffixes: Sequence[str], *, recursive: bool) -> 
     `InputError` for a folder where not `recursive`, for one that cannot be read, and for one without such files.
     """
     for path in paths:
-        if not Path(path).is_dir():
+        if not is_folder(path):
             yield Found(path, PurePath(path).name)
             continue
         if not recursive:

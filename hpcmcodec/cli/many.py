@@ -13,7 +13,7 @@ import click
 
 from hpcmcodec import threads
 from hpcmcodec.cli.batch import SOME_FAILED
-from hpcmcodec.cli.files import descriptor_of, opened, write_stdout
+from hpcmcodec.cli.files import descriptor_of, is_folder, is_there, opened, write_stdout
 from hpcmcodec.cli.messages import mention_kernels, printable, say
 from hpcmcodec.cli.needs import require
 from hpcmcodec.errors import InputError, OutputError
@@ -231,10 +231,10 @@ def _pairs(many: Many, work: Work, sources: Sequence[str], target: str | None) -
             raise InputError(f"{many.files_from}: names no files")
     if work.suffix is None:
         return [(file, "") for file in dict.fromkeys(files)]
-    one = len(files) == 1 and many.files_from is None and not Path(sources[0]).is_dir()
-    if one and target is not None and not Path(target).is_dir():
+    one = len(files) == 1 and many.files_from is None and not is_folder(sources[0])
+    if one and target is not None and not is_folder(target):
         return [(files[0], target)]
-    if target is not None and Path(target).exists() and not Path(target).is_dir():
+    if target is not None and is_there(target) and not is_folder(target):
         raise OutputError(f"{target}: for several inputs the output is a directory, and this is none")
     return plan.named(files, target, work.suffix)
 
@@ -320,7 +320,7 @@ def _print(settings: Settings, tasks: Iterable[Task], skipped: int, n_all: int) 
     """Says what a run would do: a line for each file on standard output."""
     n = 0
     for n, task in enumerate(tasks, 1):  # noqa: B007
-        there = " (exists already)" if task.target and not task.overwrite and Path(task.target).exists() else ""
+        there = " (exists already)" if task.target and not task.overwrite and is_there(task.target) else ""
         arrow = f" -> {task.target}" if task.target else ""
         write_stdout(f"{printable(task.source + arrow)}{there}\n".encode())
     if not settings.quiet:
