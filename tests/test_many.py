@@ -185,6 +185,7 @@ def test_existing_outputs_are_errors_unless_told_otherwise(folder: Path, tmp_pat
         (["encode", "{photos}", "-r", "-o", "{photos}/notes.txt"], 6, "is a directory, and this is none"),
         (["encode", "{photos}", "-r", "--manifest", "{photos}/notes.txt/m"], 6, "notes.txt"),
         (["encode", "--files-from", "{photos}/missing"], 3, "missing"),
+        (["encode", "--files-from", "/dev/zero"], 3, "/dev/zero: the list has more than"),
         (["encode", "{photos}", "-r", "--shard", "0/3"], 2, "is not I/N"),
         (["encode", "{photos}", "-r", "--shard", "4/3"], 2, "is not I/N"),
         (["encode", "{photos}", "-r", "-j", "many"], 2, "neither a number of processes nor 'auto'"),
@@ -450,6 +451,13 @@ def test_folders_are_searched_in_order_and_links_to_folders_are_not_followed(tmp
     assert [file.place for file in found] == ["a/1.PNG", "b/1.png", "b/2.jpg", "link.jpg"]
     with pytest.raises(InputError, match="-r takes"):
         list(plan.found([str(tmp_path / "root")], (".png",), recursive=False))
+
+
+def test_a_file_that_is_named_twice_is_worked_on_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for names in (["a.png", "a.png"], ["a.png", "./a.png"], ["a.png", str(folder / "a.png")]):
+        run = hpcm("encode", *names, "-o", "out", "--dry-run")
+        assert (run.exit_code, len(run.stdout.splitlines())) == (0, 1), run.stderr
 
 
 def test_below_folders_there_are_regular_files_and_nothing_hidden(tmp_path: Path) -> None:

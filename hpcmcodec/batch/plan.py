@@ -23,6 +23,9 @@ from hpcmcodec.errors import HpcmError, InputError, OutputError
 __all__ = ["Found", "Rules", "found", "left_to_do", "listed", "named", "parsed_shard", "shard"]
 
 
+_MAX_LIST = 1 << 28  # bytes of a list of files: some millions of paths
+
+
 class Found(NamedTuple):
     """An input, and its place in the tree: a relative path."""
 
@@ -93,11 +96,16 @@ def _is_no_file(entry: os.DirEntry[str]) -> bool:
 
 
 def listed(stream: BinaryIO) -> Iterator[Found]:
-    """The files of a list: a path a line, or paths that end in NUL, as ``find -print0`` writes them."""
-    data = stream.read()
-    for line in data.split(b"\0") if b"\0" in data else data.splitlines():
-        if line.strip():
-            path = work.as_file(os.fsdecode(line))
+    """The files of a list: a path a line, or paths that end in NUL, as ``find -print0`` writes them.
+
+    Raises `InputError` for a list that is too long, such as a device without end.
+    """
+    data = stream.read(_MAX_LIST + 1)
+    if len(data) > _MAX_LIST:
+        raise InputError(f"the list has more than {_MAX_LIST} bytes; take several")
+    for line in re.finditer(rb"[^\0]+" if b"\0" in data else rb"[^\r\n]+", data):
+        if line[0].strip():
+            path = work.as_file(os.fsdecode(line[0]))
             parts = PurePath(path).parts
             inside = not PurePath(path).is_absolute() and ".." not in parts
             yield Found(path, str(PurePath(path)) if inside else PurePath(path).name)
@@ -115,7 +123,7 @@ def named(files: Iterable[Found], folder: str | None, suffix: str) -> list[tuple
         target = str(place.with_suffix(suffix))
         key = os.path.normcase(target)
         if key in taken:
-            if taken[key] == file.path:
+            if taken[key] == file.path or _is_same(taken[key], file.path):
                 continue  # named twice
             raise OutputError(
                 f"{target}: {taken[key]} and {file.path} would both be written there; rename one, or code them apart"
@@ -123,6 +131,14 @@ def named(files: Iterable[Found], folder: str | None, suffix: str) -> list[tuple
         taken[key] = file.path
         pairs.append((file, target))
     return pairs
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two paths lead to one file."""
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121
+    except OSError:
+        return False
 
 
 def shard(place: str, number: int, count: int) -> bool:

@@ -13,7 +13,7 @@ import click
 
 from hpcmcodec import threads
 from hpcmcodec.cli.batch import SOME_FAILED
-from hpcmcodec.cli.files import descriptor_of, is_folder, is_there, opened, write_stdout
+from hpcmcodec.cli.files import about, descriptor_of, is_folder, is_there, opened, write_stdout
 from hpcmcodec.cli.messages import mention_kernels, printable, say
 from hpcmcodec.cli.needs import require
 from hpcmcodec.errors import InputError, OutputError
@@ -225,7 +225,7 @@ def _pairs(many: Many, work: Work, sources: Sequence[str], target: str | None) -
 
     files: list[Found] = list(plan.found(sources, work.inputs, recursive=many.recursive))
     if many.files_from is not None:
-        with opened(many.files_from) as stream:
+        with about(many.files_from), opened(many.files_from) as stream:
             files += plan.listed(stream)
         if not files:
             raise InputError(f"{many.files_from}: names no files")
