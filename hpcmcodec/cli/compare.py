@@ -10,7 +10,7 @@ import click
 from hpcmcodec.cli.files import Output, check_input, is_folder
 from hpcmcodec.cli.messages import Progress, say
 from hpcmcodec.cli.needs import require_memory
-from hpcmcodec.cli.options import Settings, force_option, names, output_option, shared_options
+from hpcmcodec.cli.options import Number, Settings, force_option, names, output_option, shared_options
 
 
 @click.command("compare")
@@ -25,7 +25,7 @@ from hpcmcodec.cli.options import Settings, force_option, names, output_option, 
 )
 @click.option(
     "--bpp",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=0.2,
     show_default=True,
     help="Size of files of a folder.",

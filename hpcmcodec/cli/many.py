@@ -16,6 +16,7 @@ from hpcmcodec.cli.batch import SOME_FAILED
 from hpcmcodec.cli.files import about, descriptor_of, is_folder, is_there, opened, write_stdout
 from hpcmcodec.cli.messages import mention_kernels, printable, say
 from hpcmcodec.cli.needs import require
+from hpcmcodec.cli.options import Number
 from hpcmcodec.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     ),
     "timeout": click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         metavar="SECONDS",
         help="Give up a file that takes longer.",
     ),
