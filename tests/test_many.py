@@ -190,6 +190,10 @@ def test_existing_outputs_are_errors_unless_told_otherwise(folder: Path, tmp_pat
         (["encode", "{photos}", "-r", "--shard", "4/3"], 2, "is not I/N"),
         (["encode", "{photos}", "-r", "-j", "many"], 2, "neither a number of processes nor 'auto'"),
         (["encode", "{photos}", "-r", "--max-memory", "much"], 2, "is no size"),
+        *(
+            (["encode", "{photos}", "-r", "--cluster", address], 2, f"{address!r} is neither an address")
+            for address in ("", "nonsense", "http://host:8786", "tcp://host", "tcp://host:port", "tcp://host:65536")
+        ),
         (["encode", "{photos}", "-r", "--timeout", "nan"], 2, "'nan' is not a number"),
         (["encode", "{photos}", "-r", "--timeout", "inf"], 2, "'inf' is not a number"),
         (["encode", "{photos}", "-r", "--model", ""], 4, "no model ''"),

@@ -98,9 +98,14 @@ def _client(address: str, limits: Limits) -> Iterator[Any]:
     for name in ("distributed", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said by records
     if address != "local":
+
+        class WholeOrNone(Client):  # type: ignore[misc]
+            def __del__(self) -> None:
+                """A client that could not be made waits in vain for its own loop, and prints a traceback."""
+
         try:
-            client = Client(address, timeout=10, set_as_default=False)
-        except (OSError, ValueError, ImportError) as error:
+            client = WholeOrNone(address, timeout=10, set_as_default=False)
+        except Exception as error:  # also TypeError, for schemes whose packages or settings are not there
             raise UnsupportedError(f"no Dask scheduler answers at {address}: {error}") from error
         with client:
             yield client

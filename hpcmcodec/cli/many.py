@@ -80,6 +80,14 @@ def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
         raise click.BadParameter(str(error), ctx, parameter) from error
 
 
+def _address(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    # Dask takes half a minute and a traceback to refuse what is none.
+    match = re.fullmatch(r"(?:(?:tcp|tls|ws|wss|ucx)://)?[^\s/]+:([0-9]{1,5})", value or "")
+    if value not in (None, "local") and not (match and 0 < int(match[1]) < 65536):
+        raise click.BadParameter(f"{value!r} is neither an address such as tcp://HOST:8786 nor 'local'", ctx, parameter)
+    return value
+
+
 _path = click.Path(allow_dash=True, readable=False)
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "recursive": click.option("-r", "--recursive", is_flag=True, help="Take the files below folders; keep their tree."),
@@ -126,7 +134,10 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--shard", metavar="I/N", callback=_shard, help="Take the I-th of N parts of the files, told by their names."
     ),
     "cluster": click.option(
-        "--cluster", metavar="ADDRESS", help="Work on Dask: tcp://HOST:8786 of its scheduler, or 'local'."
+        "--cluster",
+        metavar="ADDRESS",
+        callback=_address,
+        help="Work on Dask: tcp://HOST:8786 of its scheduler, or 'local'.",
     ),
     "dry_run": click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
     "preserve_times": click.option("--preserve-times", is_flag=True, help="Give outputs the times of their inputs."),
