@@ -70,3 +70,8 @@ def deadly_record(task: Task, attempt: int) -> Record:
     if task.source.endswith("/7"):
         os.kill(os.getpid(), signal.SIGKILL)
     return Record(task.source, task.target, "done")
+
+
+def replacing_record(task: Task, attempt: int) -> Record:
+    """Says in its notes whether the output may be replaced."""
+    return Record(task.source, task.target, "done", notes=(str(task.overwrite or attempt > 0),))

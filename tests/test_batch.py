@@ -132,6 +132,18 @@ def test_output_no_smaller_than_its_input_is_not_written_on_request(photo: Path,
     assert batch.encode_file(photo, target, smaller_or_skip=True).status == "done"
 
 
+def test_what_is_peculiar_about_an_output_is_in_the_notes(photo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    one, other = photo.with_name("one"), photo.with_name("other")
+    for suffix, work, source in ((".hpcm", batch.encode_file, photo), (".png", batch.decode_file, None)):
+        target = one.with_suffix(suffix)
+        target.write_bytes(b"mine")
+        other.with_suffix(suffix).hardlink_to(target)
+        record = work(source or one.with_suffix(".hpcm"), target, overwrite=True)
+        assert record.notes == ("it has 2 names (hard links): all of them show the new contents",)
+        assert other.with_suffix(suffix).read_bytes() == target.read_bytes() != b"mine"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_times_of_the_input_are_given_to_the_output_on_request(photo: Path) -> None:
     os.utime(photo, ns=(10**18 + 7, 10**18 + 123_456_789))
     target = photo.with_suffix(".hpcm")

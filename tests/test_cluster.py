@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -116,12 +117,33 @@ def test_a_worker_that_is_killed_and_one_that_comes_lose_nothing(scheduler: Clus
     assert {result.status for result in found.values()} == {"done"}
 
 
-def test_no_scheduler_at_an_address_is_exit_code_4(tmp_path: Path) -> None:
+def test_outputs_that_were_there_are_replaced_on_request_alone(scheduler: Cluster, tmp_path: Path) -> None:
+    scheduler.add_worker()
+    work = tasks(tmp_path, 3)
+    Path(work[0].target).write_bytes(b"mine")
+    Path(work[1].target).write_bytes(b"not mine")
+    work[1] = work[1]._replace(overwrite=True)
+    found: dict[str, Any] = {}
+
+    def done(task: Task, result: Record | Lost) -> None:
+        found[Path(task.source).name] = result
+
+    cluster.run(jobs.replacing_record, work, done, Limits(1), address=scheduler.address)
+    # Where nothing was there, what a later attempt finds was written by an earlier one.
+    assert {name: result.notes for name, result in found.items()} == {"0": ("False",), "1": ("True",), "2": ("True",)}
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9"])  # of tls there are no certificates
+def test_no_scheduler_at_an_address_is_exit_code_4(
+    address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    command = ["encode", str(tmp_path), "-r", "--cluster", "tcp://127.0.0.1:9"]
+    command = ["encode", str(tmp_path), "-r", "--cluster", address]
     run = CliRunner().invoke(cli, command)
     assert run.exit_code == 4, run.stderr
-    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in run.stderr
+    assert f"no Dask scheduler answers at {address}" in run.stderr
+    gc.collect()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_local_cluster_writes_what_workers_write_and_blames_the_file_that_kills(

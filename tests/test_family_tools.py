@@ -173,8 +173,11 @@ def test_peak_memory_is_beyond_what_a_process_had_before(weights_file: Path) -> 
 
 
 def test_what_is_no_member_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no member"), coding.weights_of("nothing", []):
-        pass
+    for name in ("nothing", "n" * 300, "n" * 300 + ".safetensors"):
+        with pytest.raises(InputError, match="is no member"), coding.weights_of(name, []):
+            pass
+        with pytest.raises(InputError, match="is no member"):
+            comparing._config_of(name)
     with pytest.raises(InputError, match="is no member of the family"):
         coding.config_of("nothing")
 

@@ -185,12 +185,25 @@ def test_existing_outputs_are_errors_unless_told_otherwise(folder: Path, tmp_pat
         (["encode", "{photos}", "-r", "-o", "{photos}/notes.txt"], 6, "is a directory, and this is none"),
         (["encode", "{photos}", "-r", "--manifest", "{photos}/notes.txt/m"], 6, "notes.txt"),
         (["encode", "--files-from", "{photos}/missing"], 3, "missing"),
+        (["encode", "--files-from", "/dev/zero"], 3, "/dev/zero: the list has more than"),
         (["encode", "{photos}", "-r", "--shard", "0/3"], 2, "is not I/N"),
         (["encode", "{photos}", "-r", "--shard", "4/3"], 2, "is not I/N"),
         (["encode", "{photos}", "-r", "-j", "many"], 2, "neither a number of processes nor 'auto'"),
         (["encode", "{photos}", "-r", "--max-memory", "much"], 2, "is no size"),
+        *(
+            (["encode", "{photos}", "-r", "--cluster", address], 2, f"{address!r} is neither an address")
+            for address in ("", "nonsense", "http://host:8786", "tcp://host", "tcp://host:port", "tcp://host:65536")
+        ),
+        (["encode", "{photos}", "-r", "--timeout", "nan"], 2, "'nan' is not a number"),
+        (["encode", "{photos}", "-r", "--timeout", "inf"], 2, "'inf' is not a number"),
+        (["encode", "{photos}", "-r", "--model", ""], 4, "no model ''"),
+        (["compare", "{photos}", "--bpp", "nan"], 2, "'nan' is not a number"),
+        (["compare", "{photos}", "--bpp", "inf"], 2, "'inf' is not a number"),
         (["encode", "{photos}", "-r", "-f", "--if-exists", "skip"], 2, "exclude each other"),
         (["encode", "-", "-r"], 2, "on its own"),
+        (["encode", "/dev/stdin", "-j", "1"], 2, "on its own"),
+        (["encode", "{photos}/a.png", "-j", "1", "-o", "-"], 2, "'-' is no output of worker processes"),
+        (["decode", "{photos}/a.png", "-j", "1", "-o", "/dev/stdout"], 2, "'/dev/stdout' is no output of worker"),
         (["encode", "-r"], 2, "INPUT"),
     ],
 )
@@ -205,6 +218,29 @@ def test_mistakes_are_found_before_any_work(
     assert len(run.stderr.splitlines()) == 1
     assert words in run.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_no_file_can_have_are_one_line_with_a_code(folder: Path, tmp_path: Path) -> None:
+    long, photo = tmp_path / ("n" * 300), folder / "a.png"
+    (folder / ("n" * 251 + ".png")).write_bytes(photo.read_bytes())  # .hpcm makes it too long
+    for code, words, args in (
+        (3, "too long", ["encode", long, "-j", "1"]),
+        (6, "too long", ["encode", photo, "-o", long, "-j", "1"]),
+        (6, "none of this name", ["encode", photo, photo, "-o", long]),
+        (3, "too long", ["decode", long, "-j", "1"]),
+        (3, "too long", ["verify", long, "-j", "1"]),
+        (3, "too long", ["encode", "--files-from", long]),
+        (4, "there is no such file", ["encode", photo, "--model", long, "-j", "1"]),
+        (7, "too long", ["encode", folder, "-r", "-o", tmp_path / "out", "-j", "1", "--if-exists", "update"]),
+        (3, "too long", ["compare", long, photo]),
+        (6, "too long", ["compare", photo, photo, "-o", long]),
+        (3, "too long", ["eval", long, "-o", tmp_path / "evaluation"]),
+    ):
+        run = hpcm(*args)
+        assert run.exit_code == code, (args, run.stderr)
+        assert words in run.stderr, run.stderr
+        assert "error of the program" not in run.stderr
+    assert hpcm("encode", folder, "-r", "-o", tmp_path / "out", "--dry-run").exit_code == 0
 
 
 def test_a_list_of_files_keeps_their_relative_paths(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -310,12 +346,92 @@ def test_a_line_that_was_cut_is_passed_over_and_later_lines_are_whole(cut: int, 
         assert manifest.get("c.hpcm") is not None
 
 
-def test_a_file_that_is_no_manifest_is_refused_and_stays(tmp_path: Path) -> None:
+def test_a_record_behind_one_that_another_process_left_cut_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with Manifest(path) as manifest:
+        manifest.add(record("a"))
+        manifest.add(record("b"))
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first[:50] + second)
+    with Manifest(path) as manifest:
+        assert manifest.get("a.hpcm") is None
+        assert manifest.get("b.hpcm") is not None
+
+
+RECORD = json.dumps(Record("a", "b", "done", size=1, mtime=1.0).as_dict())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"mine": 1}\n',
+        "my notes\n",
+        "no line ends here",
+        "[" * 100_000,
+        "\x89PNG\r\n\x1a\n\0",
+        RECORD.replace('"b"', '["b"]') + "\n",
+        RECORD.replace('"size": 1', '"size": "1"') + "\n",
+        RECORD.replace('"model_id": ""', '"model_id": 7') + "\n",
+        RECORD.replace('"settings": null', '"settings": []') + "\n",
+        RECORD.replace('"done"', "{}") + "\n",
+        RECORD + "\nnotes\n" + RECORD,
+    ],
+)
+def test_a_file_that_is_no_manifest_is_refused_and_stays(content: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
-    path.write_text('{"mine": 1}\n')
-    with pytest.raises(OutputError, match="line 1 is no record"):
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(OutputError, match=r"line [12] is no record"):
         Manifest(path)
-    assert path.read_text() == '{"mine": 1}\n'
+    assert path.read_bytes() == content.encode("latin-1")
+    assert [file.name for file in tmp_path.iterdir()] == ["other.json"]
+
+
+def test_what_cannot_be_a_manifest_is_one_line_and_nobody_waits(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path, "/", ".", "", "/dev/null", "/dev/zero", tmp_path / "pipe", tmp_path / ("n" * 300)):
+        run = hpcm("verify", tmp_path / "a.hpcm", "--manifest", name)
+        assert run.exit_code == 6, run.stderr
+        assert len(run.stderr.splitlines()) == 1
+
+
+def test_hostile_lines_about_what_runs_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    Path(f"{path}.running").write_text('["a"]\n{"a": 1}\n7\n' + "[" * 100_000 + '\n"b"\n"cut')
+    with contextlib.suppress(KeyboardInterrupt), Manifest(path) as manifest:
+        assert manifest.was_begun("b")
+        manifest.begin("c")
+        raise KeyboardInterrupt
+    with Manifest(path) as manifest:
+        assert manifest.was_begun("b")
+        assert manifest.was_begun("c")
+
+
+def test_two_runs_do_not_share_a_manifest_and_two_shards_do(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with Manifest(path, ".1-2") as one:
+        with pytest.raises(OutputError, match="another run is at work with this manifest"):
+            Manifest(path, ".1-2")
+        with Manifest(path, ".2-2") as other:
+            one.add(record("a"))
+            other.add(record("b"))
+    with Manifest(path, ".1-2") as manifest:
+        assert manifest.get("a.hpcm")
+        assert manifest.get("b.hpcm")
+    assert [file.name for file in tmp_path.iterdir()] == ["run.jsonl"]
+
+
+def test_a_manifest_that_is_only_read_stays_with_what_runs(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with contextlib.suppress(KeyboardInterrupt), Manifest(path) as manifest:
+        manifest.add(record("a"))
+        manifest.begin("b.hpcm")
+        raise KeyboardInterrupt
+    path.write_bytes(path.read_bytes()[:-1])
+    before = tree(tmp_path)
+    with Manifest(path, writing=False) as manifest:
+        assert manifest.get("a.hpcm")
+        assert manifest.was_begun("b.hpcm")
+    assert tree(tmp_path) == before
 
 
 def test_an_output_that_was_begun_by_a_killed_run_is_done_again(tmp_path: Path) -> None:
@@ -344,6 +460,45 @@ def test_folders_are_searched_in_order_and_links_to_folders_are_not_followed(tmp
     assert [file.place for file in found] == ["a/1.PNG", "b/1.png", "b/2.jpg", "link.jpg"]
     with pytest.raises(InputError, match="-r takes"):
         list(plan.found([str(tmp_path / "root")], (".png",), recursive=False))
+
+
+def test_a_file_that_is_named_twice_is_worked_on_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for names in (["a.png", "a.png"], ["a.png", "./a.png"], ["a.png", str(folder / "a.png")]):
+        run = hpcm("encode", *names, "-o", "out", "--dry-run")
+        assert (run.exit_code, len(run.stdout.splitlines())) == (0, 1), run.stderr
+
+
+def test_below_folders_there_are_regular_files_and_nothing_hidden(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / ".trash").mkdir(parents=True)
+    (root / "folder").mkdir()
+    for name in (".trash/old.png", ".hidden.png", "folder/a.png"):
+        (root / name).touch()
+    os.mkfifo(root / "pipe.png")
+    (root / "album.png").symlink_to(root / "folder")
+    (root / "lost.png").symlink_to(root / "nowhere")
+    found = list(plan.found([str(root)], (".png",), recursive=True))
+    assert [file.place for file in found] == ["folder/a.png", "lost.png"]
+
+
+def test_a_pipe_is_no_file_for_workers_and_nobody_waits_for_its_other_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert memory.size_of(str(tmp_path / "pipe.png")) == (0, 0)
+    run = hpcm("encode", tmp_path / "pipe.png", "-o", tmp_path / "a.hpcm", "-j", "1", "--checksum")
+    assert run.exit_code == 3
+    assert "pipe.png: is no regular file" in run.stderr
+
+
+def test_a_file_in_a_list_may_be_named_as_standard_input_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(folder / "a.png", "-")
+    Path("list").write_text("-\n")
+    run = hpcm("encode", "--files-from", "list", "-o", "out", "-j", "1")
+    assert run.exit_code == 0, run.stderr
+    assert tree(tmp_path / "out").keys() == {"-.hpcm"}
 
 
 # --------------------------------------------------------------------------------------------------------------- memory

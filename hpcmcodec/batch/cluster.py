@@ -4,7 +4,8 @@ The scheduler sends a batch again whose worker has gone, and gives up where seve
 then sent one by one, so that the one that did it is told from the others. A worker that takes too long over a file ends
 itself, which counts as a death. Workers need this package, and the files under the same paths.
 
-A batch that is done again finds outputs of its first time there, and replaces them.
+A batch that is done again finds outputs of its first time there, and replaces them: those that were not there when it
+was sent. Others are replaced only where the task says so.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def run(
     address: str,
     begun: Callable[[Task], None] = lambda task: None,
 ) -> None:
-    """Calls `function(task, 1)` for each task on the workers of a cluster, and `done` here with what comes of it.
+    """Calls `function(task, 0)` for each task on the workers of a cluster, and `done` here with what comes of it.
 
     Args:
         function, tasks, done, limits, begun: as for `supervisor.run`. Cores and memory are those of a local cluster;
@@ -57,6 +58,7 @@ def run(
         arriving = as_completed(loop=client.loop)
 
         def send(batch: list[Task]) -> None:
+            batch = [_replacing_its_own(task) for task in batch]
             for task in batch:
                 begun(task)
             absolute = [_absolute(task) for task in batch]
@@ -96,9 +98,14 @@ def _client(address: str, limits: Limits) -> Iterator[Any]:
     for name in ("distributed", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said by records
     if address != "local":
+
+        class WholeOrNone(Client):  # type: ignore[misc]
+            def __del__(self) -> None:
+                """A client that could not be made waits in vain for its own loop, and prints a traceback."""
+
         try:
-            client = Client(address, timeout=10, set_as_default=False)
-        except (OSError, ValueError, ImportError) as error:
+            client = WholeOrNone(address, timeout=10, set_as_default=False)
+        except Exception as error:  # also TypeError, for schemes whose packages or settings are not there
             raise UnsupportedError(f"no Dask scheduler answers at {address}: {error}") from error
         with client:
             yield client
@@ -132,6 +139,11 @@ def _batches(tasks: Sequence[Task]) -> Iterator[list[Task]]:
         yield batch
 
 
+def _replacing_its_own(task: Task) -> Task:
+    """The task with leave to replace its output where there is none yet: one that is found later is of this run."""
+    return task._replace(overwrite=task.overwrite or not os.path.lexists(task.target))
+
+
 def _absolute(task: Task) -> Task:
     target = str(Path(task.target).absolute()) if task.target else ""
     return task._replace(source=str(Path(task.source).absolute()), target=target)
@@ -162,7 +174,7 @@ def _perform(function: Callable[[Task, int], Record], tasks: list[Task], timeout
         guard = threading.Timer(timeout, os._exit, (1,)) if timeout else None
         if guard:
             guard.start()
-        records.append(function(task, 1))
+        records.append(function(task, 0))
         if guard:
             guard.cancel()
     return records

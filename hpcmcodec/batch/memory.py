@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -81,8 +82,11 @@ def needed(kind: str, path: str) -> int:
 def size_of(path: str) -> tuple[int, int]:
     """Pixels that the file's header announces, 0 where it says none, and the bytes of the file."""
     try:
+        facts = Path(path).stat()
+        if not stat.S_ISREG(facts.st_mode):  # opening a pipe waits for its other end
+            return 0, 0
+        n_bytes = facts.st_size
         with Path(path).open("rb") as file:
-            n_bytes = os.fstat(file.fileno()).st_size
             start = file.read(32)
             file.seek(0)
             if start.startswith(b"\x89PNG") and len(start) >= 24:

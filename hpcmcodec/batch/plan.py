@@ -9,16 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import BinaryIO, NamedTuple
 
+from hpcmcodec.batch import work
 from hpcmcodec.batch.manifest import Manifest, as_text
 from hpcmcodec.batch.records import DONE, SKIPPED, Task
-from hpcmcodec.batch.work import sha256
+from hpcmcodec.cli.files import is_folder
 from hpcmcodec.errors import HpcmError, InputError, OutputError
 
 __all__ = ["Found", "Rules", "found", "left_to_do", "listed", "named", "parsed_shard", "shard"]
+
+
+_MAX_LIST = 1 << 28  # bytes of a list of files: some millions of paths
 
 
 class Found(NamedTuple):
@@ -47,11 +52,11 @@ class Rules(NamedTuple):
 def found(paths: Iterable[str], suffixes: Sequence[str], *, recursive: bool) -> Iterator[Found]:
     """The files that paths name; a folder stands for those below it that have one of the suffixes, in order of names.
 
-    Links to folders are not followed below a folder. Raises `InputError` for a folder where not `recursive`, for one
-    that cannot be read, and for one without such files.
+    Below a folder, links to folders are not followed, and hidden names, pipes and devices are passed over. Raises
+    `InputError` for a folder where not `recursive`, for one that cannot be read, and for one without such files.
     """
     for path in paths:
-        if not Path(path).is_dir():
+        if not is_folder(path):
             yield Found(path, PurePath(path).name)
             continue
         if not recursive:
@@ -74,18 +79,33 @@ def _below(folder: str, inside: str = "") -> Iterator[str]:
         raise InputError(f"{path}: {error.strerror or error}") from error
     for entry in entries:
         name = f"{inside}/{entry.name}" if inside else entry.name
+        if entry.name.startswith("."):
+            continue
         if entry.is_dir(follow_symlinks=False):
             yield from _below(folder, name)
-        elif not entry.name.startswith("."):
+        elif not _is_no_file(entry):
             yield name
 
 
+def _is_no_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a pipe, a device or a link to a folder. Of a link that leads nowhere the worker says so."""
+    try:
+        return not entry.is_file(follow_symlinks=False) and not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return False
+
+
 def listed(stream: BinaryIO) -> Iterator[Found]:
-    """The files of a list: a path a line, or paths that end in NUL, as ``find -print0`` writes them."""
-    data = stream.read()
-    for line in data.split(b"\0") if b"\0" in data else data.splitlines():
-        if line.strip():
-            path = os.fsdecode(line)
+    """The files of a list: a path a line, or paths that end in NUL, as ``find -print0`` writes them.
+
+    Raises `InputError` for a list that is too long, such as a device without end.
+    """
+    data = stream.read(_MAX_LIST + 1)
+    if len(data) > _MAX_LIST:
+        raise InputError(f"the list has more than {_MAX_LIST} bytes; take several")
+    for line in re.finditer(rb"[^\0]+" if b"\0" in data else rb"[^\r\n]+", data):
+        if line[0].strip():
+            path = work.as_file(os.fsdecode(line[0]))
             parts = PurePath(path).parts
             inside = not PurePath(path).is_absolute() and ".." not in parts
             yield Found(path, str(PurePath(path)) if inside else PurePath(path).name)
@@ -103,7 +123,7 @@ def named(files: Iterable[Found], folder: str | None, suffix: str) -> list[tuple
         target = str(place.with_suffix(suffix))
         key = os.path.normcase(target)
         if key in taken:
-            if taken[key] == file.path:
+            if taken[key] == file.path or _is_same(taken[key], file.path):
                 continue  # named twice
             raise OutputError(
                 f"{target}: {taken[key]} and {file.path} would both be written there; rename one, or code them apart"
@@ -111,6 +131,14 @@ def named(files: Iterable[Found], folder: str | None, suffix: str) -> list[tuple
         taken[key] = file.path
         pairs.append((file, target))
     return pairs
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two paths lead to one file."""
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121
+    except OSError:
+        return False
 
 
 def shard(place: str, number: int, count: int) -> bool:
@@ -166,7 +194,7 @@ def _is_current(
         return False
     if rules.checksum:
         try:
-            return bool(entry.sha256) and sha256(file.path) == entry.sha256
+            return bool(entry.sha256) and work.sha256(file.path) == entry.sha256
         except HpcmError:
             return False
     return (entry.size, entry.mtime) == (size, mtime)

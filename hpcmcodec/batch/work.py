@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,7 +153,7 @@ def encode_file(
             quality=header.quality.percent,
             effort=rest.get("effort", 0),
             model_id=header.model_id.hex(),
-            notes=(*notes, *([f"not written: {len(data)} bytes are no fewer than {record.size}"] if skipped else [])),
+            notes=(*notes, *output.notes, *([_no_fewer(len(data), record.size)] if skipped else [])),
         )
 
     return _recorded(src, dst, work, dict(settings), checksum, preserve_times)
@@ -195,7 +196,7 @@ def decode_file(
             height=height,
             quality=header.quality.percent,
             model_id=header.model_id.hex(),
-            notes=tuple(notes),
+            notes=(*notes, *output.notes),
         )
 
     return _recorded(src, dst, work, dict(settings), checksum, preserve_times)
@@ -310,6 +311,10 @@ def _is_shown_by_thumbnail(header: container.Header, size: tuple[int, int]) -> b
     return size != (header.width, header.height) and -(-header.width // 8) >= width and -(-header.height // 8) >= height
 
 
+def _no_fewer(n_bytes: int, n_read: int) -> str:
+    return f"not written: {n_bytes} bytes are no fewer than {n_read}"
+
+
 _UNCHANGED: dict[str, Any] = {"strip": [], "keep": None, "exif": None, "xmp": None, "icc": None}
 
 
@@ -337,11 +342,13 @@ def _recorded(
 ) -> Record:
     """The record of `work`, whatever it raises."""
     started = time.perf_counter()
-    record = Record(os.fspath(src), os.fspath(dst), settings=settings)
+    record = Record(as_file(os.fspath(src)), as_file(os.fspath(dst)), settings=settings)
     try:
         with _told(record.input):
             check_input(record.input)
             facts = Path(record.input).stat()
+            if not stat.S_ISREG(facts.st_mode):
+                raise InputError(f"{record.input}: is no regular file; pipes and devices are inputs on their own")
             record = replace(record, size=facts.st_size, mtime=facts.st_mtime)
             record = replace(record, sha256=sha256(record.input)) if checksum else record
             record = work(record)
@@ -364,6 +371,11 @@ def _told(source: str) -> Iterator[None]:
         raise UnsupportedError(f"{source}: not enough memory for an image of this size") from error
     except Exception as error:  # of a file among many, whatever it is: the others go on
         raise HpcmError(f"{source}: {type(error).__name__}: {error} (an error of the program)") from error
+
+
+def as_file(path: str) -> str:
+    """The path of a file in a form that is not taken for standard input or output."""
+    return "./-" if path == "-" else path
 
 
 def sha256(path: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpcmcodec.cli.files import Output, about, check_input
+from hpcmcodec.cli.files import Output, about, check_input, is_folder
 from hpcmcodec.cli.messages import say
 from hpcmcodec.cli.needs import require_memory
 from hpcmcodec.errors import HpcmError, OutputError
@@ -68,6 +68,6 @@ def convert(
         require_memory()
         work(source, output)
 
-    if len(sources) > 1 and target is not None and not Path(target).is_dir():
+    if len(sources) > 1 and target is not None and not is_folder(target):
         raise OutputError(f"{target}: for several inputs the output is a directory, and there is none of this name")
     each(settings, sources, one)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from hpcmcodec.cli.files import Output, check_input
+from hpcmcodec.cli.files import Output, check_input, is_folder
 from hpcmcodec.cli.messages import Progress, say
 from hpcmcodec.cli.needs import require_memory
-from hpcmcodec.cli.options import Settings, force_option, names, output_option, shared_options
+from hpcmcodec.cli.options import Number, Settings, force_option, names, output_option, shared_options
 
 
 @click.command("compare")
@@ -25,7 +25,7 @@ from hpcmcodec.cli.options import Settings, force_option, names, output_option, 
 )
 @click.option(
     "--bpp",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=0.2,
     show_default=True,
     help="Size of files of a folder.",
@@ -52,7 +52,7 @@ def command(
     codecs in the same size, whose names are hidden until you have chosen.
     """
     started = time.perf_counter()
-    folder = image.is_dir()
+    folder = is_folder(str(image))
     if folder == bool(files):
         raise click.UsageError("a photograph is compared with .hpcm files, a folder of photographs without")
     for source in () if folder else (image, *files):

@@ -133,7 +133,7 @@ def command(
         "tile": int(tile),
         "verify": verify,
         "device": device,
-        **({"model": model} if model else {}),
+        **({} if model is None else {"model": model}),
     }
     if many.wanted:
         rgb(background)

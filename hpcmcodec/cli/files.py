@@ -63,6 +63,16 @@ def mute_libraries(settings: Settings) -> Iterator[None]:
         os.close(kept)
 
 
+def is_folder(path: str) -> bool:
+    """Whether there is a folder; False where the system does not let us know, which opening will tell."""
+    return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises for names that are too long
+
+
+def is_there(path: str) -> bool:
+    """Whether there is a file or a folder; False where the system does not let us know."""
+    return os.path.exists(path)  # noqa: PTH110  as above
+
+
 def check_input(source: str) -> None:
     """Raises `InputError` where `source` is no file. Commands call it before they look at the output."""
     if source == "-":
@@ -108,7 +118,7 @@ def size_of(stream: BinaryIO, n_read: int, file_bytes: int) -> int:
     return n_read
 
 
-def _descriptor(path: str) -> int | None:
+def descriptor_of(path: str) -> int | None:
     """The number of the open descriptor that a path such as /dev/fd/3 stands for; None for other paths."""
     found = _DESCRIPTOR.fullmatch(path)
     return int(found[1]) if found else _STREAMS.get(path)
@@ -144,6 +154,7 @@ class Output:
 
     Attributes:
         name: the path as given or derived, "-" for standard output.
+        notes: what was peculiar about a file that was written; a command says it at once.
 
     Raises:
         OutputError: the output cannot be written, is the input itself, or exists already and `force` is false.
@@ -152,10 +163,11 @@ class Output:
 
     def __init__(self, source: str, target: str | None, suffix: str, force: bool, *, in_place: bool = False) -> None:
         if target is None:
-            piped = source == "-" or _descriptor(source) is not None
+            piped = source == "-" or descriptor_of(source) is not None
             target = "-" if piped else str(Path(source).with_suffix(suffix))
         self.name = target
-        self._descriptor = 1 if target == "-" else _descriptor(target)
+        self.notes: list[str] = []
+        self._descriptor = 1 if target == "-" else descriptor_of(target)
         if self._descriptor == 1:
             if not force and sys.stdout is not None and sys.stdout.isatty():
                 raise click.UsageError("the output is binary and would go to the terminal: name a file with -o")
@@ -211,13 +223,13 @@ class Output:
 
     def _publish(self, data: bytes | memoryview) -> None:
         try:
-            notes = publish.write_whole(self._path, data, force=self._force)
+            self.notes = publish.write_whole(self._path, data, force=self._force)
         except FileExistsError as error:  # it appeared during the work
             raise self._exists() from error
         context = click.get_current_context(silent=True)
-        settings = context.obj if context else None
-        for note in () if settings and settings.quiet else notes:
-            say(f"note: {self.name}: {note}")
+        if context and not getattr(context.obj, "quiet", True):  # other programs on click have contexts, too
+            for note in self.notes:
+                say(f"note: {self.name}: {note}")
 
     def _exists(self) -> OutputError:
         return OutputError(f"{self.name}: exists already; -f overwrites it")

@@ -13,9 +13,10 @@ import click
 
 from hpcmcodec import threads
 from hpcmcodec.cli.batch import SOME_FAILED
-from hpcmcodec.cli.files import opened, write_stdout
+from hpcmcodec.cli.files import about, descriptor_of, is_folder, is_there, opened, write_stdout
 from hpcmcodec.cli.messages import mention_kernels, printable, say
 from hpcmcodec.cli.needs import require
+from hpcmcodec.cli.options import Number
 from hpcmcodec.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -79,6 +80,14 @@ def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
         raise click.BadParameter(str(error), ctx, parameter) from error
 
 
+def _address(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    # Dask takes half a minute and a traceback to refuse what is none.
+    match = re.fullmatch(r"(?:(?:tcp|tls|ws|wss|ucx)://)?[^\s/]+:([0-9]{1,5})", value or "")
+    if value not in (None, "local") and not (match and 0 < int(match[1]) < 65536):
+        raise click.BadParameter(f"{value!r} is neither an address such as tcp://HOST:8786 nor 'local'", ctx, parameter)
+    return value
+
+
 _path = click.Path(allow_dash=True, readable=False)
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "recursive": click.option("-r", "--recursive", is_flag=True, help="Take the files below folders; keep their tree."),
@@ -111,7 +120,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     ),
     "timeout": click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         metavar="SECONDS",
         help="Give up a file that takes longer.",
     ),
@@ -125,7 +134,10 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--shard", metavar="I/N", callback=_shard, help="Take the I-th of N parts of the files, told by their names."
     ),
     "cluster": click.option(
-        "--cluster", metavar="ADDRESS", help="Work on Dask: tcp://HOST:8786 of its scheduler, or 'local'."
+        "--cluster",
+        metavar="ADDRESS",
+        callback=_address,
+        help="Work on Dask: tcp://HOST:8786 of its scheduler, or 'local'.",
     ),
     "dry_run": click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
     "preserve_times": click.option("--preserve-times", is_flag=True, help="Give outputs the times of their inputs."),
@@ -187,8 +199,11 @@ def run(
     Raises before any work: `InputError` for a folder without files or a list that cannot be read, `OutputError` where
     two inputs have one output, or the manifest cannot be written.
     """
-    if "-" in sources:
-        raise click.UsageError("'-' is an input on its own")
+    for name in sources:
+        if name == "-" or descriptor_of(name) is not None:
+            raise click.UsageError(f"{name!r} is an input on its own, without the options for many files")
+    if target is not None and (target == "-" or descriptor_of(target) is not None):
+        raise click.UsageError(f"{target!r} is no output of worker processes, which the options for many files ask for")
     if force and many.if_exists:
         raise click.UsageError("--force and --if-exists exclude each other")
     from hpcmcodec.batch import plan
@@ -201,9 +216,9 @@ def run(
     n_all = len(pairs)
     if shard is not None:
         pairs = [pair for pair in pairs if plan.shard(pair[0].place, *shard)]
-    path = Path(many.manifest) if many.manifest else None
+    path = Path(many.manifest) if many.manifest is not None else None
     rules = plan.Rules("force" if force else many.if_exists or "error", work.settings, _model_id(work), many.checksum)
-    with Manifest(path if not many.dry_run or (path and path.exists()) else None, part) as manifest:
+    with Manifest(path, part, writing=not many.dry_run) as manifest:
         left = list(plan.left_to_do(pairs, manifest, rules))
         tasks = [task for task in left if not isinstance(task, str)]
         tasks.sort(key=lambda task: -task.size)
@@ -222,16 +237,16 @@ def _pairs(many: Many, work: Work, sources: Sequence[str], target: str | None) -
 
     files: list[Found] = list(plan.found(sources, work.inputs, recursive=many.recursive))
     if many.files_from is not None:
-        with opened(many.files_from) as stream:
+        with about(many.files_from), opened(many.files_from) as stream:
             files += plan.listed(stream)
         if not files:
             raise InputError(f"{many.files_from}: names no files")
     if work.suffix is None:
         return [(file, "") for file in dict.fromkeys(files)]
-    one = len(files) == 1 and many.files_from is None and not Path(sources[0]).is_dir()
-    if one and target is not None and not Path(target).is_dir():
+    one = len(files) == 1 and many.files_from is None and not is_folder(sources[0])
+    if one and target is not None and not is_folder(target):
         return [(files[0], target)]
-    if target is not None and Path(target).exists() and not Path(target).is_dir():
+    if target is not None and is_there(target) and not is_folder(target):
         raise OutputError(f"{target}: for several inputs the output is a directory, and this is none")
     return plan.named(files, target, work.suffix)
 
@@ -317,7 +332,7 @@ def _print(settings: Settings, tasks: Iterable[Task], skipped: int, n_all: int) 
     """Says what a run would do: a line for each file on standard output."""
     n = 0
     for n, task in enumerate(tasks, 1):  # noqa: B007
-        there = " (exists already)" if task.target and not task.overwrite and Path(task.target).exists() else ""
+        there = " (exists already)" if task.target and not task.overwrite and is_there(task.target) else ""
         arrow = f" -> {task.target}" if task.target else ""
         write_stdout(f"{printable(task.source + arrow)}{there}\n".encode())
     if not settings.quiet:

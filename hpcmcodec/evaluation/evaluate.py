@@ -68,13 +68,13 @@ def find_photos(paths: Sequence[Path], max_pixels: int | None) -> list[Photo]:
     photos: dict[str, Photo] = {}
     for path in map(_data_set, paths):
         files = [path]
-        if path.is_dir():
-            try:
+        try:
+            if path.is_dir():
                 files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            except OSError as error:
-                raise InputError(f"{path}: {error.strerror or error}") from error
-            if not files:
-                raise InputError(f"{path}: no images ({', '.join(IMAGE_SUFFIXES)})")
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from error
+        if not files:
+            raise InputError(f"{path}: no images ({', '.join(IMAGE_SUFFIXES)})")
         for file in files:
             try:
                 if not stat.S_ISREG(file.stat().st_mode):

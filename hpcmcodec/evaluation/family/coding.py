@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcmcodec import container, weights
+from hpcmcodec import container, search, weights
 from hpcmcodec.decoding import latents_of, pixels_of
 from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.engines.strips import pad
@@ -125,10 +126,10 @@ def weights_of(what: str, photographs: Sequence[np.ndarray], seed: int = 0) -> I
     path = Path(what)
     if what in MEMBERS:
         model, said = untrained(MEMBERS[what], photographs, seed), f"untrained, seed {seed}"
-    elif path.suffix == ".safetensors" and path.is_file() and not states.CHECKPOINT.fullmatch(path.name):
+    elif path.suffix == ".safetensors" and search.is_file(path) and not states.CHECKPOINT.fullmatch(path.name):
         yield path, f"weights {path.name}"
         return
-    elif path.exists():
+    elif os.path.exists(path):  # noqa: PTH110  Path.exists raises for names that are too long
         found = states.load_model(path)
         if not isinstance(found, Member):
             raise InputError(f"{what} is a {type(found).__name__}, not a member with a context")

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from hpcmcodec import search
 from hpcmcodec.errors import InputError
 from hpcmcodec.evaluation.counts import count
 from hpcmcodec.evaluation.family.checks import picture
@@ -119,7 +120,8 @@ def _machine() -> str:
 
 
 def _config_of(member: str) -> Config:
-    return config_of(member) if member in MEMBERS or not Path(member).exists() else Coder(Path(member)).weights.config
+    is_file = member not in MEMBERS and search.is_file(Path(member))
+    return Coder(Path(member)).weights.config if is_file else config_of(member)
 
 
 def _counts(configs: Sequence[Config], out: dict[str, Any]) -> Iterator[str]:
