@@ -228,6 +228,18 @@ def test_the_speed_of_a_member_s_stages_is_measured() -> None:
     assert len([line for line in lines if line.startswith(("| a", "| b", "| c"))]) == 6
 
 
+@pytest.mark.slow
+def test_two_hundred_steps_of_phase_3_end_at_the_recorded_loss(cache: Path, tmp_path: Path) -> None:
+    recipe = config.load("small-b").override(
+        {"cache": str(cache), "preset": "small-phase3", "stage": "c", "crops": "64:4", "steps": 200, "warm": 20}
+        | {"precision": "float32", "fake": 0.0, "seed": 1, "calibrate_at": "50,100", "log_every": 10}
+    )
+    loop.train(recipe, tmp_path)
+    found = [loss for _, loss in losses(tmp_path)]
+    assert found[0] == pytest.approx(10.49, rel=0.03)
+    assert np.mean(found[-5:]) == pytest.approx(6.79, rel=0.03)
+
+
 # --- export -----------------------------------------------------------------------------------------------------------
 
 

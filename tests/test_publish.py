@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
 from hpcmcodec import publish
+from hpcmcodec.cli import cli
 from hpcmcodec.cli.files import Output
 from hpcmcodec.errors import OutputError
 
@@ -131,18 +134,17 @@ def test_folder_that_cannot_be_synchronised_is_an_error_that_says_what_stands(
 
 
 @posix
-def test_hard_links_stay_links_to_one_file_and_a_note_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hard_links_stay_links_to_one_file_and_a_note_says_so(tmp_path: Path) -> None:
     target, other = tmp_path / "a", tmp_path / "b"
     for old in (b"a longer old file", b"old"):
         target.write_bytes(old)
         other.unlink(missing_ok=True)
         os.link(target, other)
-        output(target, force=True).write(b"our bytes")
+        written = output(target, force=True)
+        written.write(b"our bytes")
         assert target.read_bytes() == other.read_bytes() == b"our bytes"
         assert target.samefile(other)
-        assert "2 names (hard links)" in capsys.readouterr().err
+        assert "2 names (hard links)" in " ".join(written.notes)
     assert names(tmp_path) == {"a", "b"}
 
 
@@ -164,7 +166,7 @@ def test_hard_links_on_a_full_disk_keep_the_old_contents(tmp_path: Path, monkeyp
 
 @posix
 def test_read_only_target_is_replaced_by_an_ordinary_file_and_a_note_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, inner = tmp_path / "a", os.open
     target.write_bytes(b"old")
@@ -176,10 +178,23 @@ def test_read_only_target_is_replaced_by_an_ordinary_file_and_a_note_says_so(
         return inner(path, flags, *rest, **options)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(os, "open", as_nobody)
-    output(target, force=True).write(b"ours")
+    written = output(target, force=True)
+    written.write(b"ours")
     assert target.read_bytes() == b"ours"
     assert target.stat().st_mode & stat.S_IWUSR
-    assert "could not be written to, and was replaced" in capsys.readouterr().err
+    assert "could not be written to, and was replaced" in " ".join(written.notes)
+
+
+@posix
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_command_says_the_notes_on_its_output(quiet: bool, tmp_path: Path) -> None:
+    image, target = tmp_path / "a.png", tmp_path / "a.hpcm"
+    Image.new("RGB", (16, 16), "teal").save(image)
+    target.write_bytes(b"old")
+    os.link(target, tmp_path / "b.hpcm")
+    done = CliRunner().invoke(cli, ["encode", str(image), "-o", str(target), "-f", *(["--quiet"] if quiet else [])])
+    assert done.exit_code == 0
+    assert ("2 names (hard links)" in done.stderr) != quiet
 
 
 def test_what_killed_runs_left_a_day_ago_is_swept_and_nothing_else(tmp_path: Path) -> None:
