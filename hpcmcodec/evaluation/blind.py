@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import random
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcmcodec.errors import UnsupportedError
-from hpcmcodec.evaluation.codecs import CODECS, Coded, near
+from hpcmcodec.evaluation.codecs import CODECS, Coded, installed, near
 from hpcmcodec.evaluation.evaluate import find_photos
-from hpcmcodec.evaluation.report import embedded, places
+from hpcmcodec.evaluation.report import embedded, filled_page, places
 from hpcmcodec.image import load, plain, to_image
 
 Pixels = npt.NDArray[np.uint8]
@@ -65,10 +64,7 @@ def blind(
         InputError: there are no photographs, or one cannot be read.
         UnsupportedError: fewer than two codecs are installed.
     """
-    for key in codecs:
-        if CODECS[key].missing():
-            say(f"codec {key} is left out: pip install {' '.join(CODECS[key].missing())}")
-    usable = [key for key in codecs if not CODECS[key].missing()]
+    usable = installed(codecs, say)
     if len(usable) < 2:
         raise UnsupportedError("fewer than two codecs are left to compare")
     photos = find_photos([folder], max_pixels)
@@ -116,6 +112,4 @@ def page(title: str, crops: Sequence[Crop]) -> str:
         rows.append(
             f'<section><h2>{number}</h2><p class="name">{label}</p><div class="row">{"".join(figures)}</div></section>'
         )
-    filled = {"title": html.escape(title), "crops": "\n".join(rows)}
-    template = Path(__file__).with_name("blind.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], template)
+    return filled_page("blind.html", {"title": html.escape(title), "crops": "\n".join(rows)})

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal, NamedTuple
@@ -324,3 +324,11 @@ _LISTED: Mapping[str, Codec] = {
     ),
 }
 CODECS: Mapping[str, Codec] = _Codecs(_LISTED)
+
+
+def installed(keys: Sequence[str], say: Callable[[str], None]) -> list[str]:
+    """Those of the codecs named that can be used here; `say` is told what the others need."""
+    lacking = {key: needs for key in keys if (needs := CODECS[key].missing())}
+    for key, needs in lacking.items():
+        say(f"codec {key} is left out: pip install {' '.join(needs)}")
+    return [key for key in keys if key not in lacking]

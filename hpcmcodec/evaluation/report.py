@@ -1,9 +1,9 @@
 """The page of `hpcm compare`: one self-contained file that compares a photograph with its decoded files.
 
-The page is `report.html` with its places filled in. It holds every picture losslessly, which takes about two bytes for
-each pixel of each picture. It loads nothing from anywhere, and its content security policy forbids loading. It shows,
-in this order, numbers, a slider over two pictures, crops at the places that differ most, and maps of the error and of
-where the bits went.
+The page is `report.html`, behind the head of all pages, with its places filled in. It holds every picture losslessly,
+which takes about two bytes for each pixel of each picture. It loads nothing from anywhere, and its content security
+policy forbids loading. It shows, in this order, numbers, a slider over two pictures, crops at the places that differ
+most, and maps of the error and of where the bits went.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from PIL import Image
 
 from hpcmcodec import codec, container
 from hpcmcodec.errors import HpcmError, InputError
-from hpcmcodec.evaluation.codecs import CODECS, near
+from hpcmcodec.evaluation.codecs import CODECS, installed, near
 from hpcmcodec.evaluation.heat import bits_per_pixel, error_map, heat_image, legend_range
 from hpcmcodec.evaluation.metrics import DEFAULT_METRICS, METRICS, MS_SSIM_SIDE, psnr_db
 from hpcmcodec.image import load, plain, to_image
 
-__all__ = ["Candidate", "embedded", "places", "report"]
+__all__ = ["Candidate", "embedded", "filled_page", "places", "report"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -73,10 +73,7 @@ def report(
     """
     picture = plain(load(image, max_pixels=max_pixels))
     original = picture.pixels
-    for key in against:
-        if CODECS[key].missing():
-            say(f"codec {key} is left out: pip install {' '.join(CODECS[key].missing())}")
-    usable = [key for key in against if not CODECS[key].missing()]
+    usable = installed(against, say)
     candidates: list[Candidate] = []
     steps = len(files) * (1 + len(usable))
     for file in files:
@@ -129,8 +126,13 @@ def page(
             for name, pixels in zip(names, pictures, strict=True)
         ),
     }
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], template)
+    return filled_page("report.html", filled)
+
+
+def filled_page(name: str, values: Mapping[str, str]) -> str:
+    """The page of a template beside this file, behind the head that all pages have, with its places filled in."""
+    template = "".join(Path(__file__).with_name(part).read_text(encoding="utf-8") for part in ("head.html", name))
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: values[place[1]], template)
 
 
 def places(original: Pixels, decoded: Sequence[Pixels], count: int = N_CROPS) -> list[tuple[int, int, int, int]]:

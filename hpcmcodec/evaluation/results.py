@@ -170,9 +170,9 @@ def compare(anchor: Series, test: Series, metric: str) -> Comparison:
     """BD-rates of `test` against `anchor`: that of the averaged curves, and one for each image that both measured."""
     if not (metric in anchor.scores and metric in test.scores):
         return Comparison("not measured", {}, {})
-    averaged = _bd_rate(anchor.curve(metric), test.curve(metric), metric)
+    averaged = bd_rate_in(anchor.curve(metric), test.curve(metric), metric)
     own = {
-        digest: _bd_rate(anchor.images[digest][metric], curves[metric], metric)
+        digest: bd_rate_in(anchor.images[digest][metric], curves[metric], metric)
         for digest, curves in test.images.items()
         if digest in anchor.images
     }
@@ -183,7 +183,8 @@ def compare(anchor: Series, test: Series, metric: str) -> Comparison:
     )
 
 
-def _bd_rate(anchor: Curve, test: Curve, metric: str) -> BDRate | str:
+def bd_rate_in(anchor: Curve, test: Curve, metric: str) -> BDRate | str:
+    """The BD-rate in a metric, over the scores that it is averaged over; why there is none, in words."""
     try:
         return bd_rate(anchor, test, between=METRICS[metric].between)
     except ValueError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hpcmcodec.errors import HpcmError, OutputError, UnsupportedError
 from hpcmcodec.evaluation import process
-from hpcmcodec.evaluation.codecs import CODECS
+from hpcmcodec.evaluation.codecs import CODECS, installed
 from hpcmcodec.evaluation.evaluate import Photo, evaluate, find_photos
 from hpcmcodec.evaluation.metrics import DEFAULT_METRICS, METRICS, MS_SSIM_SIDE
 from hpcmcodec.evaluation.plots import THEMES, rd_plot
@@ -30,12 +30,11 @@ __all__ = ["parse_qualities", "run", "usable"]
 
 def usable(codecs: Sequence[str], metrics: Sequence[str], say: Callable[[str], None]) -> tuple[list[str], list[str]]:
     """The codecs and the metrics that are installed; `say` is told what the others need."""
-    lacking = {key: f"pip install {' '.join(needs)}" for key in codecs if (needs := CODECS[key].missing())}
+    here = installed(codecs, say)
     unmeasurable = {key: remedy for key in metrics if (remedy := METRICS[key].missing)}
-    for kind, reasons in (("codec", lacking), ("metric", unmeasurable)):
-        for key, reason in reasons.items():
-            say(f"{kind} {key} is left out: {reason}")
-    return [key for key in codecs if key not in lacking], [key for key in metrics if key not in unmeasurable]
+    for key, remedy in unmeasurable.items():
+        say(f"metric {key} is left out: {remedy}")
+    return here, [key for key in metrics if key not in unmeasurable]
 
 
 def parse_qualities(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:

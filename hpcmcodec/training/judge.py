@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hpcmcodec.errors import InputError
-from hpcmcodec.evaluation.metrics import METRICS, Curve, bd_rate
+from hpcmcodec.evaluation.metrics import METRICS, BDRate, Curve
+from hpcmcodec.evaluation.results import bd_rate_in
 from hpcmcodec.model.hpcm import Estimator, bits
 from hpcmcodec.training.data import validation_images
 
@@ -68,28 +69,20 @@ def averaged(curves: Sequence[Curve]) -> Curve:
 
 def lines(name: str, ours: Scores, anchor: Scores | None, qualities: Sequence[float]) -> list[str]:
     """Text about a state: its averages, and its BD-rates against the anchor, of averaged curves and of pictures."""
-    text = [name]
+    text, means = [name], {metric: averaged(curves) for metric, curves in ours.items()}
     for i, quality in enumerate(qualities):
-        shown = [f"{metric} {averaged(c).score[i]:.{METRICS[metric].decimals}f}" for metric, c in ours.items()]
-        rate = averaged(next(iter(ours.values()))).bpp[i]
+        shown = [f"{metric} {mean.score[i]:.{METRICS[metric].decimals}f}" for metric, mean in means.items()]
+        rate = next(iter(means.values())).bpp[i]
         text.append(f"  q {quality:5.1f}  {rate:.4f} bpp  {'  '.join(shown)}")
     if anchor is None:
         return text
     for metric, curves in ours.items():
-        rates, refused = [], 0
-        for mine, theirs in zip(curves, anchor[metric], strict=True):
-            try:
-                rates.append(bd_rate(theirs, mine, between=METRICS[metric].between).percent)
-            except ValueError:
-                refused += 1
-        try:
-            mean = (
-                f"{bd_rate(averaged(anchor[metric]), averaged(curves), between=METRICS[metric].between).percent:+.2f}%"
-            )
-        except ValueError as error:
-            mean = f"none ({error})"
+        found = [bd_rate_in(theirs, mine, metric) for mine, theirs in zip(curves, anchor[metric], strict=True)]
+        rates = [each.percent for each in found if isinstance(each, BDRate)]
+        whole = bd_rate_in(averaged(anchor[metric]), means[metric], metric)
+        mean = f"none ({whole})" if isinstance(whole, str) else f"{whole.percent:+.2f}%"
         spread = f", images {statistics.fmean(rates):+.2f}% ({min(rates):+.2f} to {max(rates):+.2f})" if rates else ""
-        left = f", {refused} left out" if refused else ""
+        left = f", {len(found) - len(rates)} left out" if len(rates) < len(found) else ""
         text.append(f"  {metric}: averaged curves {mean}{spread}{left}")
     return text
 
