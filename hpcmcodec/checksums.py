@@ -15,10 +15,15 @@ import zlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcmcodec.errors import InstallationError
 
-__all__ = ["LIST", "read", "verify", "write"]
+if TYPE_CHECKING:
+    import io
+    from typing import BinaryIO
+
+__all__ = ["LIST", "read", "sha256", "verify", "write"]
 
 LIST = "SHA256SUMS"
 MEND = "reinstall hpcmcodec, or restore the file from the repository"
@@ -83,10 +88,15 @@ def _digest_of(path: Path, *facts: int) -> str:
 
 
 def _digest(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return sha256(file)
+
+
+def sha256(file: io.RawIOBase | BinaryIO) -> str:
+    """SHA-256 of what is left of a file, in hexadecimal."""
     import hashlib  # takes 4 ms
 
     digest, piece = hashlib.sha256(), bytearray(_PIECE)
-    with path.open("rb", buffering=0) as file:
-        while n := file.readinto(piece):
-            digest.update(memoryview(piece)[:n])
+    while n := file.readinto(piece):  # type: ignore[union-attr]  # every binary file has it; BinaryIO does not say so
+        digest.update(memoryview(piece)[:n])
     return digest.hexdigest()

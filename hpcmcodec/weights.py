@@ -145,8 +145,7 @@ def report() -> Iterator[tuple[str, str]]:
 
 def _those_here() -> str:
     """The names of all models, with their ids."""
-    found = [*packaged().items(), *((path.stem, path) for path in search.files())]
-    return ", ".join(f"{name} ({_id_of(path)})" for name, path in found) or "none"
+    return ", ".join(f"{path.stem} ({_id_of(path)})" for _, path in _candidates()) or "none"
 
 
 def _id_of(path: Path) -> str:

@@ -5,8 +5,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from hpcmcodec.errors import UnsupportedError
 from hpcmcodec.evaluation import sample_photo
@@ -78,6 +80,13 @@ def coder(request: pytest.FixtureRequest, all_coders: dict[str, Coder]) -> Itera
 def photos() -> dict[str, Path]:
     """Photographs in scikit-image's wheel, by name: RGB PNG, 600x400, 451x300, 512x512 and 741x500."""
     return {name: sample_photo(name) for name in ("coffee", "chelsea", "astronaut", "motorcycle_left")}
+
+
+@pytest.fixture(scope="module")
+def piece(photos: dict[str, Path]) -> np.ndarray:
+    """96x64 pixels of a photograph."""
+    with Image.open(photos["chelsea"]) as photo:
+        return np.asarray(photo)[60:124, 100:196].copy()
 
 
 @pytest.fixture(scope="session")

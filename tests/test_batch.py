@@ -17,13 +17,6 @@ from hpcmcodec import batch, container
 
 
 @pytest.fixture(scope="module")
-def piece(photos: dict[str, Path]) -> np.ndarray:
-    """96x64 pixels of a photograph."""
-    with Image.open(photos["chelsea"]) as photo:
-        return np.asarray(photo)[60:124, 100:196].copy()
-
-
-@pytest.fixture(scope="module")
 def coded(piece: np.ndarray) -> bytes:
     return hpcmcodec.encode(piece, 50)
 

@@ -51,12 +51,6 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def piece(photos: dict[str, Path]) -> np.ndarray:
-    with Image.open(photos["chelsea"]) as photo:
-        return np.asarray(photo)[60:124, 100:196].copy()
-
-
 @pytest.fixture
 def folder(piece: np.ndarray, tmp_path: Path) -> Path:
     """Photographs in a tree, of 32 to 96 pixels, and files that are none."""

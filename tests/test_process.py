@@ -29,13 +29,6 @@ PATIENCE = 240  # seconds after which a process is taken to hang
 
 
 @pytest.fixture(scope="module")
-def piece(photos: dict[str, Path]) -> np.ndarray:
-    """96x64 pixels of a photograph."""
-    with Image.open(photos["chelsea"]) as photo:
-        return np.asarray(photo)[60:124, 100:196].copy()
-
-
-@pytest.fixture(scope="module")
 def coded(piece: np.ndarray) -> bytes:
     return hpcmcodec.encode(piece)
 

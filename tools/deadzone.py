@@ -21,8 +21,9 @@ import click
 import numpy as np
 
 from hpcmcodec import weights
-from hpcmcodec.container import DEFAULT_MAX_PIXELS, LATENT
+from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.engines.light import LightEngine
+from hpcmcodec.engines.strips import pad
 from hpcmcodec.evaluation.evaluate import find_photos
 from hpcmcodec.evaluation.metrics import METRICS, MS_SSIM_SIDE, Curve, bd_rate
 from hpcmcodec.evaluation.run import parse_qualities
@@ -95,7 +96,7 @@ class Bench:
     def curves(self, pixels: np.ndarray, qualities: Sequence[float], way: Way) -> list[Curve]:
         """The curve of an image in each score; pixels (H, W, 3) uint8."""
         rows, columns, _ = pixels.shape
-        padded = np.pad(pixels, ((0, -rows % LATENT), (0, -columns % LATENT), (0, 0)), mode="edge")
+        padded = pad(pixels)
         bpp, scores = [], []
         for value in qualities:
             quality = Quality.of(value)

@@ -2,8 +2,8 @@
 
 A line is a `Record`, in ASCII, with its fields in order, and is appended in one write when the file is done. A process
 that is killed therefore leaves whole lines and at most one that is cut, which is passed over. A file with any other
-line is none of ours, and is refused. Of the lines about an
-output, or about an input where there are no outputs, the last one counts that does not tell of a failure.
+line is none of ours, and is refused. Of the lines about an output, or about an input where there are no outputs, the
+last one counts that does not tell of a failure.
 
 Between the moment in which an output appears and the one in which its line does, a run may be killed. So the outputs
 that are being worked on are named in a second file beside the manifest, ``FILE.running``, which is removed at the end

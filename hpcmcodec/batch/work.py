@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from hpcmcodec import container, formats
+from hpcmcodec import checksums, container, formats
 from hpcmcodec.batch.records import DONE, FAILED, SKIPPED, Record, Task
 from hpcmcodec.cli.files import Output, about, check_input, opened
 from hpcmcodec.cli.metadata import Changes
@@ -380,13 +380,8 @@ def as_file(path: str) -> str:
 
 def sha256(path: str) -> str:
     """SHA-256 of a file in hexadecimal. Raises `InputError` where it cannot be read."""
-    import hashlib
-
-    digest = hashlib.sha256()
     with opened(path) as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return checksums.sha256(file)
 
 
 def perform(

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hpcmcodec import interrupts
-from hpcmcodec.batch.records import DONE, FAILED
+from hpcmcodec.batch.records import DONE, FAILED, SKIPPED
 from hpcmcodec.cli.files import write_stdout
 from hpcmcodec.cli.messages import printable, say
 
@@ -36,7 +36,7 @@ class Board:
     def __init__(self, settings: Settings, kind: str, n_files: int, n_bytes: int, n_current: int) -> None:
         self._settings, self._kind = settings, kind
         self._n_files, self._n_bytes, self._n_current = n_files, n_bytes, n_current
-        self._counts = {DONE: 0, FAILED: 0, "skipped": 0}
+        self._counts = {DONE: 0, FAILED: 0, SKIPPED: 0}
         self._pixels = self._read = self._written = self._seen = 0
         self._started = time.perf_counter()
         self._terminal = not settings.quiet and sys.stderr is not None and sys.stderr.isatty()
@@ -105,7 +105,7 @@ class Board:
     def _end(self) -> None:
         """A table on a terminal, a line elsewhere."""
         n = sum(self._counts.values())
-        left_out = self._n_current + self._counts["skipped"]
+        left_out = self._n_current + self._counts[SKIPPED]
         if self._settings.quiet and not self._counts[FAILED]:
             return
         rows = self._rows()
@@ -128,7 +128,7 @@ class Board:
         seconds = time.perf_counter() - self._started
         rows: dict[str, Any] = {_PAST[self._kind]: self._counts[DONE]}
         rows |= {"failed": self._counts[FAILED]} if self._counts[FAILED] else {}
-        rows |= {"not smaller": self._counts["skipped"]} if self._counts["skipped"] else {}
+        rows |= {"not smaller": self._counts[SKIPPED]} if self._counts[SKIPPED] else {}
         rows |= {"done before": self._n_current} if self._n_current else {}
         if self._written and self._kind != "verify":
             share = self._written / max(1, self._read)

@@ -209,13 +209,11 @@ def run(
     from hpcmcodec.batch import plan
     from hpcmcodec.batch.manifest import Manifest
 
-    part, shard = "", many.shard
-    if shard is not None:
-        part = f".{shard[0]}-{shard[1]}"
-    pairs = _pairs(many, work, sources, target)
+    pairs, part = _pairs(many, work, sources, target), ""
     n_all = len(pairs)
-    if shard is not None:
-        pairs = [pair for pair in pairs if plan.shard(pair[0].place, *shard)]
+    if many.shard is not None:
+        part = ".{}-{}".format(*many.shard)
+        pairs = [pair for pair in pairs if plan.shard(pair[0].place, *many.shard)]
     path = Path(many.manifest) if many.manifest is not None else None
     rules = plan.Rules("force" if force else many.if_exists or "error", work.settings, _model_id(work), many.checksum)
     with Manifest(path, part, writing=not many.dry_run) as manifest:

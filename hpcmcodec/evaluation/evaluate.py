@@ -7,7 +7,6 @@ in another run.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from hpcmcodec import checksums
 from hpcmcodec.errors import HpcmError, InputError, UnsupportedError
 from hpcmcodec.evaluation.codecs import CODECS
 from hpcmcodec.evaluation.metrics import METRICS, MS_SSIM_SIDE
@@ -79,7 +79,8 @@ def find_photos(paths: Sequence[Path], max_pixels: int | None) -> list[Photo]:
             try:
                 if not stat.S_ISREG(file.stat().st_mode):
                     raise InputError(f"{file}: is not a regular file, which can be read again and again")
-                digest = _sha256(file)
+                with file.open("rb") as stream:
+                    digest = checksums.sha256(stream)
             except OSError as error:
                 raise InputError(f"{file}: {error.strerror or error}") from error
             if digest not in photos:
@@ -97,14 +98,6 @@ def _data_set(path: Path) -> Path:
             f"{path}: is not here; as the data set it is the folder that {variable} names, which is not set"
         )
     return Path(os.environ[variable])
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def evaluate(

@@ -130,11 +130,14 @@ def to_unit(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255)
 
 
-def validation_images(folder: Path, side: int = 512) -> list[Tensor]:
-    """Every PNG of the folder as (1, 3, H, W) float32 in [0, 1], cut to at most side x side and to multiples of 16."""
-    images = []
+def pictures(folder: Path, side: int = 1 << 16) -> Iterator[np.ndarray]:
+    """Every PNG of the folder as (H, W, 3) uint8, cut to at most side x side and to multiples of 16."""
     for path in sorted(folder.glob("*.png")):
         pixels = np.asarray(Image.open(path).convert("RGB"))[:side, :side]
         h, w = (n // 16 * 16 for n in pixels.shape[:2])
-        images.append(to_unit(torch.from_numpy(pixels[:h, :w].copy()).permute(2, 0, 1)[None]))
-    return images
+        yield pixels[:h, :w].copy()
+
+
+def validation_images(folder: Path, side: int = 512) -> list[Tensor]:
+    """`pictures` as (1, 3, H, W) float32 in [0, 1]."""
+    return [to_unit(torch.from_numpy(pixels).permute(2, 0, 1)[None]) for pixels in pictures(folder, side)]

@@ -26,7 +26,7 @@ from hpcmcodec.model.hpcm import HPCM
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
 from hpcmcodec.training import graphs, report
-from hpcmcodec.training.data import Crops, validation_images
+from hpcmcodec.training.data import Crops, pictures
 from hpcmcodec.training.fitting import fit_grids, fit_tables, model_inputs, synthesis_integers
 
 # How far rounding to float16 and integers may move results from the trained model's: relative rms error of y, relative
@@ -216,7 +216,6 @@ def crops_at_all_qualities(cache: Path, n: int, side: int = 384) -> Iterator[tup
 
 def pictures_at_all_qualities(folder: Path) -> Iterator[tuple[np.ndarray, Quality]]:
     """The PNGs of a folder, cut to multiples of 16, their qualities spread evenly over the range."""
-    images = validation_images(folder, side=1 << 16)
-    for i, x in enumerate(images):
-        pixels = (x[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        yield pixels, Quality.of_unit(i / max(1, len(images) - 1))
+    found = list(pictures(folder))
+    for i, pixels in enumerate(found):
+        yield pixels, Quality.of_unit(i / max(1, len(found) - 1))

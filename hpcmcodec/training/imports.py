@@ -17,6 +17,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import bits
 from hpcmcodec.model.synthesis import synthesise
 from hpcmcodec.native import loader
-from hpcmcodec.training import packing, stages
+from hpcmcodec.training import data, packing, stages
 from hpcmcodec.training.fitting import model_inputs
 
 UNLIMITED = -16  # the exponent of grids in floating point: values up to 2^30 are not limited
@@ -319,14 +320,7 @@ def pictures_of(folder: Path | None, side: int = 512, most: int = 12) -> list[np
     """
     if folder is None:
         return [_made_up(seed) for seed in range(COMPARED)]
-    from PIL import Image
-
-    found = []
-    for path in sorted(folder.glob("*.png"))[:most]:
-        pixels = np.asarray(Image.open(path).convert("RGB"))[:side, :side]
-        h, w = (n // 16 * 16 for n in pixels.shape[:2])
-        if min(h, w) >= 64:
-            found.append(pixels[:h, :w].copy())
+    found = [pixels for pixels in islice(data.pictures(folder, side), most) if min(pixels.shape[:2]) >= 64]
     if not found:
         raise InputError(f"{folder} has no PNG of 64 x 64 pixels or more")
     return found

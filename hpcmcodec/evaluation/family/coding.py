@@ -30,12 +30,11 @@ from hpcmcodec.model.config import MEMBERS, PRESETS, Config
 from hpcmcodec.model.family.model import Member, model_of
 from hpcmcodec.model.family.transforms import PConvBlock
 from hpcmcodec.pretrained import from_weights
-from hpcmcodec.quality import Quality
 from hpcmcodec.training import packing, stages, states
 from hpcmcodec.training.data import to_unit
 from hpcmcodec.training.hyperprior import start_from_principal_axes
+from hpcmcodec.training.packing import ONLY
 
-ONLY = Quality(0)  # members of one lambda have no other
 _NOISE = 0.05  # size of what is added to biases, gains and kernels, so that none is at the value that it starts from
 
 

@@ -34,7 +34,7 @@ from hpcmcodec.evaluation.process import peak_bytes
 from hpcmcodec.evaluation.store import write_whole
 from hpcmcodec.model.config import MEMBERS, Config
 from hpcmcodec.model.hpcm import bits
-from hpcmcodec.training.data import validation_images
+from hpcmcodec.training.data import pictures
 
 SAMPLES = 2000  # bootstrap samples
 TIMED = (512, 768)  # rows and columns of the picture that times and memory are of
@@ -108,7 +108,7 @@ def _images(folder: Path | None) -> list[np.ndarray]:
     """Pixels (16 h, 16 w, 3) uint8."""
     if folder is None:
         return [picture(seed, *TIMED) for seed in range(2)]
-    found = [(x[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy() for x in validation_images(folder, 1 << 16)]
+    found = list(pictures(folder))
     if not found:
         raise InputError(f"{folder} has no PNG files")
     return found
