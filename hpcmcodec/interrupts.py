@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["EXIT_CODE", "LINE", "install", "undoing"]
+__all__ = ["EXIT_CODE", "LINE", "install", "raised", "undoing"]
 
 EXIT_CODE = 130
 LINE = "hpcm: error: interrupted"
@@ -31,6 +31,7 @@ _PATIENCE_SECONDS = 0.15
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _taken = threading.Event()  # set once the main thread has the interruption
+_raised = threading.Event()  # stays set
 _deciding = threading.RLock()  # held to decide which of the two threads ends the program
 _actions: list[Callable[[], object]] = []
 
@@ -69,7 +70,16 @@ def undoing(action: Callable[[], object]) -> Iterator[None]:
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     with _deciding:  # waits for ever where the other thread is ending the program
         _taken.set()
+    _raised.set()
     raise KeyboardInterrupt
+
+
+def raised() -> bool:
+    """Whether an interruption was raised in the main thread. What fails after it has not failed by itself.
+
+    Modules of C++ that are being imported, for instance, make an ImportError of it.
+    """
+    return _raised.is_set()
 
 
 def _wait(reader: int, wanted: list[int]) -> None:

@@ -20,7 +20,10 @@ def tell(job: Any, attempt: int) -> tuple[Any, int, int, str]:
 
 
 def act(job: tuple[str, int], attempt: int) -> str:
-    """("die", n): dies the first n times; ("hang", n): hangs the first n times; ("raise", 0); ("ok", n)."""
+    """("die", n): dies the first n times; ("hang", n): hangs the first n times; ("raise", 0); ("ok", n).
+
+    ("swallow", n): is interrupted the first n times, and takes that for a failure of its own.
+    """
     what, n = job
     if what == "die" and attempt < n:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -28,6 +31,12 @@ def act(job: tuple[str, int], attempt: int) -> str:
         time.sleep(3600)
     if what == "raise":
         raise RuntimeError("no result")
+    if what == "swallow" and attempt < n:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
     return f"{what} {attempt}"
 
 

@@ -87,12 +87,23 @@ def away(*args, **options):
 """
 IN_THE_WORK = AWAY + "codec.encode = away\n"
 BEFORE_THE_RENAME = AWAY + "codec.encode = lambda *args, **options: b'coded'\nos.fsync = away\n"
+# As modules of C++ do that are being imported when the signal comes.
+TAKEN_FOR_A_FAILURE = """
+import os, signal, time, hpcmcodec.codec as codec
+def failing(*args, **options):
+    try:
+        os.kill(os.getpid(), signal.{name})
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        raise ImportError("initialization failed") from error
+codec.encode = failing
+"""
 IN_AN_IMAGE_READER = AWAY + "import hpcmcodec.image; hpcmcodec.image.load = away\n"
 
 
 @posix
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("moment", [IN_THE_WORK, BEFORE_THE_RENAME, IN_AN_IMAGE_READER])
+@pytest.mark.parametrize("moment", [IN_THE_WORK, BEFORE_THE_RENAME, IN_AN_IMAGE_READER, TAKEN_FOR_A_FAILURE])
 def test_signal_ends_a_program_whose_main_thread_is_away(name: str, moment: str, photo: Path) -> None:
     result = run("encode", photo, code=moment.format(name=name) + CALL_MAIN)
     assert (result.returncode, result.stderr) == (130, b"hpcm: error: interrupted\n")

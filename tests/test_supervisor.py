@@ -69,6 +69,11 @@ def test_jobs_that_die_hang_or_raise_cost_themselves_alone() -> None:
     assert {lost.exit_code for lost in found.values()} == {1, 4}
 
 
+def test_job_that_takes_its_interruption_for_a_failure_has_not_failed() -> None:
+    # As modules of C++ do that are being imported; a run that is stopped would record a failure of a good file.
+    assert results(jobs.act, [("swallow", 1), ("ok", 0)], Limits(1)) == {("swallow", 1): "swallow 1", ("ok", 0): "ok 0"}
+
+
 def test_without_retries_the_first_death_is_the_last() -> None:
     assert isinstance(results(jobs.act, [("die", 1)], Limits(1, retries=0))["die", 1], Lost)
 

@@ -57,12 +57,14 @@ def _serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_take, args=(incoming, jobs), daemon=True).start()
     while (message := jobs.get()) is not None:
+        reply: tuple[object, ...]
         try:
-            result = function(*message)
+            reply = "done", (function(*message), resident_bytes())
         except Exception as error:  # noqa: BLE001  told to the supervisor
-            answer("raised", f"{type(error).__name__}: {error}")
-        else:
-            answer("done", (result, resident_bytes()))
+            reply = "raised", f"{type(error).__name__}: {error}"
+        if interrupts.raised():
+            raise KeyboardInterrupt  # whatever the function made of it
+        answer(*reply)
 
 
 def _take(incoming: BinaryIO, jobs: queue.SimpleQueue[Any]) -> None:

@@ -93,7 +93,7 @@ def _report(error: BaseException, settings: Settings) -> int:
         import traceback
 
         traceback.print_exception(error)
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+    if isinstance(error, (KeyboardInterrupt, click.Abort)) or interrupts.raised():
         say("error: interrupted")
         return interrupts.EXIT_CODE
     if isinstance(error, click.UsageError):
