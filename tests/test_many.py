@@ -400,6 +400,17 @@ def test_hostile_lines_about_what_runs_are_passed_over(tmp_path: Path) -> None:
         assert manifest.was_begun("c")
 
 
+def test_output_that_a_killed_run_had_begun_may_still_appear(tmp_path: Path) -> None:
+    # Its worker lives a moment longer than the run, and may write it after the next run has looked.
+    source, target = str(tmp_path / "a.png"), str(tmp_path / "a.hpcm")
+    Path(source).touch()
+    Path(f"{tmp_path / 'run.jsonl'}.running").write_text(json.dumps(target) + "\n")
+    rules = plan.Rules("error", {}, "", False)
+    with Manifest(tmp_path / "run.jsonl") as manifest:
+        (task,) = plan.left_to_do([(Found(source, "a.png"), target)], manifest, rules)
+    assert task.overwrite
+
+
 def test_two_runs_do_not_share_a_manifest_and_two_shards_do(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     with Manifest(path, ".1-2") as one:

@@ -159,16 +159,13 @@ def left_to_do(pairs: Iterable[tuple[Found, str]], manifest: Manifest, rules: Ru
         except OSError:  # the worker will say why
             size, mtime = 0, -1.0
         exists = _size(target) if target else None
-        if _is_current(file, target, exists, size, mtime, manifest, rules):
+        # What a killed run had begun may be replaced even if it is not there yet: its worker may still be writing.
+        ours = manifest.was_begun(target) or (exists is not None and _is_wanted(target, mtime, manifest, rules))
+        stays = exists is not None and not ours and rules.if_exists in ("skip", "update")
+        if stays or _is_current(file, target, exists, size, mtime, manifest, rules):
             yield file.path
-        elif exists is None:
-            yield Task(file.path, target, size, False)
         else:
-            ours = manifest.was_begun(target) or _is_wanted(target, mtime, manifest, rules)
-            if not ours and rules.if_exists in ("skip", "update"):
-                yield file.path
-            else:
-                yield Task(file.path, target, size, ours)
+            yield Task(file.path, target, size, ours)
 
 
 def _size(path: str) -> int | None:
