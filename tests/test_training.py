@@ -130,6 +130,8 @@ def test_every_value_of_a_recipe_is_overridden_by_an_option_of_its_name() -> Non
         ({"distortion": "ms-ssim", "crops": "128:4"}, "176"),
         ({"distortion": "mixed", "crops": "128:4"}, "176"),
         ({"distortion": "mixed", "share": 1.5}, "share is a share of the distortion"),
+        ({"weight": 0.0}, "weight multiplies the distortion"),
+        ({"weight": float("inf")}, "weight multiplies the distortion"),
         ({"stage": "a", "without_context": True}, "stage a"),
     ],
 )
@@ -426,6 +428,14 @@ def test_what_weighs_structure_forgives_brightness_before_noise(kind: str) -> No
     noise = 0.05 * torch.randn_like(x).sign()
     brighter, noisy = (Distortion(kind, share=1)(v, x, q).item() for v in (x + 0.05, x + noise))
     assert brighter < 0.5 * noisy
+
+
+def test_a_weight_multiplies_the_whole_distortion() -> None:
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x_hat, lambdas = (x + 0.1).clamp(0, 1), torch.tensor([0.01, 0.02])
+    one, more = (Distortion("visual", 0.5, weight)(x_hat, x, lambdas) for weight in (1.0, 1.4))
+    assert torch.allclose(more, 1.4 * one)
+    assert more.min() > 0
 
 
 def test_shares_of_a_distortion_lie_between_its_parts() -> None:

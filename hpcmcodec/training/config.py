@@ -99,6 +99,7 @@ class Objective:
 
     distortion: str = option("mse", "mse, ms-ssim, mixed or visual; MS-SSIM needs crops of 176 pixels or more")
     share: float = option(0.5, "share in mixed and visual of what is not mse")
+    weight: float = option(1.0, "times the distortion; with 1.4, a quality has about the size with visual as with mse")
     limit: float = option(0.0, "loss of a crop above which it counts by its logarithm; 0: none")
     fake: float = option(0.0, "last share of the run that computes the entropy path as coding does")
     calibrate_at: tuple[int, ...] = option((), "steps of the run after which the grids follow the activations' spread")
@@ -145,6 +146,8 @@ class Recipe:
                 raise InputError(f"{name} is a share of {whole}, 0 to 1, not {share:g}")
         if not self.objective.limit >= 0:
             raise InputError(f"limit is a loss, or 0 for none, not {self.objective.limit:g}")
+        if not 0 < self.objective.weight < float("inf"):
+            raise InputError(f"weight multiplies the distortion, not by {self.objective.weight:g}")
         if rates.warm < 1 or rates.hold < 1 or min(asdict(self.records).values()) < 1:
             raise InputError("warm, hold and all of [records] are at least 1")
         for name, asked in (("grow", run.grow), ("alone", rates.alone)):

@@ -35,13 +35,14 @@ _OPPOSED = ((7.0, -7.0, 0.0), (0.5, 0.5, 0.0), (-0.5, -0.5, 1.0))
 
 @dataclass(frozen=True)
 class Distortion:
-    """kind: one of `config.DISTORTIONS`; share: of what is not MSE, in "mixed" and "visual"."""
+    """kind: one of `config.DISTORTIONS`; share: of what is not MSE, in "mixed" and "visual"; weight: of the whole."""
 
     kind: str = "mse"
     share: float = 0.5
+    weight: float = 1.0
 
     def __call__(self, x_hat: Tensor, x: Tensor, lambdas: Tensor) -> Tensor:
-        """Distortion (B,) of x_hat, times lambdas (B,) and hence in bits per pixel."""
+        """Distortion (B,) of x_hat, times its weight and lambdas (B,), and hence in bits per pixel."""
         share = {"mse": 0.0, "ms-ssim": 1.0}.get(self.kind, self.share)
         total = torch.zeros_like(lambdas)
         if share < 1:
@@ -50,7 +51,7 @@ class Distortion:
             total = total + share * VISUAL_WEIGHT * visual(x_hat, x)
         elif share > 0:
             total = total + share * MS_SSIM_WEIGHT * (1 - ms_ssim(x_hat, x))
-        return lambdas * total
+        return self.weight * lambdas * total
 
     def check(self) -> None:
         """Raises InputError where a package that the kind needs is not installed."""

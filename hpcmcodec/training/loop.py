@@ -78,7 +78,8 @@ class Trainer:
             run.precision == "auto" and (self.device.type != "cpu" or faster_in_bf16())
         )
         self.joint = run.stage != "b"
-        self.distortion = Distortion(recipe.objective.distortion, recipe.objective.share)
+        objective = recipe.objective
+        self.distortion = Distortion(objective.distortion, objective.share, objective.weight)
         self.distortion.check()
         self.crops = Crops(Path(recipe.data.cache), recipe.data.rescale)
         held = validation_images(Path(recipe.data.validation)) if recipe.data.validation else []
