@@ -1,6 +1,6 @@
 """Effort: several times the encoder moves y to make up for what coding does to it, and codes it anew.
 
-A round decodes what was coded, takes the gradient of the squared error at y_hat, and moves y_hat against it:
+A round decodes what was coded, takes the gradient of the distortion at y_hat, and moves y_hat against it:
 
     target = y_hat - STEP * gradient        in quantisation steps, moved by at most LIMIT
     y      = the mean of y and the targets of all rounds so far
@@ -44,7 +44,7 @@ def refined(
         y: (h, w, M) float32, in quantisation steps; changed in place, because the plane is large.
         coded: what `code` gave for y: the streams, and y_hat (h, w, M) int32 in sixteenths.
         rounds: the number of rounds; 0 gives the streams back.
-        gradient: takes y_hat and the number of the round, from 1; returns the gradient of the error at y_hat,
+        gradient: takes y_hat and the number of the round, from 1; returns the gradient of the distortion at y_hat,
             (h, w, M) float32, which is then overwritten.
         code: takes y and the number of the round; returns what `coded` holds.
     """
@@ -65,8 +65,8 @@ def error_weight(height: int, width: int, quality: Quality) -> np.ndarray:
     """The weight of each pixel's squared error, (16 h, 16 w, 1) float32; 0 in the padding.
 
     `height` and `width` are the image's, in pixels. With these weights, sum(weight / 2 * (x_hat - x)^2) is the
-    distortion of the whole image as in training, in bits: for each pixel, lambda * 255^2 times the mean squared error
-    of its three colours.
+    distortion of the whole image as in training for squared error, in bits: for each pixel, lambda * 255^2 times the
+    mean squared error of its three colours. What a model is trained for beside it has its place in the gradient.
     """
     inside = np.full((height, width, 1), 2 / 3 * 255**2 * lmbda(quality.unit), np.float32)
     return np.pad(inside, ((0, -height % LATENT), (0, -width % LATENT), (0, 0)))

@@ -47,7 +47,7 @@ LAYERS = (
     ("model.declaration", "model.coder"),
     ("model.float_members",),
     ("model.float_ops", "model.parameters", "model.fold", "model.family.fold"),
-    ("model.transforms", "model.family.transforms", "model.family.gaussian", "model.validation"),
+    ("model.transforms", "model.family.transforms", "model.family.gaussian", "model.validation", "model.distortion"),
     ("model.hpcm",),
     ("model.family.model",),
     # packaged models

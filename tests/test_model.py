@@ -33,6 +33,7 @@ from hpcmcodec.model.coder import RATE_WEIGHT, LatentCoder
 from hpcmcodec.model.config import KINDS, LITE, TINY, Config
 from hpcmcodec.model.context import walk
 from hpcmcodec.model.declaration import declare
+from hpcmcodec.model.distortion import Distortion
 from hpcmcodec.model.float_ops import FakeOps, FloatOps
 from hpcmcodec.model.hpcm import HPCM
 from hpcmcodec.pretrained import from_weights, load_model
@@ -775,8 +776,11 @@ def test_onnxruntime_gives_torchs_gradient(name: str, quality: Quality) -> None:
     assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+VISUAL = replace(TINY, metric="visual", metric_share=1.0, metric_weight=1.4)
+
+
 @pytest.mark.parametrize("quality", [0.0, 0.5, 1.0])
-def test_error_gradient_is_that_of_autograd(quality: float) -> None:
+def test_the_gradient_of_squared_error_is_that_of_autograd(quality: float) -> None:
     torch.manual_seed(3)
     model, q = HPCM(TINY).double().eval(), torch.tensor([quality], dtype=torch.float64)
     x, weight = torch.rand(1, 3, 48, 80).double(), torch.rand(1, 1, 48, 80).double()
@@ -790,6 +794,53 @@ def test_error_gradient_is_that_of_autograd(quality: float) -> None:
     with torch.no_grad():
         found = model.error_gradient(y_hat, x, weight, q)
     torch.testing.assert_close(found, y_hat.grad)
+
+
+def test_the_gradient_of_what_eyes_see_is_that_of_autograd() -> None:
+    torch.manual_seed(3)
+    model, q = HPCM(VISUAL).double().eval(), torch.tensor([0.5], dtype=torch.float64)
+    x = torch.rand(1, 3, 48, 80).double()
+    y_hat = (4 * torch.randn(1, 3, 5, TINY.latent).double()).requires_grad_()
+    x_hat = model.synthesise(y_hat, q).double()
+    clamped = x_hat + (x_hat.clamp(0, 1) - x_hat).detach()
+    # With half a square of an error for each sample, lambda * 255^2 * MSE of all pixels is their sum at this lambda.
+    lambdas = torch.tensor([1.5 / 255**2 * 48 * 80], dtype=torch.float64)
+    Distortion("visual", 1.0, 1.4)(clamped, x, lambdas).sum().backward()
+    assert y_hat.grad is not None
+    with torch.no_grad():
+        found = model.error_gradient(y_hat, x, torch.ones(1, 1, 48, 80).double(), q)
+    torch.testing.assert_close(found, y_hat.grad, rtol=1e-4, atol=1e-4 * y_hat.grad.abs().max().item())
+    with torch.no_grad():
+        plain = HPCM(TINY).double().eval()
+        plain.load_state_dict(model.state_dict())
+        other = plain.error_gradient(y_hat, x, torch.full((1, 1, 48, 80), 1.4).double(), q)
+    assert torch.nn.functional.cosine_similarity(found.flatten(), other.flatten(), 0) < 0.95
+
+
+@pytest.mark.parametrize("kind", ["ms-ssim", "mixed"])
+def test_effort_follows_squared_error_where_no_other_gradient_is_written_out(kind: str) -> None:
+    torch.manual_seed(3)
+    x_hat, x = torch.rand(2, 1, 3, 32, 32)
+    assert torch.equal(Distortion(kind, 0.5, 2.0).slope(x_hat, x), 2 * (x_hat - x))
+
+
+@torch.no_grad()
+def test_strips_leave_the_gradient_of_what_eyes_see_nearly_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    model, q = HPCM(VISUAL).eval(), torch.tensor([0.5])
+    pixels = tiny.picture(48, 16 * 60)
+    y_hat = np.rint(8 * model.analyse(to_tensor(pixels), q)[0][0].numpy()).astype(np.int32)
+    weight = np.ones((16 * 60, 48, 1), np.float32)
+
+    def run(y_hat: np.ndarray, pixels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        y = torch.from_numpy(y_hat)[None] / 16
+        return model.error_gradient(y, to_tensor(pixels), torch.from_numpy(weight).permute(2, 0, 1)[None], q)[0].numpy()
+
+    whole = strips.gradient_strips(run, y_hat, pixels, weight, VISUAL, None)
+    monkeypatch.setattr(strips, "STRIP_LATENTS", 60)  # 20 rows of three
+    found = strips.gradient_strips(run, y_hat, pixels, weight, VISUAL, None)
+    # The halo of so small a model is four latents; the windows reach ten, and hardly weigh anything beyond the halo.
+    assert 0 < np.abs(found - whole).max() < 0.05 * np.abs(whole).max()
 
 
 @torch.no_grad()

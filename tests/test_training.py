@@ -28,20 +28,22 @@ from PIL import Image
 from torch import nn
 
 from hpcmcodec import codec, weights
+from hpcmcodec.engines.light import LightEngine
+from hpcmcodec.engines.torch import TorchEngine
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.constants import ARITHMETIC, CODE_MAX, FIXED_GRIDS, limit_of
 from hpcmcodec.model import transforms
-from hpcmcodec.model.config import TINY, Config
+from hpcmcodec.model.config import DISTORTIONS, TINY, Config
 from hpcmcodec.model.context import hyper_synthesis
+from hpcmcodec.model.distortion import Distortion, visual, visual_gradient
 from hpcmcodec.model.entropy import grids_at
 from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
 from hpcmcodec.training import config, export, fitting, judge, loop, records, report, stages, states, synthetic
 from hpcmcodec.training.__main__ import main
-from hpcmcodec.training.config import DISTORTIONS, Rates, Recipe, Run
+from hpcmcodec.training.config import Objective, Rates, Recipe, Run
 from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
-from hpcmcodec.training.distortion import Distortion, visual, visual_gradient
 from hpcmcodec.training.optim import is_matrix, optimisers, part_of, rate_factor
 from hpcmcodec.training.speed import table
 from hpcmcodec.training.stand_in import StandIn, centre_of_mass, start_from_principal_axes
@@ -949,6 +951,21 @@ def test_export_replaces_nothing_where_its_files_differ_from_the_model(
     with pytest.raises(IntegrityError, match="tiny-9 was not written: gradients are"):
         export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
+def test_the_gradient_of_a_model_trained_for_looks_is_exported_as_torch_computes_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = Recipe(run=Run(preset="tiny", stage="c"), objective=Objective(distortion="visual", share=0.75, weight=1.4))
+    photographs = [(tiny.picture(128, 128, s), Quality(4000 * s)) for s in range(3)]
+    export.export(stages.build(recipe).eval(), "tiny-9", tmp_path, photographs)
+    w = weights.load_file(tmp_path / "tiny-9.safetensors")
+    assert (w.config.metric, w.config.metric_share, w.config.metric_weight) == ("visual", 0.75, 1.4)
+    pixels, quality = photographs[1]
+    y_hat = np.random.default_rng(0).integers(-64, 65, (8, 8, w.config.latent)).astype(np.int32)
+    weight = np.ones((128, 128, 1), np.float32)
+    found, wanted = (e.gradient(y_hat, pixels, weight, quality, None) for e in (LightEngine(w), TorchEngine(w, "cpu")))
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
 def test_export_states_what_exact_arithmetic_costs_and_refuses_too_much(

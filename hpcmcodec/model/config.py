@@ -24,6 +24,12 @@ def lmbda(q: Q) -> Q:
     return out
 
 
+DISTORTIONS = ("mse", "ms-ssim", "mixed", "visual")
+"""What a model can be trained for: `model.distortion`."""
+
+MIN_SIDE = 176
+"""Smallest picture, in pixels, for MS-SSIM: a window of 11 pixels fits into it after four halvings."""
+
 KINDS = {
     "flow": ("hpcm", "lite"),
     "cells": ("attention", "none", "rwkv"),
@@ -31,12 +37,15 @@ KINDS = {
     "prior": ("dwconv", "rwkv"),
     "hyper_s2": ("published", "right"),
     "memory": ("full", "light", "linear", "none"),
-    "metric": ("ms-ssim", "mse"),
+    "metric": DISTORTIONS,
     "residual": ("difference", "lerp", "pre"),
 }
 """The values of a config's fields that name a kind of network, or of training."""
 
-_ONLY_ENCODING = {"name", "analysis_widths", "analysis_blocks", "hyper_analysis_width", "fixed_lambda", "metric"}
+_ONLY_ENCODING = {
+    *("name", "analysis_widths", "analysis_blocks", "hyper_analysis_width"),
+    *("fixed_lambda", "metric", "metric_share", "metric_weight"),
+}
 # Fields that the model id holds only where they differ from the default, so that the ids of older models stay.
 _OPTIONAL = {
     *("flow", "window", "attention_heads", "prior_rate", "fusion_blocks", "shift", "residual"),
@@ -88,7 +97,9 @@ class Config:
     synthesis_blocks: tuple[int, int] = (7, 2)
     qualities: int = 8  # stored qualities, between which gains and the quality bias are interpolated; 0: one lambda
     fixed_lambda: float = 0.013  # the lambda of a model without qualities
-    metric: str = "mse"  # that it was trained for
+    metric: str = "mse"  # the distortion that it was trained for, and that effort follows: model.distortion
+    metric_share: float = 0.5
+    metric_weight: float = 1.0
     hyper_s2: str = "right"  # where s2's own positions take h_s's parameters from: model.family.flow
     precision: int = 14  # bits of the entropy path's codes; 16 where training never limited activations
     transform_widths: tuple[int, int, int] = (96, 192, 384)  # of hpcm's g_a and g_s, at 1/2, 1/4 and 1/8

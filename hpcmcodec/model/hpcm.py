@@ -31,6 +31,7 @@ from hpcmcodec.model.coder import LatentCoder, thresholds
 from hpcmcodec.model.config import Config, lmbda
 from hpcmcodec.model.context import hyper_synthesis, walk
 from hpcmcodec.model.declaration import declare, declare_synthesis
+from hpcmcodec.model.distortion import Distortion
 from hpcmcodec.model.entropy import (
     LEVEL_OF_ONE,
     LEVELS_PER_OCTAVE,
@@ -184,7 +185,8 @@ class Estimator(nn.Module, ABC):
         """`Synthesis.error_gradient` at y_hat (B, h, w, M) in quantisation steps."""
         ungain = self.ungain.factors(q)
         y = rearrange(y_hat, "b h w m -> b m h w") * ungain
-        return rearrange(self.g_s.error_gradient(y, self.g_s.s8.factors(q), x, weight) * ungain, "b m h w -> b h w m")
+        g = self.g_s.error_gradient(y, self.g_s.s8.factors(q), x, weight, Distortion.of(self.config).slope)
+        return rearrange(g * ungain, "b m h w -> b h w m")
 
     def symbols(self, residuals: Tensor, levels: Tensor) -> Tensor:
         """The encoder's symbols: residuals rounded, or the next integer towards zero (`coder.thresholds`)."""

@@ -147,11 +147,14 @@ class Synthesis(nn.Module):
         x_hat: Tensor = self.shuffle(self.head(x)) + 0.5
         return x_hat
 
-    def error_gradient(self, y: Tensor, scale8: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The gradient by y of sum(weight / 2 * (x_hat - x)^2), where x_hat is forward(y, scale8), clamped to [0, 1].
+    def error_gradient(
+        self, y: Tensor, scale8: Tensor, x: Tensor, weight: Tensor, slope: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """The gradient by y of a distortion of x_hat, which is forward(y, scale8), clamped to [0, 1].
 
-        y and the result (B, M, h, w); x (B, 3, 16 h, 16 w) in [0, 1]; weight (B, 1, 16 h, 16 w). The gradient passes
-        through the clamp as if it were not there.
+        y and the result (B, M, h, w); x (B, 3, 16 h, 16 w) in [0, 1]; weight (B, 1, 16 h, 16 w). slope: takes x_hat and
+        x; times weight, it gives the distortion's gradient by x_hat: `Distortion.slope`. The gradient passes through
+        the clamp as if it were not there.
         """
         way_back: list[Backward] = []
 
@@ -164,7 +167,7 @@ class Synthesis(nn.Module):
         v = self.up(through(self.b16, self.inp(y))) * scale8
         way_back.append(lambda g: _transposed(self.up[0], F.pixel_unshuffle(g * scale8, 2)))
         x_hat = self.shuffle(self.head(through(self.b8, v))) + 0.5
-        g = _transposed(self.head, F.pixel_unshuffle((x_hat.clamp(0, 1) - x) * weight, 8))
+        g = _transposed(self.head, F.pixel_unshuffle(slope(x_hat.clamp(0, 1), x) * weight, 8))
         for backward in reversed(way_back):
             g = backward(g)
         return _transposed(self.inp, g)

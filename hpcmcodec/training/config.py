@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmcodec.errors import InputError, UnsupportedError
-from hpcmcodec.model.config import PRESETS, Config
+from hpcmcodec.model.config import DISTORTIONS, MIN_SIDE, PRESETS, Config
 
 CONFIGS = Path(__file__).parent / "configs"
 SCHEDULES = ("root", "cosine", "steps")
@@ -25,10 +25,6 @@ STAGES = {
     "b": "hyperprior and context on frozen transforms, rate alone",
     "c": "everything together",
 }
-
-DISTORTIONS = ("mse", "ms-ssim", "mixed", "visual")
-MIN_SIDE = 176
-"""Smallest crop, in pixels, for MS-SSIM: a window of 11 pixels fits into it after four halvings."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -162,9 +158,14 @@ class Recipe:
             raise InputError(f"{self.objective.distortion} needs crops of at least {MIN_SIDE} pixels, found {smallest}")
 
     def model_config(self) -> Config:
-        """The preset's config, with the fields that `model` names replaced. Raises InputError where it is invalid."""
+        """The preset's config, with the fields that `model` names replaced, and the distortion that is asked for.
+
+        Raises InputError where it is invalid.
+        """
+        objective = self.objective
+        metric = {"metric": objective.distortion, "metric_share": objective.share, "metric_weight": objective.weight}
         try:
-            changes = json.loads(self.run.model or "{}")
+            changes = json.loads(self.run.model or "{}") | metric
             return Config.from_json(json.dumps(asdict(PRESETS[self.run.preset]) | changes))
         except (ValueError, TypeError, UnsupportedError) as error:
             raise InputError(f"model {self.run.model!r}: {error}") from error

@@ -20,6 +20,7 @@ from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.errors import IntegrityError
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.model import fold
+from hpcmcodec.model.distortion import Distortion
 from hpcmcodec.model.entropy import grids_at
 from hpcmcodec.model.float_ops import FakeOps
 from hpcmcodec.model.hpcm import HPCM
@@ -202,8 +203,9 @@ def _error_gradient(model: HPCM, y_hat: Tensor, x: Tensor, q: Tensor) -> np.ndar
     """`HPCM.error_gradient` of one image at weight 1, by autograd."""
     y_hat.requires_grad_()
     x_hat = model.synthesise(y_hat, q)
-    error = x_hat + (x_hat.clamp(0, 1) - x_hat).detach() - x
-    (gradient,) = torch.autograd.grad(error.square().sum() / 2, y_hat)
+    clamped = x_hat + (x_hat.clamp(0, 1) - x_hat).detach()
+    lambdas = torch.full((1,), 1.5 / 255**2 * x.shape[2] * x.shape[3])  # of all pixels' errors, half the sum of squares
+    (gradient,) = torch.autograd.grad(Distortion.of(model.config).followed(clamped, x, lambdas).sum(), y_hat)
     return gradient[0].numpy()
 
 

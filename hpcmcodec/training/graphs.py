@@ -20,6 +20,7 @@ from hpcmcodec import weights
 from hpcmcodec.exact.constants import MEAN_SHIFT
 from hpcmcodec.exact.layers import Depthwise, Dequantise, Read
 from hpcmcodec.model import fold
+from hpcmcodec.model.distortion import Distortion
 from hpcmcodec.model.family.model import MEANS, Member
 from hpcmcodec.model.hpcm import HPCM
 
@@ -55,11 +56,11 @@ class _MemberAnalysisGraph(nn.Module):
 class _GradientGraph(nn.Module):
     def __init__(self, model: HPCM) -> None:
         super().__init__()
-        self.g_s = model.g_s
+        self.g_s, self.distortion = model.g_s, Distortion.of(model.config)
 
     def forward(self, y_hat: Tensor, pixels: Tensor, weight: Tensor, scale8: Tensor, ungain: Tensor) -> Tensor:
         y, x, w = (t.permute(2, 0, 1)[None] for t in (y_hat, pixels, weight))
-        g = self.g_s.error_gradient(y.float() * ungain, scale8, x.float() * (1 / 255), w)
+        g = self.g_s.error_gradient(y.float() * ungain, scale8, x.float() * (1 / 255), w, self.distortion.slope)
         return (g * ungain * 2**MEAN_SHIFT)[0].permute(1, 2, 0)
 
 

@@ -26,12 +26,12 @@ from torch import Tensor
 from hpcmcodec.errors import InputError
 from hpcmcodec.exact.constants import ARITHMETIC
 from hpcmcodec.model.config import Config
+from hpcmcodec.model.distortion import Distortion
 from hpcmcodec.model.family.model import OfOneLambda
 from hpcmcodec.model.hpcm import Estimator
 from hpcmcodec.training import hyperprior, stages, stand_in, states
 from hpcmcodec.training.config import Recipe
 from hpcmcodec.training.data import Crops, to_unit, validation_images
-from hpcmcodec.training.distortion import Distortion
 from hpcmcodec.training.grow import grow
 from hpcmcodec.training.optim import Polite, faster_in_bf16, optimisers, rate_factor
 from hpcmcodec.training.records import Log
@@ -78,8 +78,7 @@ class Trainer:
             run.precision == "auto" and (self.device.type != "cpu" or faster_in_bf16())
         )
         self.joint = run.stage != "b"
-        objective = recipe.objective
-        self.distortion = Distortion(objective.distortion, objective.share, objective.weight)
+        self.distortion = Distortion.of(recipe.model_config())
         self.distortion.check()
         self.crops = Crops(Path(recipe.data.cache), recipe.data.rescale)
         held = validation_images(Path(recipe.data.validation)) if recipe.data.validation else []
@@ -167,7 +166,8 @@ class Trainer:
         for name in ("preset", "stage"):
             if facts[name] != getattr(run, name):
                 raise InputError(f"{self.folder} is a run of {name} {facts[name]}, not {getattr(run, name)}")
-        if Config.from_json(facts["config"]) != model.config:  # which fields there are differs between versions
+        found = Config.from_json(facts["config"])  # which fields there are differs between versions
+        if any(getattr(found, k) != v for k, v in vars(model.config).items() if not k.startswith("metric")):
             raise InputError(f"{self.folder} is a run of another model: its preset or `model` differs")
         model.grids = states.grids_of(facts)
         self.step, self.first, self.fresh = facts["step"], facts["first"], facts["fresh"]

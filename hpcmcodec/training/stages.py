@@ -26,13 +26,13 @@ from torch.utils.checkpoint import checkpoint
 
 from hpcmcodec.exact.constants import FIXED_GRIDS, PRECISION, code_max, limit_of
 from hpcmcodec.model.config import lmbda
+from hpcmcodec.model.distortion import Distortion
 from hpcmcodec.model.family.model import Member
 from hpcmcodec.model.family.transforms import PConvBlock
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import HPCM, Estimator, WithoutContext, bits
 from hpcmcodec.model.transforms import Block
 from hpcmcodec.training.config import Recipe
-from hpcmcodec.training.distortion import Distortion
 from hpcmcodec.training.hyperprior import Hyperprior
 from hpcmcodec.training.optim import part_of
 from hpcmcodec.training.stand_in import StandIn

@@ -1,4 +1,4 @@
-"""How far a decoded picture is from its original, in training, in bits per pixel by lambdas.
+"""How far a decoded picture is from its original, in training and for effort, in bits per pixel by lambdas.
 
     mse      255^2 * MSE
     ms-ssim  MS_SSIM_WEIGHT * (1 - MS-SSIM) over RGB
@@ -11,6 +11,7 @@ Throughout, x and x_hat are (B, 3, H, W) in [0, 1], sRGB.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hpcmcodec.errors import InputError
-from hpcmcodec.training.config import MIN_SIDE
+from hpcmcodec.model.config import MIN_SIDE, Config
 
 MS_SSIM_WEIGHT = 1280  # CompressAI's lambdas for MS-SSIM are 1222 to 1340 times those for MSE of the same rate
 VISUAL_WEIGHT = 1300  # at which it is as large as MS-SSIM's term, in the middle of JPEGs of photographs
 
 _SCALES = 5
 _SIGMA, _RADIUS = 1.5, 5
+_BELL = [math.exp(-(at**2) / (2 * _SIGMA**2)) for at in range(-_RADIUS, _RADIUS + 1)]
+_WINDOW = [v / sum(_BELL) for v in _BELL]
 _STABILISER = 0.0009  # SSIM's C2 for samples in [0, 1]
 # Cones' responses to linear RGB and what is added before the cube root, as in JPEG XL's XYB (ISO/IEC 18181-1).
 _CONES = ((0.30, 0.622, 0.078), (0.23, 0.692, 0.078), (0.24342268924547819, 0.20476744424496821, 0.5518098665095536))
@@ -41,6 +44,11 @@ class Distortion:
     share: float = 0.5
     weight: float = 1.0
 
+    @classmethod
+    def of(cls, config: Config) -> Distortion:
+        """The distortion that a model was trained for."""
+        return cls(config.metric, config.metric_share, config.metric_weight)
+
     def __call__(self, x_hat: Tensor, x: Tensor, lambdas: Tensor) -> Tensor:
         """Distortion (B,) of x_hat, times its weight and lambdas (B,), and hence in bits per pixel."""
         share = {"mse": 0.0, "ms-ssim": 1.0}.get(self.kind, self.share)
@@ -52,6 +60,21 @@ class Distortion:
         elif share > 0:
             total = total + share * MS_SSIM_WEIGHT * (1 - ms_ssim(x_hat, x))
         return self.weight * lambdas * total
+
+    @property
+    def followed(self) -> Distortion:
+        """What effort makes smaller: this, or squared error where the gradient is not written out in `slope`."""
+        return self if self.kind == "visual" else Distortion("mse", weight=self.weight)
+
+    def slope(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """The gradient (B, 3, H, W) of `followed` by x_hat in [0, 1], of sides that are multiples of 16.
+
+        It is times 3 H W / (2 * 255^2) at a lambda of 1, so that squared error alone gives x_hat - x.
+        """
+        error = x_hat - x
+        if self.kind == "visual":
+            error = (1 - self.share) * error + self.share * 1.5 * VISUAL_WEIGHT / 255**2 * visual_gradient(x_hat, x)
+        return self.weight * error
 
     def check(self) -> None:
         """Raises InputError where a package that the kind needs is not installed."""
@@ -139,7 +162,7 @@ class _Windows:
 
     def __init__(self, x_hat: Tensor, x: Tensor) -> None:
         self.x_hat, self.x = x_hat, x
-        self.covered = _convolved(torch.ones_like(x[:, :1]))  # how much of the window lies in the picture
+        self.covered = _convolved(torch.ones_like(x[:, :1]), 1)  # how much of the window lies in the picture
         self.mean, self.mean_hat = self._blurred(x), self._blurred(x_hat)
         variance = self._blurred(x * x) - self.mean**2
         variance_hat = self._blurred(x_hat * x_hat) - self.mean_hat**2
@@ -171,10 +194,8 @@ class _Windows:
         return sign + self._back(by_mean) + spread
 
 
-def _convolved(x: Tensor) -> Tensor:
-    """With a Gaussian window of 11 pixels; the picture is surrounded by zeros."""
-    at = torch.arange(-_RADIUS, _RADIUS + 1, device=x.device, dtype=x.dtype)
-    window = torch.exp(-(at**2) / (2 * _SIGMA**2))
-    window = (window / window.sum()).expand(x.shape[1], 1, -1)
-    x = F.conv2d(x, window[:, :, :, None], padding=(_RADIUS, 0), groups=x.shape[1])
-    return F.conv2d(x, window[:, :, None, :], padding=(0, _RADIUS), groups=x.shape[1])
+def _convolved(x: Tensor, planes: int = 3) -> Tensor:
+    """x (B, planes, H, W) with a Gaussian window of 11 pixels; the picture is surrounded by zeros."""
+    window = x.new_tensor([[_WINDOW]] * planes)
+    x = F.conv2d(x, window[:, :, :, None], padding=(_RADIUS, 0), groups=planes)
+    return F.conv2d(x, window[:, :, None, :], padding=(0, _RADIUS), groups=planes)
