@@ -342,8 +342,8 @@ def test_the_command_writes_weights_that_code_files(tmp_path: Path, monkeypatch:
     assert facts == ("published", 16, "ms-ssim", 0.013, "hpcm-mini")
     assert f"model id {w.model_id.hex()}; hpcm encode --model {w.path}" in done.output
     assert "no photographs were given" in done.output
-    for wrong in (["--lambda", "0"], ["--metric", "ssim"], ["--precision", "12"], ["--name", "../up"]):
-        assert CliRunner().invoke(main, [*arguments, *wrong]).exit_code == 2
+    for wrong in ("--lambda 0", "--lambda nan", "--metric ssim", "--precision 12", "--name ../up"):
+        assert CliRunner().invoke(main, [*arguments, *wrong.split()]).exit_code == 2
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="has no PNG"):
         CliRunner().invoke(main, [*arguments, "--calibrate", str(tmp_path / "empty")], catch_exceptions=False)

@@ -133,7 +133,8 @@ def test_every_value_of_a_recipe_is_overridden_by_an_option_of_its_name() -> Non
         ({"distortion": "mixed", "crops": "128:4"}, "176"),
         ({"distortion": "mixed", "share": 1.5}, "share is a share of the distortion"),
         ({"weight": 0.0}, "weight multiplies the distortion"),
-        ({"weight": float("inf")}, "weight multiplies the distortion"),
+        ({"weight": float("inf")}, "weight is float, not inf"),
+        ({"muon": "nan"}, "muon is float, not 'nan'"),
         ({"stage": "a", "without_context": True}, "stage a"),
     ],
 )
@@ -1061,8 +1062,8 @@ def test_judge_compares_states_by_what_they_decode_to(tmp_path: Path, photograph
     average = judge.averaged(curves)
     assert average.bpp == [pytest.approx(sum(c.bpp[i] for c in curves) / 2) for i in (0, 1)]
     assert first[1] == f"  q  20.0  {average.bpp[0]:.4f} bpp  psnr {average.score[0]:.2f}"
-    for wrong in (["--metrics", "vmaf"], ["--pictures", str(tmp_path / "none")]):
-        assert CliRunner().invoke(main, ["judge", paths[0], *options, *wrong]).exit_code == 2
+    for wrong in (f"--pictures={tmp_path / 'none'}", "--metrics=vmaf", "--qualities=50,nan", "--qualities="):
+        assert CliRunner().invoke(main, ["judge", paths[0], *options, wrong]).exit_code == 2
 
 
 def test_speed_has_a_row_for_each_stage_kind_of_crop_and_type() -> None:

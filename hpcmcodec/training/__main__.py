@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,24 @@ from hpcmcodec.training import config
 
 EXISTING = click.Path(exists=True, path_type=Path)
 PATH = click.Path(path_type=Path)
+
+
+def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> list[float]:
+    """A callback of click that reads numbers from 0 to 100. Raises click.BadParameter for anything else."""
+    try:
+        found = [float(v) for v in value.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not all(0 <= v <= 100 for v in found):  # false for NaN, too
+        raise click.BadParameter(f"{value!r} are not numbers from 0 to 100, separated by commas", ctx, param)
+    return found
+
+
+def _lambda(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """A callback of click. Raises click.BadParameter where the number is none that a model can name."""
+    if not 1e-6 <= value <= 4096:  # click's own range lets NaN pass
+        raise click.BadParameter(f"{value:g} is not from 0.000001 to 4096", ctx, param)
+    return value
 
 
 @click.group()
@@ -177,9 +196,7 @@ def export(state: Path, name: str, out: Path, cache: Path, crops: int, held_out:
 @click.argument("checkpoint", type=PATH)
 @click.option("--name", required=True, help="Of the model, by which hpcm encode --model finds it.")
 @click.option("-o", "--out", required=True, type=PATH, help="Folder of the weights.")
-@click.option(
-    "--lambda", "fixed_lambda", required=True, type=click.FloatRange(min=1e-6, max=4096), help="It was trained for."
-)
+@click.option("--lambda", "fixed_lambda", required=True, type=float, callback=_lambda, help="It was trained for.")
 @click.option("--metric", default="mse", show_default=True, type=click.Choice(["mse", "ms-ssim"]), help="The same.")
 @click.option("--calibrate", type=EXISTING, help="Folder of PNGs, photographs whose activations the grids hold.")
 @click.option(
@@ -206,10 +223,16 @@ def import_(
 @main.command()
 @click.argument("state", type=PATH)
 @click.argument("folder", type=EXISTING)
-@click.option("--qualities", default=",".join(f"{10 * i}" for i in range(11)), show_default=True)
+@click.option(
+    "--qualities",
+    default=",".join(f"{10 * i}" for i in range(11)),
+    show_default=True,
+    callback=_numbers,
+    help="0 to 100.",
+)
 @click.option("--against", type=PATH, help="Another state, say that of a run --without-context.")
 @click.option("--grids", help="Packaged weights whose grids exact arithmetic runs on, instead of those of training.")
-def worth(state: Path, folder: Path, qualities: str, against: Path | None, grids: str | None) -> None:
+def worth(state: Path, folder: Path, qualities: list[float], against: Path | None, grids: str | None) -> None:
     """Estimated bpp of STATE over the PNGs of FOLDER: exact arithmetic against float, or against another state.
 
     And what the synthesis loses in integers, its exponents being those that fit the PNGs themselves.
@@ -222,25 +245,26 @@ def worth(state: Path, folder: Path, qualities: str, against: Path | None, grids
 
     if against and grids:
         raise click.UsageError("--grids are of exact arithmetic, which --against does without")
-    steps = [float(v) for v in qualities.split(",")]
     model = load_model(state)
-    theirs = mean_bpp(load_model(against) if against else model, folder, steps, fake=False)
+    theirs = mean_bpp(load_model(against) if against else model, folder, qualities, fake=False)
     if grids:
         model.grids = weights.load(grids).grids
-    ours = mean_bpp(model, folder, steps, fake=against is None)
-    click.echo("\n".join(compare(steps, ours, theirs)[0]))
+    ours = mean_bpp(model, folder, qualities, fake=against is None)
+    click.echo("\n".join(compare(qualities, ours, theirs)[0]))
     if not against:
         integers = synthesis_integers(model, pictures_at_all_qualities(folder))
-        click.echo("\n".join(synthesis_loss(model, integers, folder, steps)[0]))
+        click.echo("\n".join(synthesis_loss(model, integers, folder, qualities)[0]))
 
 
 @main.command()
 @click.argument("states", nargs=-1, required=True, metavar="STATE...", type=PATH)
 @click.option("--pictures", "folder", required=True, type=EXISTING, help="Folder of held-out PNG files.")
 @click.option("--images", type=click.IntRange(min=1), help="Take the first so many.  [default: all]")
-@click.option("--qualities", default="10,25,40,55,70,85", show_default=True)
+@click.option("--qualities", default="10,25,40,55,70,85", show_default=True, callback=_numbers)
 @click.option("--metrics", help="Of psnr, ms-ssim, ssimulacra2, butteraugli.  [default: those that are installed]")
-def judge(states: tuple[Path, ...], folder: Path, images: int | None, qualities: str, metrics: str | None) -> None:
+def judge(
+    states: tuple[Path, ...], folder: Path, images: int | None, qualities: list[float], metrics: str | None
+) -> None:
     """Compare STATEs with the first one by estimated bits and by what eyes see, on held-out pictures."""
     from functools import partial
 
@@ -253,7 +277,7 @@ def judge(states: tuple[Path, ...], folder: Path, images: int | None, qualities:
         if name not in METRICS or METRICS[name].missing:
             raise click.UsageError(f"metric {name}: {METRICS[name].missing if name in METRICS else 'not known'}")
     loads = {str(state): partial(load_model, state) for state in states}
-    run(loads, folder, [float(q) for q in qualities.split(",")], chosen, images, click.echo)
+    run(loads, folder, qualities, chosen, images, click.echo)
 
 
 if __name__ == "__main__":

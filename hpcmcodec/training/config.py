@@ -7,6 +7,7 @@ all sections, so that the command line overrides any of them by its name alone. 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import types
 import typing
@@ -142,7 +143,7 @@ class Recipe:
                 raise InputError(f"{name} is a share of {whole}, 0 to 1, not {share:g}")
         if not self.objective.limit >= 0:
             raise InputError(f"limit is a loss, or 0 for none, not {self.objective.limit:g}")
-        if not 0 < self.objective.weight < float("inf"):
+        if not self.objective.weight > 0:
             raise InputError(f"weight multiplies the distortion, not by {self.objective.weight:g}")
         if rates.warm < 1 or rates.hold < 1 or min(asdict(self.records).values()) < 1:
             raise InputError("warm, hold and all of [records] are at least 1")
@@ -258,14 +259,16 @@ def _typed(wanted: Any, name: str, value: Any) -> Any:
 
 
 def _scalar(wanted: type, name: str, value: Any) -> Any:
-    if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
-        return value
+    found = value
     if wanted in (int, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return wanted(value)
-        except ValueError:
-            pass
-    raise InputError(f"{name} is {wanted.__name__}, not {value!r}")
+            found = wanted(value)
+        except (ValueError, OverflowError):
+            found = None
+    fits = isinstance(found, wanted) and (wanted is bool or not isinstance(found, bool))
+    if not fits or (isinstance(found, float) and not math.isfinite(found)):
+        raise InputError(f"{name} is {wanted.__name__}, not {value!r}")
+    return found
 
 
 def _among(name: str, value: str, known: typing.Iterable[str]) -> None:
