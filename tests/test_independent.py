@@ -22,6 +22,7 @@ from hpcmcodec.engines import light
 from hpcmcodec.image import Picture
 from hpcmcodec.image.colour import Cicp
 from tests import tiny
+from tools.hashes import pixel_hashes, sha256
 
 HERE = Path(__file__).parent / "independent"
 GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
@@ -83,7 +84,7 @@ def test_it_reads_files_of_every_kind_as_the_package_does(kind: str, tmp_path: P
         assert (len(header.tiles) > 1) == kind.startswith("tiles")
         assert header.full or kind != "full"
         engine = light.LightEngine(tiny.load())
-        expected = {"y_hat": tiny.sha256(codec.decode_latents(data)), **tiny.pixel_hashes(data, engine)}
+        expected = {"y_hat": sha256(codec.decode_latents(data)), **pixel_hashes(data, engine)}
         levels = codec.decode_picture(data, depth=8).pixels
     path.write_bytes(data)
     done = decoded(path)
