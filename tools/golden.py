@@ -49,13 +49,13 @@ def command(model: str, folder: Path | None) -> None:
     click.echo(f"{folder}: {len(added)} files added, {len(read(folder)['files'])} in all, {n_bytes} bytes")
 
 
-def make(model: str, folder: Path, names: Iterable[str] = drawn.ENTRIES, command: str = "") -> list[str]:
+def make(model: str, folder: Path, names: Iterable[str] | None = None, command: str = "") -> list[str]:
     """Make a corpus, or add the entries that it has not; returns their names.
 
     Args:
         model: as `codec.encode` takes it.
         folder: is made where there is none.
-        names: of entries.
+        names: of entries; None: all.
         command: what `golden.json` says to have made them.
 
     Raises:
@@ -72,7 +72,8 @@ def make(model: str, folder: Path, names: Iterable[str] = drawn.ENTRIES, command
             raise InputError(f"{folder}: nothing is added, as {'; '.join(wrong)}")
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} has files, but no {INDEX}: a corpus begins in an empty folder")
-    made = {name: _made(model, name) for name in names if name not in corpus["files"]}
+    wanted = drawn.ENTRIES if names is None else names
+    made = {name: _made(model, name) for name in wanted if name not in corpus["files"]}
     if not made:
         return []
     said = {name: entry for name, (_, entry) in made.items()}
