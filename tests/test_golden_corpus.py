@@ -82,15 +82,28 @@ def test_every_file_decodes_to_what_is_said_of_it(corpus: Path) -> None:
     assert golden.faults(corpus) == []
 
 
+def some_small_files(corpus: Path) -> list[str]:
+    pictures = {name: facts["picture"] for name, facts in golden.read(corpus)["files"].items()}
+    small = [name for name, picture in pictures.items() if picture["width"] * picture["height"] <= 1000]
+    assert len(small) > 5
+    return small[::5]
+
+
 def test_some_files_decode_to_it_with_numpy_alone(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPCM_OPS", "reference")
-    said = golden.read(corpus)
-    engine = LightEngine(weights.load(said["model"], transforms=False))
+    engine = LightEngine(weights.load(golden.read(corpus)["model"], transforms=False))
     assert not isinstance(engine.synthesis, KernelOps)
     assert not isinstance(engine.coder.ops, KernelOps)
-    small = [n for n, facts in said["files"].items() if facts["picture"]["width"] * facts["picture"]["height"] <= 1000]
-    assert len(small[::5]) > 1
-    assert golden.faults(corpus, small[::5], engine) == []
+    assert golden.faults(corpus, some_small_files(corpus), engine) == []
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_some_files_decode_to_it_with_torch(corpus: Path, device: str) -> None:
+    pytest.importorskip("torch")
+    from hpcmcodec.engines.torch import TorchEngine
+
+    engine = TorchEngine(weights.load(golden.read(corpus)["model"]), device)
+    assert golden.faults(corpus, some_small_files(corpus), engine) == []
 
 
 def test_it_takes_less_than_a_megabyte(corpus: Path) -> None:

@@ -180,8 +180,9 @@ def _latents(entry: drawn.Latents, model: str) -> tuple[np.ndarray, np.ndarray]:
     """y (rows, columns, M), most of them small and some far beyond all tables, and z likewise; both float32."""
     config = weights.load(model, transforms=False).config
     of_y = entry.rows, entry.columns, config.latent
-    y = drawn.noise("y", *of_y, dtype="i2").astype(np.int64) >> drawn.noise("size of y", *of_y) % 16
-    y.reshape(-1)[::97] *= 256
+    of_16_bits = drawn.noise("y", *of_y, dtype="i2").astype(np.int64)
+    y = of_16_bits >> drawn.noise("size of y", *of_y) % 16
+    y.reshape(-1)[::97] = 256 * of_16_bits.reshape(-1)[::97]
     of_z = -(-entry.rows // 4), -(-entry.columns // 4), config.hyper
     z = drawn.noise("z", *of_z, dtype="i1").astype(np.int64) >> 4
     z.reshape(-1)[::29] *= 65536
