@@ -32,6 +32,7 @@ from hpcmcodec.model.config import lmbda
 from hpcmcodec.native import build
 from hpcmcodec.ort import onnxruntime
 from hpcmcodec.quality import Quality
+from tools.hashes import sha256, z_of
 
 GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
 ODD_SIZES = [(1, 1), (7, 5), (127, 129), (768, 512), (2000, 3), (3, 2000), (4097, 300)]
@@ -79,8 +80,8 @@ def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
 def test_golden_file_decodes_to_the_stated_integers(name: str, engine: str) -> None:
     data = golden_bytes(name)
     assert hashlib.sha256(data).hexdigest() == GOLDEN[name]["sha256"]
-    assert tiny.sha256(codec.decode_latents(data, engine=engine)) == GOLDEN[name]["y_hat"]
-    assert tiny.sha256(tiny.z_of(data, light.LightEngine(tiny.load()).coder)) == GOLDEN[name]["z"]
+    assert sha256(codec.decode_latents(data, engine=engine)) == GOLDEN[name]["y_hat"]
+    assert sha256(z_of(data, light.LightEngine(tiny.load()).coder)) == GOLDEN[name]["z"]
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -88,7 +89,7 @@ def test_latents_of_a_golden_file_encode_to_its_streams_byte_by_byte(name: str) 
     data = golden_bytes(name)
     coder = light.LightEngine(tiny.load()).coder
     header, reader = container.parse_header(data), container.Reader(data)
-    y_hat, z = codec.decode_latents(data), tiny.z_of(data, coder)
+    y_hat, z = codec.decode_latents(data), z_of(data, coder)
     # Every residual of y_hat is nearest to the symbol of the file; an encoder that weighs bits need not take it again.
     coder.quantise = lambda residuals, levels, rate_weight: np.rint(residuals).astype(np.int32)
     coded, again = coder.encode((y_hat / 16).astype(np.float32), z.astype(np.float32), header.quality)

@@ -30,6 +30,7 @@ from hpcmcodec.quality import Quality
 from tests import members, tiny
 from tests.test_family import mini
 from tests.test_kernels import TOKENS, wkv_inputs
+from tools.hashes import pixel_hashes
 
 FOLDER = build.source_folder()
 KERNELS = set(re.findall(r"^HPCM_KERNEL\((\w+)", (FOLDER / "kernels.cu").read_text(), re.MULTILINE))
@@ -315,7 +316,7 @@ def test_golden_files_show_the_same_pixels(name: str, on_the_processor) -> None:
     engine = TorchEngine(tiny.load(), "cpu")
     engine.synthesis = KernelOps(on_the_processor, tiny.load().synthesis(), tiny.load().grids, engine.namespace)
     with tiny.installed():
-        found = tiny.pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), engine)
+        found = pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), engine)
     golden = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))[name]
     assert found == {k: golden[k] for k in found}
 

@@ -50,6 +50,7 @@ from hpcmcodec.model.declaration import declare
 from hpcmcodec.model.memory import MemoryBank
 from hpcmcodec.native import selftest
 from hpcmcodec.quality import Quality
+from tools.hashes import sha256
 
 TORCH = TorchNamespace()
 NAMESPACES = pytest.mark.parametrize("xp", [NUMPY, TORCH], ids=["numpy", "torch"])
@@ -129,6 +130,7 @@ from hpcmcodec import codec
 from hpcmcodec.exact.elementary import exact_exp, exp_table, memory_weight_table, rsqrt, sigmoid_table
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.biwkv import decay_powers, own_factor
+from tools.hashes import sha256
 
 rng = np.random.RandomState(5)
 x = np.arange(-700_000, 700_001) / np.full(1, 1000.0)
@@ -141,7 +143,7 @@ print("tables", hashlib.sha256(b"".join(p.tobytes() for p in pieces)).hexdigest(
 print("product", hashlib.sha256(np.matmul(a, w).tobytes()).hexdigest())
 with tiny.installed():
     y_hat = codec.decode_latents((tiny.DATA / "tiny-131x77.hpcm").read_bytes(), engine="light")
-print("latents", tiny.sha256(y_hat))
+print("latents", sha256(y_hat))
 print("threads", len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0)
 """
 DISPATCHED = """
@@ -793,7 +795,7 @@ def trace_numpy() -> list[tuple[str, tuple[str, ...], str, str]]:
     ops.tensors = entropy  # after the check of the bound, which is not part of the walk
     coder = LatentCoder(tiny.load().config, ops, tiny.load().under("tables"))
     y_hat = decode_streams(coder)
-    assert tiny.sha256(y_hat) == tiny.sha256(decode_streams(coder_over(NUMPY, tiny.load().under("entropy"))))
+    assert sha256(y_hat) == sha256(decode_streams(coder_over(NUMPY, tiny.load().under("entropy"))))
     return Traced.log
 
 
@@ -895,7 +897,7 @@ def test_exact_path_uses_the_listed_operators_alone_in_torch() -> None:
     assert {"mm", "mul", "add", "div", "round", "sum", "index", "sort", "__rshift__"} <= {
         name for name, _, _ in trace.log
     }
-    assert tiny.sha256(y_hat) == tiny.sha256(decode_streams(coder_over(NUMPY, tiny.load().under("entropy"))))
+    assert sha256(y_hat) == sha256(decode_streams(coder_over(NUMPY, tiny.load().under("entropy"))))
 
 
 @pytest.mark.parametrize(

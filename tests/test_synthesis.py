@@ -34,6 +34,7 @@ from hpcmcodec.native import loader
 from hpcmcodec.native.compiled import KernelOps
 from hpcmcodec.quality import Quality
 from hpcmcodec.threads import count
+from tools.hashes import pixel_hashes, sha256
 
 GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
 STORED = tiny.load().synthesis()
@@ -79,7 +80,7 @@ def extremes(h: int, w: int, seed: int = 0) -> np.ndarray:
 def test_golden_files_show_the_same_pixels_with_numpy_alone(name: str) -> None:
     engine = LightEngine(tiny.load())
     engine.synthesis = reference()
-    found = tiny.pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), engine)
+    found = pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), engine)
     assert found == {k: GOLDEN[name][k] for k in found}
 
 
@@ -93,7 +94,7 @@ def test_golden_files_show_the_same_pixels_with_kernels_of_every_instruction_set
         for threads in (1, 2):
             kernels.choose(variant)
             kernels.set_threads(threads)
-            found = tiny.pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), engine)
+            found = pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), engine)
             assert found == {k: GOLDEN[name][k] for k in found}, (variant, threads)
 
 
@@ -102,7 +103,7 @@ def test_golden_files_show_the_same_pixels_with_torch(name: str) -> None:
     pytest.importorskip("torch")
     from hpcmcodec.engines.torch import TorchEngine
 
-    found = tiny.pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), TorchEngine(tiny.load(), "cpu"))
+    found = pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), TorchEngine(tiny.load(), "cpu"))
     assert found == {k: GOLDEN[name][k] for k in found}
 
 
@@ -112,7 +113,7 @@ def test_decode_gives_the_golden_pixels(name: str) -> None:
     image = np.asarray(codec.decode(data))
     y = codec.decode_latents(data)
     whole = synthesise(reference(), TINY, y[None], [Quality(codec.container.parse_header(data).quality.hundredths)])[0]
-    assert tiny.sha256(whole) == GOLDEN[name]["pixels"]
+    assert sha256(whole) == GOLDEN[name]["pixels"]
     np.testing.assert_array_equal(image, whole[: image.shape[0], : image.shape[1]])
 
 
@@ -143,13 +144,13 @@ def test_kodak_shows_the_same_pixels_with_numpy_alone_with_all_kernels_and_with_
     plain.synthesis = ExactOps(NUMPY, w.synthesis(), w.grids)
     for path in kodak:
         y, q = codec.decode_latents(codec.encode(path, quality)), Quality.of(quality)
-        wanted = tiny.sha256(plain.synthesise(y, q))
-        assert tiny.sha256(torch.synthesise(y, q, None)) == wanted, path
+        wanted = sha256(plain.synthesise(y, q))
+        assert sha256(torch.synthesise(y, q, None)) == wanted, path
         for variant in kernels.variants:
             for threads in (1, 2):
                 kernels.choose(variant)
                 kernels.set_threads(threads)
-                assert tiny.sha256(compiled.synthesise(y, q)) == wanted, (path, variant, threads)
+                assert sha256(compiled.synthesise(y, q)) == wanted, (path, variant, threads)
         kernels.choose(kernels.variants[0])
 
 
@@ -186,7 +187,7 @@ def test_proof_that_these_tests_can_fail_a_float_operation_changes_the_hash() ->
     engine.synthesis = WithoutRounding(NUMPY, STORED, FIXED_GRIDS)
     changed = []
     for name in GOLDEN:
-        found = tiny.pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), engine)
+        found = pixel_hashes((tiny.DATA / f"{name}.hpcm").read_bytes(), engine)
         changed += [k for k in found if found[k] != GOLDEN[name][k]]
     assert "pixels of 16 bits" in changed
 

@@ -11,7 +11,6 @@ stream: what it makes is compared with nothing, only what is committed counts.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -28,8 +27,8 @@ from hpcmcodec.container import LATENT
 from hpcmcodec.engines import light
 from hpcmcodec.exact.namespaces import NUMPY
 from hpcmcodec.exact.reference import ExactOps
-from hpcmcodec.exact.schedule import decimate, grid
 from hpcmcodec.quality import Quality
+from tools.hashes import hashes
 
 DATA = Path(__file__).parent / "data"
 NAME = "tiny-0"
@@ -125,32 +124,6 @@ def with_model_id(data: bytes, model_id: bytes) -> bytes:
     return resealed(data[:end].replace(header.model_id, model_id, 1), data[end + 2 : -4])
 
 
-def z_of(data: bytes, coder: Any) -> np.ndarray:
-    """The hyper-latent (rows, columns, N) that a file of one tile carries."""
-    header = container.parse_header(data)
-    rows, columns = -(-header.latent_height // 4), -(-header.latent_width // 4)
-    z: np.ndarray = coder.decode_z(container.Reader(data).stream("z", 0), header.quality, rows, columns)
-    return z
-
-
-def sha256(integers: np.ndarray) -> str:
-    """Of integers as little-endian int32, in C order."""
-    return hashlib.sha256(np.ascontiguousarray(integers, "<i4").tobytes()).hexdigest()
-
-
-def pixel_hashes(data: bytes, engine: Any) -> dict[str, str]:
-    """What a file shows: the whole at 8 and at 16 bits, and both thumbnails."""
-    header, y_hat = container.parse_header(data), codec.decode_latents(data)
-    coarse = np.zeros((*grid("s2", *y_hat.shape[:2]), y_hat.shape[2]), np.int32)
-    coarse = decimate(y_hat[None], "s2", coarse[None])[0]
-    return {
-        "pixels": sha256(engine.synthesise(y_hat, header.quality)),
-        "pixels of 16 bits": sha256(engine.synthesise(y_hat, header.quality, depth=16)),
-        "thumbnail": sha256(engine.thumbnail(y_hat, header.quality, "s3")),
-        "thumbnail of s1 and s2": sha256(engine.thumbnail(coarse, header.quality, "s2")),
-    }
-
-
 # --- the maker: torch and onnx from here on ---------------------------------------------------------------------------
 
 
@@ -227,12 +200,7 @@ def write_golden() -> None:
     said = {}
     for name, data in files.items():
         (DATA / f"{name}.hpcm").write_bytes(data)
-        said[name] = {
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "z": sha256(z_of(data, engine.coder)),
-            "y_hat": sha256(codec.decode_latents(data)),
-            **pixel_hashes(data, engine),
-        }
+        said[name] = hashes(data, engine)
     (DATA / "golden.json").write_text(json.dumps(said, indent=4) + "\n", encoding="utf-8")
 
 

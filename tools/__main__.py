@@ -11,6 +11,7 @@ robustness  pictures that are no photographs, compared with AVIF and with a flat
 collect     makes a small result file from a folder that `hpcm eval` has written
 published   compares a result file with published tables of other codecs
 results     makes docs/RESULTS.md and its plots from the result files
+golden      makes the golden corpus of a model: files, and what they decode to for ever
 desktop     makes the manual page and the completion scripts in docs/desktop
 """
 
@@ -22,7 +23,20 @@ from typing import Any
 import click
 
 from hpcmcodec.errors import HpcmError
-from tools import bench, collect, deadzone, desktop, kernels, monotone, previews, results, robustness, speed, tiles
+from tools import (
+    bench,
+    collect,
+    deadzone,
+    desktop,
+    golden,
+    kernels,
+    monotone,
+    previews,
+    results,
+    robustness,
+    speed,
+    tiles,
+)
 
 
 class _Group(click.Group):
@@ -58,6 +72,7 @@ for command in (
     collect.collect,
     collect.published,
     results.command,
+    golden.command,
     desktop.command,
 ):
     main.add_command(command)

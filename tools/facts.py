@@ -34,19 +34,20 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def about(command: str, commit: str | None = None) -> dict[str, Any]:
+def about(command: str, commit: str | None = None, model: str = weights.DEFAULT_MODEL) -> dict[str, Any]:
     """The head of a result file.
 
     Args:
         command: the command that measured, in a form that a reader can repeat.
         commit: the commit of the code that measured; None: the checkout's, as `head` gives it.
+        model: the name of the model that was used.
     """
     return {
         "command": command,
         "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "versions": {"hpcmcodec": __version__, "python": platform.python_version(), **_versions()},
         "commit": commit or head(),
-        "model": f"{weights.DEFAULT_MODEL} {weights.load(transforms=False).model_id.hex()}",
+        "model": f"{model} {weights.load(model, transforms=False).model_id.hex()}",
     }
 
 
@@ -71,7 +72,12 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    write_whole(path, _pretty(content, 0) + "\n")
+    write_whole(path, pretty(content))
+
+
+def pretty(content: Mapping[str, Any]) -> str:
+    """The text of a result file."""
+    return _pretty(content, 0) + "\n"
 
 
 def read(path: Path) -> dict[str, Any]:

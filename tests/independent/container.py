@@ -15,6 +15,8 @@ CHECK_BYTES = {"z": 2, "s1": 2, "s2": 2, "s3": 4}
 MAX_REST = 1 << 20
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535
+BYTES_PER_PIXEL = 8
+PADDED_SIDE = 64
 MAX_INFLATED = 1 << 26
 KNOWN_CHUNKS = {
     b"ICC ": (False, True),
@@ -96,6 +98,11 @@ class Header:
         return bool(self.flags & 32)
 
     @property
+    def grey(self) -> bool:
+        """Say whether the picture is shown as one of greys."""
+        return bool(self.flags & 4)
+
+    @property
     def positions(self) -> tuple[int, int]:
         """Return the rows and columns of the plane y."""
         return -(-self.height // LATENT_SIDE), -(-self.width // LATENT_SIDE)
@@ -157,6 +164,8 @@ def parse_header(data: bytes) -> Header:
         header.words.append(cursor.varint())
     if cursor.position != cursor.end:
         raise InvalidFileError("there are bytes between the stream table and the check")
+    if 4 * sum(header.words) > BYTES_PER_PIXEL * PADDED_SIDE**2 * -(-width // PADDED_SIDE) * -(-height // PADDED_SIDE):
+        raise InvalidFileError("the streams are longer than those of any picture of this size")
     return header
 
 

@@ -1,6 +1,8 @@
 """Decode an `.hpcm` file and print the hashes of what it holds.
 
-Usage: python decode.py MODEL.safetensors FILE.hpcm
+Usage: python decode.py MODEL.safetensors FILE.hpcm [previews]
+
+With "previews" it also decodes what the file shows from its first scales alone.
 """
 
 import hashlib
@@ -34,8 +36,8 @@ class Decoded:
     log: list[str]
 
 
-def decode_latents(model: Model, container: Container) -> Decoded:
-    """Decode all tiles of a file into one plane."""
+def decode_latents(model: Model, container: Container, scales: Sequence[str] = SCALES) -> Decoded:
+    """Decode all tiles of a file into one plane, from the streams of these scales."""
     header = container.header
     if header.model_id != model.id[:4]:
         raise UnsupportedFileError("the file was written with another model")
@@ -45,8 +47,8 @@ def decode_latents(model: Model, container: Container) -> Decoded:
     flow = Flow(model, header.quality, header.full)
     for index, (top, left, height, width) in enumerate(header.tiles()):
         tile, check = TileDecoder(flow, height, width), Check(header.crc)
-        streams = [container.streams[scale][index] for scale in SCALES]
-        latents = tile.decode(streams, [container.checks[scale][index] for scale in SCALES], check)
+        streams = [container.streams[scale][index] for scale in scales]
+        latents = tile.decode(streams, [container.checks[scale][index] for scale in scales], check)
         for row in range(height):
             start = (top + row) * columns + left
             plane.cells[start : start + width] = latents.cells[row * width : (row + 1) * width]
@@ -81,14 +83,13 @@ def packed(values: Sequence[int], kind: str) -> bytes:
     return struct.pack(f"<{len(values)}{kind}", *values)
 
 
-def report(model: Model, data: bytes) -> None:
-    """Decode a file, and print the hashes of its latents, pixels and thumbnails."""
+def report(model: Model, data: bytes, previews: bool) -> None:
+    """Decode a file, and print the hashes of its latents, pixels, thumbnails and metadata."""
     container = parse(data)
     header = container.header
     decoded = decode_latents(model, container)
     print("\n".join(decoded.log))
-    for tile, z in enumerate(decoded.z):
-        show(f"z of tile {tile}", packed([value for cell in zip(*z, strict=True) for value in cell], "i"))
+    show("z", packed([value for z in decoded.z for cell in zip(*z, strict=True) for value in cell], "i"))
     show("y_hat", packed([value for cell in decoded.y_hat.cells for value in cell], "i"))
     synthesis = Synthesis(model, header.quality)
     picture = synthesis.pixels(decoded.y_hat)
@@ -96,10 +97,17 @@ def report(model: Model, data: bytes) -> None:
     if header.picture_crc is not None and zlib.crc32(pixels) != header.picture_crc:
         raise InvalidFileError("the pixels have not the CRC of the picture")
     show("picture", pixels)
+    shown = [(sum(rgb) + 1) // 3 for rgb in zip(*[iter(pixels)] * 3, strict=True)] if header.grey else list(pixels)
+    show("shown", packed(shown, "i"))
     show("pixels", whole_plane(picture, 8))
     show("pixels of 16 bits", whole_plane(picture, 16))
     show("thumbnail", whole_plane(synthesis.thumbnail(decoded.y_hat), 8))
     show("thumbnail of s1 and s2", whole_plane(synthesis.coarse_thumbnail(lattice_of_s2(decoded.y_hat)), 8))
+    for tag, content in container.chunks.items():
+        show(f"chunk {tag.decode().rstrip()}", content)
+    for name, count in (("preview of s1", 2), ("preview of s1 and s2", 3)) if previews else ():
+        seen = synthesis.pixels(decode_latents(model, container, SCALES[:count]).y_hat)
+        show(name, packed(samples(seen, 8, header.height, header.width), "i"))
 
 
 def whole_plane(x: Plane, depth: int) -> bytes:
@@ -109,12 +117,12 @@ def whole_plane(x: Plane, depth: int) -> bytes:
 
 def main() -> int:
     """Run the program."""
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4) or sys.argv[3:] not in ([], ["previews"]):
         print(__doc__)
         return 2
     started = time.monotonic()
     try:
-        report(Model(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]).read_bytes())
+        report(Model(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]).read_bytes(), len(sys.argv) == 4)
     except (InvalidFileError, UnsupportedFileError) as error:
         print(f"refused: {error}", file=sys.stderr)
         return 1

@@ -198,7 +198,7 @@ class TileDecoder:
         self.evidence: dict[str, Plane] = {}
 
     def decode(self, streams: Sequence[bytes], checks: Sequence[int], check: Check) -> Latents:
-        """Decode the four streams of the tile, and compare the check of each."""
+        """Decode the streams of the tile, four or for a preview two or three, and compare the check of each."""
         rows, columns = -(-self.latents.rows // 4), -(-self.latents.columns // 4)
         self.z = self.flow.decode_z(rows, columns, streams[0])
         check.compare("z", [value for plane in self.z for value in plane], checks[0])
@@ -209,13 +209,15 @@ class TileDecoder:
                 carry = self._finer(carry, SCALES[index - 1], scale)
             if scale == "s3" and self.memory:
                 self.memory.remember(carry)
-            decoder = StreamDecoder(streams[index + 1], self.flow.y_tables[0])
+            stream = streams[index + 1] if index + 1 < len(streams) else None
+            decoder = None if stream is None else StreamDecoder(stream, self.flow.y_tables[0])
             integers: list[int] = []
             for step in STEPS:
                 if step.scale == scale:
                     carry = self._step(step, carry, decoder, integers)
-            decoder.finish()
-            check.compare(scale, integers, checks[index + 1])
+            if decoder:
+                decoder.finish()
+                check.compare(scale, integers, checks[index + 1])
         return self.latents
 
     def _read_features(self, result: Plane) -> None:
@@ -257,8 +259,8 @@ class TileDecoder:
                 cells.append(x.cell(row, column)[start : start + size])
         return x.with_cells(cells)
 
-    def _step(self, step: Step, carry: Plane, decoder: StreamDecoder, integers: list[int]) -> Plane:
-        """Decode the symbols of one coding step, and return the next carry."""
+    def _step(self, step: Step, carry: Plane, decoder: StreamDecoder | None, integers: list[int]) -> Plane:
+        """Decode the symbols of one coding step, all zero without a decoder, and return the next carry."""
         scale = step.scale
         if step.index == 0:
             self._decode_symbols(step, [carry], f"{scale}.first", decoder, integers)
@@ -294,7 +296,7 @@ class TileDecoder:
         return heads
 
     def _decode_symbols(
-        self, step: Step, inputs: Sequence[Plane], name: str, decoder: StreamDecoder, integers: list[int]
+        self, step: Step, inputs: Sequence[Plane], name: str, decoder: StreamDecoder | None, integers: list[int]
     ) -> None:
         """Decode the latents of a step into the plane, and list them in the order of coding."""
         heads = self._heads(step, inputs, name)
@@ -309,7 +311,7 @@ class TileDecoder:
                     continue
                 level = levels[offset]
                 symbol = 0
-                if flow.full or not flow.omitted[level]:
+                if decoder and (flow.full or not flow.omitted[level]):
                     symbol = decoder.symbol(flow.y_tables[level])
                 value = reconstruct(symbol, means[offset], flow.centroids[level])
                 latents.cells[position][channel] = value
