@@ -37,7 +37,7 @@ def test_everything_linked_in_the_repository_exists(paper: Path) -> None:
     assert broken == []
 
 
-TEMPLATES = {"NAME"}  # what the reader names
+TEMPLATES = {"MODEL", "NAME"}  # what the reader names
 RESULTS = {"demo/", "results.md"}  # what commands write
 
 
