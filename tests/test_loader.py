@@ -64,7 +64,8 @@ class Place:
         copy = f'cp "{self.library}" "$out"'
         body = {
             "copy": copy,
-            "wait": f'touch "{self.folder}/waiting"; while [ ! -e "{self.folder}/go" ]; do sleep 0.05; done; {copy}',
+            "wait": f'touch "{self.folder}/waiting"; while [ ! -e "{self.folder}/go" ]; do sleep 0.05; done; {copy}; '
+            f'touch "{self.folder}/done"',
             "hang": f'echo $$ > "{self.folder}/pid"; sleep 600',
             "fail": 'echo "kernels.cpp:1: error: no such thing" >&2; exit 1',
             "rubbish": 'echo rubbish > "$out"',
@@ -465,7 +466,8 @@ def test_a_killed_build_blocks_nothing_and_leaves_nothing_behind(place: Place) -
     assert place.leftovers(), "what this test is about"
     finds_reference(background=False)
     codes_a_picture()
-    (place.folder / "go").touch()  # also ends the orphaned compiler
+    (place.folder / "go").touch()
+    wait_for((place.folder / "done").exists)  # the orphaned compiler still writes into what is left behind until then
     assert place.build() == place.libraries()[0]
     assert not place.leftovers()
     assert loader.find().origin == "cache"
