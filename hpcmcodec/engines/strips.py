@@ -18,9 +18,6 @@ from hpcmcodec.model.synthesis import Rows, analysis_halo, halo
 
 Progress = Callable[[float], object]
 
-VISUAL_HALO = (
-    6  # windows at the coarsest scale, of 1/16, reach 10 latents forth and back; beyond 6 they weigh next to nothing
-)
 STRIP_LATENTS = 64 * 256  # positions of y that a strip has at most, without its halo
 SYNTHESIS_LATENTS = 8 * 256  # the same in the synthesis: what passes from layer to layer stays in a processor's cache
 PART_COLUMNS = 512  # columns of y that a part of the plane has at most in the synthesis, without its halo
@@ -127,7 +124,7 @@ def gradient_strips(
     tick: Progress | None,
 ) -> np.ndarray:
     """Runs the gradient over strips. Their halo is twice that of the synthesis: g_s is gone through forth and back.
-    The windows of `distortion.visual` reach farther, but what they bring from there is less than rounding.
+    The windows of `distortion.visual` reach farther, but what they bring from there hardly weighs anything.
 
     Args:
         run: the three arrays below, of some rows -> their gradient (r, w, M) float32.

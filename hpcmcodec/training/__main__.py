@@ -260,7 +260,7 @@ def worth(state: Path, folder: Path, qualities: list[float], against: Path | Non
 @click.argument("states", nargs=-1, required=True, metavar="STATE...", type=PATH)
 @click.option("--pictures", "folder", required=True, type=EXISTING, help="Folder of held-out PNG files.")
 @click.option("--images", type=click.IntRange(min=1), help="Take the first so many.  [default: all]")
-@click.option("--qualities", default="10,25,40,55,70,85", show_default=True, callback=_numbers)
+@click.option("--qualities", default="10,25,40,55,70,85", show_default=True, callback=_numbers, help="0 to 100.")
 @click.option("--metrics", help="Of psnr, ms-ssim, ssimulacra2, butteraugli.  [default: those that are installed]")
 def judge(
     states: tuple[Path, ...], folder: Path, images: int | None, qualities: list[float], metrics: str | None
