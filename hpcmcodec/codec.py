@@ -362,6 +362,8 @@ def decode_picture(
     header = reader.header
     check_complete(reader, scale)
     metadata, notes = usable(reader.metadata(partial=scale is not None))
+    if "ALPH" not in metadata and any(chunk.name == "ALPH" and chunk.known for chunk in header.chunks):
+        notes = (*notes, "the file is cut before its transparency: the preview is opaque")
     runner = base.find(weights.find(header.model_id), device, engine)
     depth = depth or (16 if header.depth > 8 else 8)
     opacity = metadata.pop("ALPH", None)

@@ -764,6 +764,32 @@ def test_alpha_chunk_that_is_damaged_or_of_another_size_is_refused_in_one_line(
     assert shape == (6, 9)
 
 
+@pytest.mark.parametrize("mode", ["1", "RGB", "LA", "P", "RGBA"])
+def test_alpha_chunk_of_anything_but_greys_of_8_or_16_bits_is_refused(mode: str) -> None:
+    with pytest.raises(InputError, match="not 9x6 greys of 8 or 16 bits"):
+        read_alpha(saved(Image.new(mode, (9, 6)), "PNG"), 9, 6, 8)
+
+
+def test_preview_of_a_file_that_is_cut_before_its_alpha_says_that_it_is_opaque(alpha_file: bytes) -> None:
+    header = container.parse_header(alpha_file)
+    cut = alpha_file[: header.stream_info("s2", 0).end]
+    picture = codec.decode_picture(cut, scale="s2")
+    assert picture.alpha is None
+    assert picture.notes == ("the file is cut before its transparency: the preview is opaque",)
+    whole = codec.decode_picture(alpha_file, scale="s2")
+    assert (whole.alpha is not None, whole.notes) == (True, ())
+
+
+def test_code_points_go_before_a_profile(photo: Image.Image) -> None:
+    other = colour.icc_profile(colour._PRIMARIES[1], (1.8,), "another space")
+    picture = Picture(np.asarray(photo), {"ICC": other}, cicp=P3)
+    for form in ("png", "jpg", "tif"):
+        file = io.BytesIO()
+        write(picture, form, file)
+        with Image.open(file) as image:
+            assert image.info["icc_profile"] == colour.profile_of(P3), form
+
+
 @pytest.fixture(scope="module")
 def alpha_file() -> bytes:
     return hpcmcodec.encode(noise(4, 8), 50)

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from hpcmcodec.container.fields import CRC_BYTES, Fields, require
 from hpcmcodec.errors import InputError, UnsupportedError
 
-MAX_METADATA = 1 << 26  # bytes of all chunks of a file, once inflated
+MAX_METADATA = 1 << 26  # bytes of all chunks of a file, as stored, and of those that are known, once inflated
 MAX_TEXTS = 1 << 16
 """Texts of a chunk TEXT: strings take far more memory than their characters, so that megabytes would be gigabytes."""
 CRITICAL, LEADING, DEFLATED = 1, 2, 4
 CHUNKS = {"ICC": LEADING, "ALPH": CRITICAL, "EXIF": 0, "IPTC": 0, "TEXT": 0, "XMP": 0}
-"""The names of metadata, and the flags of their chunks without `DEFLATED`.
+"""The names of metadata, and the flags of their chunks without `DEFLATED`. "ALPH" may be leading, too.
 
 "ICC" is a profile of the decoded RGB pixels, "EXIF" a TIFF structure, "IPTC" IIM records, "XMP" a packet, "TEXT" what
 `packed_text` gives, "ALPH" a grey PNG of the picture's size, whose samples are the opacity.
 """
+
+_FREE = {"ALPH": LEADING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,15 @@ class ChunkInfo:
     length: int
     offset: int
 
+    @property
+    def known(self) -> bool:
+        """Whether this version knows what the chunk holds: one of `CHUNKS`, without reserved flags."""
+        return _known(self.name, self.flags)
+
+
+def _known(name: str, flags: int) -> bool:
+    return name in CHUNKS and not flags & ~(CRITICAL | LEADING | DEFLATED)
+
 
 def read_chunk_table(fields: Fields) -> list[tuple[str, int, int]]:
     """For each chunk its name, its flags and its length in bytes."""
@@ -48,14 +59,13 @@ def read_chunk_table(fields: Fields) -> list[tuple[str, int, int]]:
             raise InputError(f"malformed header: chunk tag {tag.hex(' ')} is not of letters and digits")
         name = tag.rstrip(b" ").decode("ascii")
         flags = fields.take(1, "chunk table")[0]
-        if flags & ~(CRITICAL | LEADING | DEFLATED):
-            raise UnsupportedError(f"chunk {name} has flags {flags:#04x}: this program knows bits 0 to 2")
-        if flags & ~DEFLATED != CHUNKS.get(name, flags & ~DEFLATED):
-            raise InputError(f"malformed header: chunk {name} has flags {flags}, not {CHUNKS[name]}")
-        if flags & CRITICAL and name not in CHUNKS:
+        known = _known(name, flags)
+        if flags & CRITICAL and not known:
             raise UnsupportedError(
-                f"the image cannot be decoded without chunk {name}, which this program does not know"
+                f"the image cannot be decoded without chunk {name}, flags {flags:#04x}: this program does not know it"
             )
+        if known and flags & ~(DEFLATED | _FREE.get(name, 0)) != CHUNKS[name]:
+            raise InputError(f"malformed header: chunk {name} has flags {flags}, not {CHUNKS[name]}")
         order = (not flags & LEADING, tag)
         if order <= previous:
             raise InputError(f"malformed header: chunk {name} is out of order")
@@ -64,6 +74,8 @@ def read_chunk_table(fields: Fields) -> list[tuple[str, int, int]]:
         if length == 0:
             raise InputError(f"malformed header: chunk {name} is empty")
         entries.append((name, flags, length))
+    if (total := sum(length for _, _, length in entries)) > MAX_METADATA:
+        raise InputError(f"malformed header: chunks of {total} bytes, a file has {MAX_METADATA} at most")
     return entries
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hpcmcodec.container.chunks import CHUNKS
 from hpcmcodec.container.fields import CRC_BYTES, crc32_bytes, low_bytes, run_on
 from hpcmcodec.container.header import CHECK_BYTES, STREAM_ORDER, parse_header
 from hpcmcodec.container.reader import Reader
@@ -32,7 +31,7 @@ def edited(data: bytes, metadata: Mapping[str, bytes], cicp: tuple[int, int] | N
     reader = Reader(data, max_pixels=None, max_side=None)
     reader.verify_complete()
     header = reader.header
-    unknown = [chunk.name for chunk in header.chunks if chunk.name not in CHUNKS]
+    unknown = [chunk.name for chunk in header.chunks if not chunk.known]
     if unknown:
         raise UnsupportedError(f"the file has a chunk {unknown[0]} that this version does not know, and would lose")
     tiles = range(header.n_tiles)

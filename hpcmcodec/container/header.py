@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypedDict
 
-from hpcmcodec.container.chunks import LEADING, MAX_METADATA, ChunkInfo, placed, read_chunk_table
+from hpcmcodec.container.chunks import LEADING, ChunkInfo, placed, read_chunk_table
 from hpcmcodec.container.fields import CRC_BYTES, Fields, ceil_div, low_bytes, require
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.quality import Quality
@@ -27,7 +27,8 @@ DEFAULT_MAX_PIXELS = 100_000_000
 BYTES_PER_PIXEL = 8
 """More than a picture takes in any form: 16-bit RGBA without compression, or the longest streams of any model.
 
-A symbol takes at most 44 bits (`rans`): a latent and its share of a hyper-latent, at 16 x 16 pixels, 6 bytes a pixel.
+A symbol takes at most 44 bits (`rans`). 320 latents at 16 x 16 pixels and 128 hyper-latents at 64 x 64 take 7.1 bytes a
+pixel.
 """
 DEFAULT_MAX_SIDE = 65_535
 """Images of a longer side, in pixels, are refused unless the caller raises the limit."""
@@ -169,9 +170,9 @@ def _padded(width: int, height: int, multiple: int) -> int:
     return multiple**2 * ceil_div(width, multiple) * ceil_div(height, multiple)
 
 
-def max_file_bytes(header: Header) -> int:
-    """The most bytes that a file of a picture of this size has: its streams, and metadata."""
-    return BYTES_PER_PIXEL * _padded(header.width, header.height, Z_LATENT) + MAX_METADATA
+def max_stream_bytes(width: int, height: int) -> int:
+    """The most bytes that all streams of a picture have together."""
+    return BYTES_PER_PIXEL * _padded(width, height, Z_LATENT)
 
 
 def parse_header(
@@ -218,7 +219,7 @@ def parse_header(
         raise InputError(f"malformed header: {fields.end - fields.position} bytes behind the stream table")
 
     lengths = tuple(n * WORD_BYTES for n in words)
-    if sum(lengths) > (most := BYTES_PER_PIXEL * _padded(width, height, Z_LATENT)):
+    if sum(lengths) > (most := max_stream_bytes(width, height)):
         raise InputError(f"malformed header: streams of {sum(lengths)} bytes, {width}x{height} has {most} at most")
     leading, offset = placed((c for c in table if c[1] & LEADING), header_bytes)
     checks = (CHECK_BYTES[scale] for scale in STREAM_ORDER for _ in range(n_tiles))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import BinaryIO
 
-from hpcmcodec.container.chunks import CHUNKS, DEFLATED, MAX_METADATA, inflated
+from hpcmcodec.container.chunks import DEFLATED, MAX_METADATA, inflated
 from hpcmcodec.container.fields import CRC_BYTES, crc32_bytes, low_bytes, run_on
 from hpcmcodec.container.header import (
     BYTES_PER_PIXEL,
@@ -15,7 +15,6 @@ from hpcmcodec.container.header import (
     STREAM_ORDER,
     Header,
     extent,
-    max_file_bytes,
     parse_header,
 )
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
@@ -63,14 +62,9 @@ def read(
 ) -> bytes:
     """The bytes that the header of `file` announces, and one more if there is one: `file` may be a pipe without end.
 
-    Raises what `read_header` raises, and UnsupportedError where the header announces more than
-    `max_file_bytes`.
+    Raises what `read_header` raises.
     """
     header, data = read_header(file, max_pixels=max_pixels, max_side=max_side)
-    if header.file_bytes > (limit := max_file_bytes(header)):
-        raise UnsupportedError(
-            f"the header announces {header.file_bytes} bytes, the limit for {header.width}x{header.height} is {limit}"
-        )
     wanted = header.file_bytes + 1
     return data[:wanted] + take(file, wanted - len(data))
 
@@ -118,7 +112,7 @@ class Reader:
         return verify
 
     def metadata(self, *, partial: bool = False) -> dict[str, bytes]:
-        """The chunks of `CHUNKS`, by name and inflated, as far as the file has them.
+        """The chunks that are known, by the names of `CHUNKS` and inflated, as far as the file has them.
 
         Args:
             partial: leave out the chunks that a cut file does not hold to their last byte.
@@ -132,7 +126,7 @@ class Reader:
         room = MAX_METADATA
         for chunk in self.header.chunks:
             end = chunk.offset + chunk.length + CRC_BYTES
-            if chunk.name not in CHUNKS or (partial and end > len(self._data)):
+            if not chunk.known or (partial and end > len(self._data)):
                 continue
             stored = self._take(chunk.offset, end, f"chunk {chunk.name}")
             data = bytes(stored[:-CRC_BYTES])

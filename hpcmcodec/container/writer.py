@@ -28,6 +28,7 @@ from hpcmcodec.container.header import (
     TILE_SIDES,
     VERSION,
     WORD_BYTES,
+    max_stream_bytes,
     n_tiles_of,
 )
 from hpcmcodec.quality import Quality
@@ -83,6 +84,8 @@ def pack(
     n_tiles = n_tiles_of(width, height, tile_side)
     for scale in STREAM_ORDER:
         require(len(streams[scale]) == n_tiles, f"{scale} has {len(streams[scale])} streams for {n_tiles} tiles")
+    n_bytes = sum(len(stream.data) for of_scale in streams.values() for stream in of_scale)
+    require(n_bytes <= max_stream_bytes(width, height), f"streams of {n_bytes} bytes: no reader takes as many")
 
     chunks = chunks_to_write(metadata or {})
     flags, optional = TILE_SIDES.index(tile_side) | FULL * full | GREY * grey, b""

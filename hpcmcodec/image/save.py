@@ -31,6 +31,7 @@ _MAX_JPEG_METADATA = 65533 - 29
 # Pillow and others refuse a PNG whose profile is longer than this once inflated.
 _MAX_PNG_PROFILE = 1_000_000
 _IPTC_TAG, _ICC_TAG = 33723, 34675
+_PNG_BITS = 24  # where a PNG says its bits a sample, and behind them its colour type
 
 
 _ALL = ("EXIF", "IPTC", "TEXT", "XMP")
@@ -75,9 +76,9 @@ def write(
         notes.append(f"{target.name} is written with 8 bits: the picture's {picture.depth} are reduced")
     if not target.colour:
         picture = _without_profile(picture, target.name, notes)
-    elif picture.cicp and not target.cicp and not colour.profile_of(picture.cicp) and "ICC" not in picture.metadata:
+    elif picture.cicp and not target.cicp and not _profile(picture):
         notes.append(f"{target.name} cannot name the colour space ({picture.cicp}): it will be shown as sRGB")
-    icc = b"" if picture.grey else picture.metadata.get("ICC", b"")
+    icc = b"" if picture.grey else _profile(picture)
     if target.name == "PNG" and picture.depth > 8 and len(icc) > _MAX_PNG_PROFILE:
         notes.append(f"a profile of {len(icc)} bytes, which readers of PNG refuse, is left out")
     lost = [name for name in picture.metadata if name in _ALL and name not in target.metadata]
@@ -96,7 +97,7 @@ def write(
 
 def _without_profile(picture: Picture, name: str, notes: list[str]) -> Picture:
     """The picture in sRGB for a format without profiles, or a note where that cannot be had."""
-    icc = picture.metadata.get("ICC") or (colour.profile_of(picture.cicp) if picture.cicp else b"")
+    icc = _profile(picture)
     if not icc and not picture.cicp:
         return picture
     converted = colour.to_srgb(Image.fromarray(picture.pixels), icc) if icc and picture.depth == 8 else None
@@ -229,7 +230,7 @@ def to_image(picture: Picture) -> DecodedImage:
     image = Image.fromarray(np.ascontiguousarray(_samples(picture, 8)))
     image.__class__ = DecodedImage
     metadata, info = picture.metadata, image.info
-    icc = metadata.get("ICC") or (colour.profile_of(picture.cicp) if picture.cicp else b"")
+    icc = _profile(picture)
     if icc:
         info["icc_profile"] = icc
     if picture.cicp:
@@ -243,6 +244,12 @@ def to_image(picture: Picture) -> DecodedImage:
     if "TEXT" in metadata:
         info["text"] = text_of(metadata["TEXT"])
     return cast("DecodedImage", image)
+
+
+def _profile(picture: Picture) -> bytes:
+    """The ICC profile of the samples: the code points' own where they are known, as these go before a profile."""
+    of_points = colour.profile_of(picture.cicp) if picture.cicp else b""
+    return of_points or picture.metadata.get("ICC", b"")
 
 
 def write_png(image: DecodedImage, file: BinaryIO) -> None:
@@ -274,7 +281,7 @@ def _write_samples(picture: Picture, form: str, file: BinaryIO) -> None:
     samples = samples if samples.ndim == 3 else samples[..., None]
     metadata = picture.metadata
     dpi = resolution_of(metadata.get("EXIF", b""))
-    icc = metadata.get("ICC") or (colour.profile_of(picture.cicp) if picture.cicp else b"")
+    icc = _profile(picture)
     icc = b"" if picture.grey else icc
     if form == "PPM":
         netpbm.write(samples, 16, file)
@@ -335,7 +342,7 @@ def with_alpha_chunk(picture: Picture) -> Picture:
 def read_alpha(data: bytes, width: int, height: int, depth: int) -> Any:
     """The opacity (height, width) in levels of `depth` bits that `alpha_png` has written.
 
-    Raises InputError where the PNG is none, or of another size or kind.
+    Raises InputError where the PNG is none, of another size, or anything else than greys of 8 or 16 bits.
     """
     import importlib
 
@@ -346,10 +353,11 @@ def read_alpha(data: bytes, width: int, height: int, depth: int) -> Any:
         raise InputError("the alpha channel is no PNG")
     try:
         found = png.look(io.BytesIO(data))
-        if found.image.size != (width, height) or found.image.mode not in ("L", "1", "I", "I;16", "I;16B"):
+        bits, kind = data[_PNG_BITS : _PNG_BITS + 2]
+        if found.image.size != (width, height) or bits not in (8, 16) or kind != 0:
             raise InputError(
-                f"the alpha channel is a PNG of {found.image.size[0]}x{found.image.size[1]} {found.image.mode}, "
-                f"not {width}x{height} greys"
+                f"the alpha channel is a PNG of {found.image.size[0]}x{found.image.size[1]}, {bits} bits, colour type "
+                f"{kind}, not {width}x{height} greys of 8 or 16 bits"
             )
         read = read_samples(found)
     except InputError as error:

@@ -75,7 +75,7 @@ def check(data: bytes) -> str:
         reader.verify_complete()
     except InputError:
         return "cut"
-    if all(c.name in container.CHUNKS for c in header.chunks):
+    if all(c.known for c in header.chunks):
         # A header has one form: written again, it has the same bytes.
         streams = {s: [container.Stream(reader.stream(s, i), 0) for i in range(header.n_tiles)] for s in STREAM_ORDER}
         kept = {c.name: metadata[c.name] for c in header.chunks}

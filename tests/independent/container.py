@@ -18,9 +18,9 @@ MAX_SIDE = 65_535
 BYTES_PER_PIXEL = 8
 PADDED_SIDE = 64
 MAX_INFLATED = 1 << 26
+ALPHA = b"ALPH"
 KNOWN_CHUNKS = {
     b"ICC ": (False, True),
-    b"ALPH": (True, False),
     b"EXIF": (False, False),
     b"IPTC": (False, False),
     b"TEXT": (False, False),
@@ -73,6 +73,7 @@ class ChunkEntry:
     leading: bool
     deflated: bool
     length: int
+    known: bool
 
 
 @dataclass
@@ -194,11 +195,14 @@ def _chunk_table(cursor: Cursor) -> list[ChunkEntry]:
         critical, leading = bool(flags & 1), bool(flags & 2)
         if not re.fullmatch(rb"[0-9A-Za-z]{1,4} *", tag) or length == 0:
             raise InvalidFileError("an entry of the chunk table is malformed")
-        if flags >> 3 or (critical and tag not in KNOWN_CHUNKS):
+        known = flags < 8 and (tag in KNOWN_CHUNKS or tag == ALPHA)
+        if critical and not known:
             raise UnsupportedFileError("a chunk needs another reader")
-        if tag in KNOWN_CHUNKS and KNOWN_CHUNKS[tag] != (critical, leading):
+        if known and (not critical if tag == ALPHA else KNOWN_CHUNKS[tag] != (critical, leading)):
             raise InvalidFileError("a chunk has the flags of another one")
-        entries.append(ChunkEntry(tag, leading, bool(flags & 4), length))
+        entries.append(ChunkEntry(tag, leading, bool(flags & 4), length, known))
+    if sum(entry.length for entry in entries) > MAX_INFLATED:
+        raise InvalidFileError("the chunks are longer than those of any file")
     order = [(not entry.leading, entry.tag) for entry in entries]
     if any(first >= second for first, second in itertools.pairwise(order)):
         raise InvalidFileError("the chunks are out of order")
@@ -219,7 +223,7 @@ def parse(data: bytes) -> Container:
     room = [MAX_INFLATED]
     for entry in header.chunks:
         if entry.leading:
-            container.chunks[entry.tag] = _chunk(cursor, entry, room)
+            _take_chunk(cursor, entry, room, container.chunks)
     for index, scale in enumerate(SCALES):
         container.streams[scale], container.checks[scale] = [], []
         for words in header.words[index * tiles : (index + 1) * tiles]:
@@ -227,8 +231,15 @@ def parse(data: bytes) -> Container:
             container.checks[scale].append(cursor.unsigned(CHECK_BYTES[scale]))
     for entry in header.chunks:
         if not entry.leading:
-            container.chunks[entry.tag] = _chunk(cursor, entry, room)
+            _take_chunk(cursor, entry, room, container.chunks)
     return container
+
+
+def _take_chunk(cursor: Cursor, entry: ChunkEntry, room: list[int], chunks: dict[bytes, bytes]) -> None:
+    """Read a chunk, and keep it where it is known."""
+    content = _chunk(cursor, entry, room)
+    if entry.known:
+        chunks[entry.tag] = content
 
 
 def _chunk(cursor: Cursor, entry: ChunkEntry, room: list[int]) -> bytes:
@@ -236,7 +247,7 @@ def _chunk(cursor: Cursor, entry: ChunkEntry, room: list[int]) -> bytes:
     content = cursor.take(entry.length)
     if zlib.crc32(content) != cursor.unsigned(4):
         raise InvalidFileError("a chunk is damaged")
-    if not entry.deflated or entry.tag not in KNOWN_CHUNKS:
+    if not entry.deflated or not entry.known:
         return content
     inflater = zlib.decompressobj(-15)
     try:

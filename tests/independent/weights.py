@@ -11,7 +11,28 @@ from typing import Any, TypeVar
 from errors import InvalidFileError
 
 ARITHMETIC_VERSION = "4"
-IGNORED_CONFIG = {"name", "analysis_widths", "analysis_blocks", "hyper_analysis_width"}
+FORMAT = "hpcm-weights-1"
+IGNORED_CONFIG = {
+    *("name", "analysis_widths", "analysis_blocks", "hyper_analysis_width"),
+    *("fixed_lambda", "metric", "metric_share", "metric_weight"),
+}
+IGNORED_VALUES = {
+    "flow": "lite",
+    "window": [4, 8, 8],
+    "attention_heads": 32,
+    "prior_rate": 4,
+    "fusion_blocks": 1,
+    "shift": 3,
+    "residual": "pre",
+    "transform_widths": [96, 192, 384],
+    "deep_blocks": 4,
+    "memory_topk": 2,
+    "memory_value_size": 8,
+    "memory_handover": False,
+    "hyper_s2": "right",
+    "precision": 14,
+}
+DESCRIBED = ("flow", "fusion_blocks", "shift", "residual", "memory_topk", "precision")
 IDENTIFIED_PARTS = ("entropy.", "tables.", "g_s.", "thumbnail.", "ungain.")
 TYPES = {"I16": ("h", "<i2"), "I32": ("i", "<i4"), "F32": ("f", "<f4")}
 SIZES = {"I16": 2, "I32": 4, "F32": 4, "F16": 2}
@@ -73,7 +94,11 @@ class Model:
             raise InvalidFileError("the header of the model is cut off")
         header: dict[str, Any] = json.loads(data[8:start])
         metadata: dict[str, str] = header.pop("__metadata__")
+        if metadata["format"] != FORMAT:
+            raise InvalidFileError("the weights have another format")
         self.config: dict[str, Any] = json.loads(metadata["config"])
+        if any(self.config.get(key, IGNORED_VALUES[key]) != IGNORED_VALUES[key] for key in DESCRIBED):
+            raise InvalidFileError("the weights are of a model that the documents do not describe")
         self.grids: dict[str, int] = json.loads(metadata["grids"])
         self.tensors = {name: _tensor(entry, data, start) for name, entry in header.items()}
         self.id = bytes.fromhex(metadata["model_id"])
@@ -82,7 +107,13 @@ class Model:
 
     def _computed_id(self) -> bytes:
         """Hash all that decoding depends on."""
-        config = {key: value for key, value in self.config.items() if key not in IGNORED_CONFIG}
+        config = {
+            key: value
+            for key, value in self.config.items()
+            if key not in IGNORED_CONFIG and (key not in IGNORED_VALUES or value != IGNORED_VALUES[key])
+        }
+        if config["memory"] == "none":
+            config = {key: value for key, value in config.items() if not key.startswith("memory")}
         fields = [ARITHMETIC_VERSION.encode(), _json(config), _json(self.grids)]
         for name in sorted(self.tensors):
             if name.startswith(IDENTIFIED_PARTS):
