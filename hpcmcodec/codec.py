@@ -43,9 +43,9 @@ from hpcmcodec.engines import base
 from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES
-from hpcmcodec.image import Picture, flattened, load, read_alpha, thumbnail_of_alpha, to_image, with_alpha_chunk
+from hpcmcodec.image import Picture, colour, flattened, load, read_alpha, thumbnail_of_alpha, to_image, with_alpha_chunk
 from hpcmcodec.image.carried import usable
-from hpcmcodec.image.colour import Cicp, rgb_of
+from hpcmcodec.image.colour import rgb_of
 from hpcmcodec.image.editing import resized
 from hpcmcodec.model.coder import RATE_WEIGHT, Cut
 from hpcmcodec.quality import Quality
@@ -368,7 +368,7 @@ def decode_picture(
     depth = depth or (16 if header.depth > 8 else 8)
     opacity = metadata.pop("ALPH", None)
     alpha = None if opacity is None else read_alpha(opacity, header.width, header.height, 8 if thumbnail else depth)
-    cicp = None if header.cicp is None else Cicp(*header.cicp)
+    cicp = None if header.cicp is None else colour.of_header(*header.cicp)
     if thumbnail:
         pixels = thumbnail_of(reader, runner, scale, progress)
         height, width, _ = pixels.shape

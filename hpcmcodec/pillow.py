@@ -71,8 +71,9 @@ class HpcmImageFile(ImageFile.ImageFile):
         if cicp is not None:
             from hpcmcodec.image import colour
 
-            self.info["cicp"] = cicp
-            if icc := colour.profile_of(colour.Cicp(*cicp)):
+            space = colour.of_header(*cicp)
+            self.info["cicp"] = tuple(space)
+            if icc := colour.profile_of(space):
                 self.info["icc_profile"] = icc
 
     def _whole(self) -> Any:

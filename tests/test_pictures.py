@@ -34,7 +34,7 @@ from hpcmcodec.image import (
 )
 from hpcmcodec.image.colour import Cicp
 from tests import tiny
-from tests.files import ADAM7, png_file, saved, tiff_file, tiff_tags, with_segments
+from tests.files import ADAM7, png_chunk, png_file, saved, tiff_file, tiff_tags, with_segments
 
 P3, PQ = Cicp(12, 13), Cicp(9, 16)
 ADOBE = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), (0.3127, 0.3290))
@@ -768,6 +768,25 @@ def test_alpha_chunk_that_is_damaged_or_of_another_size_is_refused_in_one_line(
 def test_alpha_chunk_of_anything_but_greys_of_8_or_16_bits_is_refused(mode: str) -> None:
     with pytest.raises(InputError, match="not 9x6 greys of 8 or 16 bits"):
         read_alpha(saved(Image.new(mode, (9, 6)), "PNG"), 9, 6, 8)
+
+
+def test_ancillary_chunks_of_an_alpha_png_mean_nothing() -> None:
+    greys = np.arange(54, dtype=np.uint8).reshape(6, 9)
+    whole = saved(Image.fromarray(greys), "PNG")
+    before, behind = whole[:8], whole[8:]
+    narrow, animated = png_chunk(b"cICP", bytes((1, 13, 0, 0))), png_chunk(b"acTL", struct.pack(">II", 2, 0))
+    for data in (before + png_chunk(b"teSt", b"x") + behind, whole[:33] + narrow + animated + whole[33:]):
+        np.testing.assert_array_equal(read_alpha(data, 9, 6, 8), greys)
+    rgb = saved(Image.new("RGB", (9, 6)), "PNG")
+    with pytest.raises(InputError, match="not 9x6 greys"):
+        read_alpha(rgb[:8] + png_chunk(b"teSt", bytes(12) + b"\x08\0" + bytes(20)) + rgb[8:], 9, 6, 8)
+
+
+@pytest.mark.parametrize(("points", "space"), [((12, 2), (12, 13)), ((2, 2), (1, 13)), ((255, 16), (1, 16))])
+def test_code_points_that_name_nothing_are_read_as_srgbs(points: tuple[int, int], space: tuple[int, int]) -> None:
+    with tiny.installed():
+        data = container.edited(tiny.encode(9, 6), {}, points)
+        assert codec.decode_picture(data).cicp == space
 
 
 def test_preview_of_a_file_that_is_cut_before_its_alpha_says_that_it_is_opaque(alpha_file: bytes) -> None:

@@ -45,8 +45,7 @@ def command(
     require_memory()
     import numpy as np
 
-    from hpcmcodec.image import Picture
-    from hpcmcodec.image.colour import Cicp
+    from hpcmcodec.image import Picture, colour
 
     with about(source):
         with opened(source) as stream:
@@ -55,7 +54,7 @@ def command(
         reader.verify_complete()
         metadata = reader.metadata()
     opacity = metadata.pop("ALPH", b"")
-    cicp = None if reader.header.cicp is None else Cicp(*reader.header.cicp)
+    cicp = None if reader.header.cicp is None else colour.of_header(*reader.header.cicp)
     nothing = np.empty((0, 0, 3), np.uint8)  # the pixels stay coded
     picture = wanted.applied(Picture(nothing, metadata, grey=reader.header.grey, cicp=cicp))
     with about(source):

@@ -131,7 +131,7 @@ def _write_map(
 
 def _facts(header: container.Header, n_bytes: int, model: str | None) -> dict[str, Any]:
     """The JSON object without what options add, of a file of `n_bytes` bytes."""
-    metadata = {chunk.name: chunk.length for chunk in header.chunks}
+    metadata = {chunk.name: chunk.length for chunk in header.chunks if chunk.known}
     return {
         "format_version": header.version,
         "model": model,

@@ -14,13 +14,11 @@ MAX_TEXTS = 1 << 16
 """Texts of a chunk TEXT: strings take far more memory than their characters, so that megabytes would be gigabytes."""
 CRITICAL, LEADING, DEFLATED = 1, 2, 4
 CHUNKS = {"ICC": LEADING, "ALPH": CRITICAL, "EXIF": 0, "IPTC": 0, "TEXT": 0, "XMP": 0}
-"""The names of metadata, and the flags of their chunks without `DEFLATED`. "ALPH" may be leading, too.
+"""The names of metadata, and the flags of their chunks without `DEFLATED`.
 
 "ICC" is a profile of the decoded RGB pixels, "EXIF" a TIFF structure, "IPTC" IIM records, "XMP" a packet, "TEXT" what
 `packed_text` gives, "ALPH" a grey PNG of the picture's size, whose samples are the opacity.
 """
-
-_FREE = {"ALPH": LEADING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ def _known(name: str, flags: int) -> bool:
 def read_chunk_table(fields: Fields) -> list[tuple[str, int, int]]:
     """For each chunk its name, its flags and its length in bytes."""
     entries: list[tuple[str, int, int]] = []
-    previous = (False, b"")
+    previous, names = (False, b""), set[str]()
     count = fields.take(1, "number of chunks")[0]
     if not count:
         raise InputError("malformed header: a chunk table without chunks")
@@ -64,12 +62,13 @@ def read_chunk_table(fields: Fields) -> list[tuple[str, int, int]]:
             raise UnsupportedError(
                 f"the image cannot be decoded without chunk {name}, flags {flags:#04x}: this program does not know it"
             )
-        if known and flags & ~(DEFLATED | _FREE.get(name, 0)) != CHUNKS[name]:
+        if known and flags & ~DEFLATED != CHUNKS[name]:
             raise InputError(f"malformed header: chunk {name} has flags {flags}, not {CHUNKS[name]}")
         order = (not flags & LEADING, tag)
-        if order <= previous:
+        if order <= previous or name in names:
             raise InputError(f"malformed header: chunk {name} is out of order")
         previous = order
+        names.add(name)
         length = fields.varint(f"length of chunk {name}")
         if length == 0:
             raise InputError(f"malformed header: chunk {name} is empty")

@@ -92,6 +92,11 @@ def known(primaries: int, transfer: int) -> Cicp | None:
     return None if named == SRGB else named
 
 
+def of_header(primaries: int, transfer: int) -> Cicp:
+    """The space of a header's code points, as FORMAT.md has them read: values that name nothing are sRGB's."""
+    return known(primaries, transfer) or SRGB
+
+
 def of_measures(primaries: Chromaticities | None, gamma: float | None) -> Cicp | bytes | None:
     """The space that chromaticities (red, green, blue, white) and the exponent of its curve make.
 

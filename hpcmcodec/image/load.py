@@ -15,7 +15,7 @@ from PIL import Image
 
 from hpcmcodec.container import max_bytes, take
 from hpcmcodec.errors import HpcmError, InputError, UnsupportedError
-from hpcmcodec.image import bmp, heif, jpeg, netpbm, png, tiff
+from hpcmcodec.image import bmp, colour, heif, jpeg, netpbm, png, tiff
 from hpcmcodec.image.carried import take_metadata
 from hpcmcodec.image.colour import Cicp, profile_of
 from hpcmcodec.image.deep import open_with
@@ -109,7 +109,7 @@ def _of_image(image: Image.Image) -> Found:
     found = Found(image)
     cicp, icc, iptc = (image.info.get(key) for key in ("cicp", "icc_profile", "iptc"))
     if isinstance(cicp, tuple) and len(cicp) == 2 and icc in (None, profile_of(Cicp(*cicp))):
-        found.colour, found.by_name = Cicp(*cicp), True
+        found.colour, found.by_name = colour.known(*cicp), True
     if isinstance(iptc, bytes):
         found.metadata["IPTC"] = iptc
     texts = image.info.get("text") or getattr(image, "text", None)

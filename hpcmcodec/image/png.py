@@ -65,6 +65,11 @@ class _Chunks:
         )
 
 
+def bare(data: bytes) -> bytes:
+    """A PNG without its ancillary chunks. Raises what `look` raises."""
+    return _Chunks(io.BytesIO(data)).file()
+
+
 def look(file: BinaryIO) -> Found:
     """The image of a PNG, not decoded yet, and what its chunks say.
 

@@ -352,6 +352,7 @@ def read_alpha(data: bytes, width: int, height: int, depth: int) -> Any:
     if not data.startswith(png.SIGNATURE):
         raise InputError("the alpha channel is no PNG")
     try:
+        data = png.bare(data)
         found = png.look(io.BytesIO(data))
         bits, kind = data[_PNG_BITS : _PNG_BITS + 2]
         if found.image.size != (width, height) or bits not in (8, 16) or kind != 0:

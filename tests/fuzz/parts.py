@@ -150,6 +150,8 @@ def bytes_changed(rng: random.Random, data: bytes, most: int = 8) -> bytes:
 def chunk(rng: random.Random, tag: bytes, content: bytes) -> tuple[bytes, int, bytes]:
     """A chunk with the flags of its tag, perhaps deflated."""
     flags = {b"ICC ": 2, b"ALPH": 1}.get(tag, 0)
+    if rng.random() < 0.05:
+        flags |= rng.choice((1, 2, 8, 64, 128))
     if rng.random() < 0.3:
         return tag, flags | 4, deflated(content) or b"\0"
     return tag, flags, content or b"\0"

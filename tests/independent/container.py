@@ -18,9 +18,9 @@ MAX_SIDE = 65_535
 BYTES_PER_PIXEL = 8
 PADDED_SIDE = 64
 MAX_INFLATED = 1 << 26
-ALPHA = b"ALPH"
 KNOWN_CHUNKS = {
     b"ICC ": (False, True),
+    b"ALPH": (True, False),
     b"EXIF": (False, False),
     b"IPTC": (False, False),
     b"TEXT": (False, False),
@@ -195,16 +195,18 @@ def _chunk_table(cursor: Cursor) -> list[ChunkEntry]:
         critical, leading = bool(flags & 1), bool(flags & 2)
         if not re.fullmatch(rb"[0-9A-Za-z]{1,4} *", tag) or length == 0:
             raise InvalidFileError("an entry of the chunk table is malformed")
-        known = flags < 8 and (tag in KNOWN_CHUNKS or tag == ALPHA)
+        known = flags < 8 and tag in KNOWN_CHUNKS
         if critical and not known:
             raise UnsupportedFileError("a chunk needs another reader")
-        if known and (not critical if tag == ALPHA else KNOWN_CHUNKS[tag] != (critical, leading)):
+        if known and KNOWN_CHUNKS[tag] != (critical, leading):
             raise InvalidFileError("a chunk has the flags of another one")
         entries.append(ChunkEntry(tag, leading, bool(flags & 4), length, known))
     if sum(entry.length for entry in entries) > MAX_INFLATED:
         raise InvalidFileError("the chunks are longer than those of any file")
     order = [(not entry.leading, entry.tag) for entry in entries]
-    if any(first >= second for first, second in itertools.pairwise(order)):
+    if any(first >= second for first, second in itertools.pairwise(order)) or len(
+        {entry.tag for entry in entries}
+    ) < len(entries):
         raise InvalidFileError("the chunks are out of order")
     return entries
 

@@ -97,7 +97,9 @@ class Model:
         if metadata["format"] != FORMAT:
             raise InvalidFileError("the weights have another format")
         self.config: dict[str, Any] = json.loads(metadata["config"])
-        if any(self.config.get(key, IGNORED_VALUES[key]) != IGNORED_VALUES[key] for key in DESCRIBED):
+        described = all(self.config.get(key, IGNORED_VALUES[key]) == IGNORED_VALUES[key] for key in DESCRIBED)
+        described = described and self.config["prior"] == "dwconv" and set(self.config["cells"]) == {"rwkv"}
+        if not described or self.config["memory"] not in ("light", "none"):
             raise InvalidFileError("the weights are of a model that the documents do not describe")
         self.grids: dict[str, int] = json.loads(metadata["grids"])
         self.tensors = {name: _tensor(entry, data, start) for name, entry in header.items()}
