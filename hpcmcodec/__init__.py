@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "decode", "encode", "errors", "load_model"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "decode": "hpcmcodec.codec",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hpcmcodec.model.config import Config
 
 FORMAT = "hpcm-weights-1"
-DEFAULT_MODEL = "lite-0"
+DEFAULT_MODEL = "lite-1"
 _SYNTHESIS = ("g_s.", "thumbnail.", "ungain.")
 _DECODING = ("entropy.", "tables.", *_SYNTHESIS)
 _TRANSFORMS = ("g_a.", "h_a.")

@@ -454,7 +454,7 @@ def test_info_json_has_the_keys_of_the_contract(file: Path, coded: bytes) -> Non
     assert result.stderr == b""
     assert facts == {
         "format_version": 2,
-        "model": "lite-0",
+        "model": "lite-1",
         "model_id": header.model_id.hex(),
         "width": 96,
         "height": 64,

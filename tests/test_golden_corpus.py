@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hpcmcodec import codec, container, weights
+from hpcmcodec import codec, container, rans, weights
 from hpcmcodec.cli import cli
 from hpcmcodec.engines.light import LightEngine
 from hpcmcodec.errors import InputError, OutputError
@@ -28,7 +28,6 @@ from tools import drawn, golden
 from tools.__main__ import main as tools
 
 FROZEN = [path.parent for path in sorted(tiny.DATA.glob(f"*/{golden.INDEX}"))]
-NOT_FROZEN = {"lite-0"}
 HERE = (
     *("quality-49.99", "size-1x1", "size-17x33", "content-text", "grey", "grey-alpha", "alpha-opaque-16-bits"),
     *("alpha-16-bits", "colour-9-16", "metadata-all", "tiles-across", "full", "latents-full", "latents-not-full"),
@@ -72,14 +71,37 @@ def copy(made_here: Path, tmp_path: Path) -> Path:
 # --- what holds for ever ----------------------------------------------------------------------------------------------
 
 
-def test_each_packaged_model_that_is_frozen_has_a_corpus() -> None:
-    assert weights.packaged().keys() - NOT_FROZEN - {tiny.NAME} == {folder.name for folder in FROZEN}, (
+def test_each_packaged_model_has_a_corpus() -> None:
+    assert weights.packaged().keys() - {tiny.NAME} == {folder.name for folder in FROZEN}, (
         "python -m tools golden MODEL makes the corpus of a model (RELEASING.md)"
     )
 
 
 def test_every_file_decodes_to_what_is_said_of_it(corpus: Path) -> None:
     assert golden.faults(corpus) == []
+
+
+@pytest.mark.parametrize("corpus", FROZEN, indirect=True, ids=lambda folder: folder.name)
+def test_a_frozen_corpus_has_what_pictures_of_another_model_may_not_lead_to(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.stem: path.read_bytes() for path in corpus.glob("*.hpcm")}
+    headers = {name: container.parse_header(data) for name, data in files.items()}
+    full = {"full", "full-grey", "tiles-full", "latents-full"}
+    assert full <= {name for name, header in headers.items() if header.full}
+    assert len({name for name, header in headers.items() if not header.full}) > len(headers) / 2
+    assert {header.tile_side for header in headers.values() if header.n_tiles > 1} == {64, 128, 256}
+    counts: list[int] = []
+    finish = rans.Decoder.finish
+
+    def counted(self: rans.Decoder) -> None:
+        counts.append(self._n_got)
+        finish(self)
+
+    monkeypatch.setattr(rans.Decoder, "finish", counted)
+    for name in (name for name in files if name.startswith("few-")):
+        codec.decode_latents(files[name])
+    assert set(counts) & {1, 2, 3}
 
 
 def some_small_files(corpus: Path) -> list[str]:
@@ -293,12 +315,31 @@ def test_the_whole_set_of_the_tiny_model_is_small_and_holds(tmp_path: Path) -> N
     ["size-1x1", "grey", "alpha-16-bits", "colour-9-16", "metadata-all", "tiles-across", "full", "latents-not-full"],
 )
 def test_a_decoder_made_from_the_documents_gives_the_same(name: str, made_here: Path) -> None:
-    facts = golden.read(made_here)["files"][name]
-    with_previews = name in ("size-1x1", "latents-not-full")
+    assert_documented(name, made_here, previews=name in ("size-1x1", "latents-not-full"))
+
+
+@pytest.mark.parametrize(
+    ("corpus", "name"),
+    [
+        pytest.param(folder, name, marks=() if name in ("size-1x1", "few-1x1") else pytest.mark.slow, id=name)
+        for folder in FROZEN
+        for name, facts in golden.read(folder)["files"].items()
+        if facts["picture"]["width"] * facts["picture"]["height"] <= 131 * 77  # two seconds for three positions of y
+    ],
+    indirect=["corpus"],
+)
+def test_a_decoder_made_from_the_documents_decodes_frozen_files(corpus: Path, name: str) -> None:
+    assert_documented(name, corpus, previews=name == "size-1x1")
+
+
+def assert_documented(name: str, corpus: Path, *, previews: bool) -> None:
+    index = golden.read(corpus)
+    facts = index["files"][name]
     said = {key: value for key, value in facts["hashes"].items() if key not in ("sha256", "alpha")}
-    if not with_previews:
+    if not previews:
         said = {key: value for key, value in said.items() if not key.startswith("preview")}
     if facts["picture"]["alpha"]:
         del said["shown"]  # has the samples of a PNG, which is another format's matter
-    found = hashes_of(made_here / f"{name}.hpcm", *(["previews"] if with_previews else []))
-    assert {key: found.get(key) for key in said} == said
+    path = weights.packaged()[index["model"]]
+    found = hashes_of(corpus / f"{name}.hpcm", *(["previews"] if previews else []), model=path)
+    assert {key: found.get(key) for key in said} == said, name

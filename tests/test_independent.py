@@ -23,21 +23,14 @@ GOLDEN = json.loads((tiny.DATA / "golden.json").read_text(encoding="utf-8"))
 MODEL = tiny.DATA / f"{tiny.NAME}.safetensors"
 
 
-def decoded(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-S",
-        str(HERE / "decode.py"),
-        str(MODEL),
-        str(path),
-        *options,
-    ]  # -S: no installed package
+def decoded(path: Path, *options: str, model: Path = MODEL) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-S", str(HERE / "decode.py"), str(model), str(path), *options]  # -S: nothing installed
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def hashes_of(path: Path, *options: str) -> dict[str, str]:
-    """SHA-256 of all that a file of the tiny model decodes to, by name."""
-    done = decoded(path, *options)
+def hashes_of(path: Path, *options: str, model: Path = MODEL) -> dict[str, str]:
+    """SHA-256 of all that a file decodes to, by name."""
+    done = decoded(path, *options, model=model)
     assert done.returncode == 0, done.stderr
     return dict(re.findall(r"^(.+): CRC [0-9A-F]{8}, SHA-256 ([0-9a-f]{64})$", done.stdout, re.MULTILINE))
 

@@ -312,9 +312,9 @@ def test_latents_are_coded_to_the_same_bytes_with_and_without_kernels(engines, s
     np.testing.assert_array_equal(coded["reference"][1], coded["cpp"][1])
 
 
-@pytest.mark.skipif("lite-0" not in weights.packaged(), reason="the weights of lite-0 are not here")
+@pytest.mark.skipif("lite-1" not in weights.packaged(), reason="the weights of lite-1 are not here")
 def test_lite_codes_to_the_same_bytes_with_and_without_kernels(monkeypatch: pytest.MonkeyPatch, machine) -> None:
-    w = weights.load("lite-0")
+    w = weights.load("lite-1")
     rng = np.random.RandomState(0)
     y = (rng.standard_normal((13, 18, w.config.latent)) * 3).astype(np.float32)
     z = np.rint(rng.standard_normal((4, 5, w.config.hyper))).astype(np.float32)

@@ -110,7 +110,7 @@ def test_coding_needs_nothing_beyond_the_core_dependencies(photos: dict[str, Pat
     ("statement", "extra"),
     [
         ("import hpcmcodec; hpcmcodec.load_model", "torch"),
-        ("from hpcmcodec.engines import base; base.find('lite-0', 'cpu', 'torch')", "torch"),
+        ("from hpcmcodec.engines import base; base.find('lite-1', 'cpu', 'torch')", "torch"),
         ("from hpcmcodec.native import doctor; list(doctor.report())", "torch"),
         ("import runpy; runpy.run_module('hpcmcodec.training', run_name='__main__')", "train"),
     ],
@@ -230,8 +230,8 @@ def test_the_wheel_carries_the_weights_and_not_what_training_resumes_from(wheel:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     weights = {name.removeprefix("hpcmcodec/data/weights/") for name in names if "data/weights/" in name}
-    graphs = {f"lite-0.{graph}.onnx" for graph in ("analysis", "gradient")}
-    assert {"lite-0.safetensors", "MODEL_CARD.md", "SHA256SUMS"} | graphs <= weights
+    graphs = {f"lite-1.{graph}.onnx" for graph in ("analysis", "gradient")}
+    assert {"lite-1.safetensors", "MODEL_CARD.md", "SHA256SUMS"} | graphs <= weights
     assert not any("/" in name for name in weights), "weights/state is not distributed"
     assert "hpcmcodec/py.typed" in names
     assert {f"hpcmcodec/data/kernels/{name}" for name in (*kernels.SOURCES, "kernels.cu")} <= names

@@ -78,7 +78,7 @@ def test_a_name_is_that_of_the_first_folder_s_file_and_never_a_packaged_model_s(
     assert weights.located(weights.DEFAULT_MODEL) == weights.packaged()[weights.DEFAULT_MODEL]
     (folders[0] / "one.safetensors").unlink()
     assert weights.located("one") == folders[1] / "one.safetensors"
-    assert weights.located(str(folders[1] / "lite-0.safetensors")).parent == folders[1]
+    assert weights.located(str(folders[1] / "lite-1.safetensors")).parent == folders[1]
 
 
 def test_a_model_that_is_not_here_is_refused_with_what_is_and_where_was_looked(folders: tuple[Path, Path]) -> None:

@@ -969,6 +969,24 @@ def test_the_gradient_of_a_model_trained_for_looks_is_exported_as_torch_computes
     assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
+def test_export_never_replaces_a_packaged_model_by_one_that_decodes_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs = [(tiny.picture(128, 128, s), Quality(4000 * s)) for s in range(3)]
+    export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    monkeypatch.setattr(weights, "packaged", lambda: {"tiny-9": tmp_path / "tiny-9.safetensors"})
+    model = first_values().eval()
+    with torch.no_grad():
+        model.ungain.log_scale.add_(0.1)
+    with pytest.raises(IntegrityError, match=r"tiny-9\.safetensors was not written: it is packaged"):
+        export.export(model, "tiny-9", tmp_path, photographs)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
 def test_export_states_what_exact_arithmetic_costs_and_refuses_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

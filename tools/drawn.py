@@ -231,17 +231,21 @@ def _turned(orientation: int) -> Entry:
 
 # Qualities at and beside each border at which decoding changes: bands of z, exponents of grids, stored qualities.
 _QUALITIES = (0, 0.01, 10, 19.99, 30, 33.33, 49.99, 50, 70, 74.99, 75, 90, 100)
-_SIZES = ((1, 1), (1, 37), (37, 1), (7, 5), (16, 16), (17, 33), (64, 65), (131, 77), (256, 256))
+_SIZES = ((1, 1), (1, 37), (37, 1), (7, 5), (16, 16), (17, 33), (64, 65), (256, 256))
 # Every transfer that has a curve or a name here, and every set of primaries.
 _SPACES = ((1, 1), (4, 4), (5, 5), (6, 6), (7, 7), (9, 8), (12, 13), (9, 14), (22, 15), (9, 16), (11, 18))
 
 ENTRIES: dict[str, Entry | Latents] = {
-    **{f"quality-{q:g}": _entry(mixed, 64, 48, q) for q in _QUALITIES},
+    **{f"quality-{q:g}": _entry(mixed, 131, 77, q) for q in _QUALITIES},
     **{f"size-{w}x{h}": _entry(mixed, w, h) for w, h in _SIZES},
-    "coarse-131x77": _entry(mixed, 131, 77, 5),
-    "fine-131x77": _entry(mixed, 131, 77, 95),
+    **{f"large-{q}": _entry(mixed, 256, 256, q) for q in (5, 60, 90)},  # Bi-WKV over several blocks of tokens
+    # Streams of 1 to 3 symbols, which are filled up.
+    "few-1x1": _entry(mixed, 1, 1, 0),
+    "few-7x5": _entry(mixed, 7, 5, 0),
+    "few-1x37": _entry(smooth, 1, 37, 0),
     **{f"content-{kind.__name__}": _entry(kind, 80, 64, 40) for kind in (smooth, grain, text, halftone, saturated)},
     "grey": _entry(mixed, 40, 24, grey=True),
+    "grey-profile": _entry(mixed, 40, 24, grey=True, metadata=["ICC"]),
     "grey-16-bits": _entry(smooth, 40, 24, 80, depth=16, grey=True),
     "grey-alpha": _entry(text, 40, 24, grey=True, alpha=True),
     "alpha-opaque": _opaque(8),
@@ -258,9 +262,11 @@ ENTRIES: dict[str, Entry | Latents] = {
     "tiles-across": _entry(mixed, 1040, 40, 20, tile=64),
     "tiles-down": _entry(mixed, 40, 1040, 20, tile=64, verify=True),
     "tiles-both": _entry(smooth, 1030, 1027, 10, tile=64),
-    "tile-side-128": _entry(mixed, 40, 24, tile=128),
+    "tiles-full": _entry(dots, 1040, 20, 100, tile=64),
+    "tiles-default": _entry(smooth, 4112, 16, 30),
+    "tile-side-128": _entry(smooth, 2064, 16, tile=128),
     "full": _entry(dots, 48, 48, 100, verify=True),
-    "full-grey": _entry(dots, 33, 40, 60, grey=True),
+    "full-grey": _entry(dots, 33, 40, 100, grey=True),
     "latents-full": Latents(5, 6, 8000, full=True),
     "latents-not-full": Latents(5, 6, 3000, full=False),
     "effort-1": _entry(mixed, 64, 48, 30, effort=1),
@@ -269,6 +275,6 @@ ENTRIES: dict[str, Entry | Latents] = {
 }
 # Entries whose previews are kept, too.
 PREVIEWED = (
-    *("quality-0", "quality-30", "quality-50", "quality-90", "size-1x1", "size-131x77", "content-grain"),
+    *("quality-0", "quality-30", "quality-50", "quality-90", "size-1x1", "content-grain"),
     *("metadata-all", "tiles-across", "full", "latents-full", "latents-not-full"),
 )

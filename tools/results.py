@@ -83,7 +83,7 @@ def page(folder: Path) -> str:
     content = facts.read(folder / "kodak.json")
     series = series_of(content)
     metrics = list(content["metrics"])
-    names = {image["sha256"]: image["name"] for image in content["images"]}
+    names = _names(content)
     others = [key for key in series if key not in OURS]
     lines = [_HEAD, "## Rate and distortion on Kodak", ""]
     lines += [f"{len(names)} of the 24 Kodak images, whole files, decoded and compared with the original in RGB.", ""]
@@ -91,15 +91,12 @@ def page(folder: Path) -> str:
     for metric in metrics:
         lines += ["", _picture(metric)]
     lines += ["", *_codecs(content, series)]
-    for metric in metrics:
-        label = _label(metric)
-        lines += ["", f"### BD-rate, {label}", "", _BD_RATE.format(label=label), ""]
-        for key in (key for key in OURS if key in series):
-            lines += [*_bd_rates(series, key, others, metric, names), ""]
-        lines.pop()
+    lines += _bd_rates(content, series)
     lines += _published(folder / "kodak-published.json")
     lines += ["", "### Averages", "", *_averages(series, metrics)]
     lines += ["", "### BD-rate of each image, PSNR", "", *_by_image(series, others, names)]
+    if (folder / "held-out.json").exists():
+        lines += ["", *_held_out(facts.read(folder / "held-out.json"))]
     for name, section in (("previews.json", _previews), ("commands.json", _commands), ("sizes.json", _sizes)):
         if (folder / name).exists():
             lines += ["", *section(facts.read(folder / name))]
@@ -146,15 +143,53 @@ def _speeds(series: Series) -> list[str]:
     return [f"{value:.2f}" if value is not None else "" for value in (series.encode_mps, series.decode_mps)]
 
 
-def _bd_rates(
-    series: Mapping[str, Series], key: str, others: Sequence[str], metric: str, names: Mapping[str, str]
-) -> list[str]:
+def _bd_rates(content: Mapping[str, Any], series: Mapping[str, Series], where: str = "") -> list[str]:
+    """For each metric a heading that ends with `where`, and the tables of this project's codecs against the others."""
+    names = _names(content)
+    lines: list[str] = []
+    for metric in content["metrics"]:
+        label = _label(metric)
+        lines += ["", f"### BD-rate, {label}{where}", "", _BD_RATE.format(label=label)]
+        for key in (key for key in OURS if key in series):
+            lines += ["", *_against(series, key, metric, names)]
+    return lines
+
+
+def _against(series: Mapping[str, Series], key: str, metric: str, names: Mapping[str, str]) -> list[str]:
+    others = [*(k for k in OURS if k in series and k != key and key != OURS[0]), *(k for k in series if k not in OURS)]
     rows = []
-    for other in [*(k for k in OURS if k in series and k != key and key != OURS[0]), *others]:
+    for other in others:
         found = compare(series[other], series[key], metric)
         rows.append([f"{series[other].name}", _averaged(found, metric), *_spread(found, names)])
     head = [f"{series[key].name} against", "averaged curves", "mean of the images", "best image", "worst image"]
     return table(head, rows)
+
+
+def _names(content: Mapping[str, Any]) -> dict[str, str]:
+    """The images' names by their digests."""
+    return {image["sha256"]: image["name"] for image in content["images"]}
+
+
+def _held_out(content: Mapping[str, Any]) -> list[str]:
+    """The section on the photographs that choices were made on."""
+    series = series_of(content)
+    text = (
+        f"{len(content['images'])} photographs that were held out of training. Settings were chosen on them, so the "
+        "figures flatter; [the model card](../weights/MODEL_CARD.md) has their sources."
+    )
+    ours = {key: each for key, each in series.items() if key in OURS}
+    return [
+        "## The held-out photographs",
+        "",
+        text,
+        "",
+        *_source(content),
+        *_bd_rates(content, series, " on the held-out photographs"),
+        "",
+        "### Averages on the held-out photographs",
+        "",
+        *_averages(ours, list(content["metrics"])),
+    ]
 
 
 def _averaged(found: Comparison, metric: str) -> str:

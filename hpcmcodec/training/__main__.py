@@ -161,7 +161,7 @@ def join(state: Path, folder: Path | None) -> None:
 
 @main.command()
 @click.argument("state", type=PATH)
-@click.option("--name", default="lite-0", show_default=True)
+@click.option("--name", required=True, help="Of the model; a packaged one's files stay what they are.")
 @click.option("-o", "--out", required=True, type=PATH, help="Folder of the weights.")
 @click.option("--cache", required=True, type=EXISTING, help="Where the crops come from.")
 @click.option(

@@ -90,12 +90,15 @@ def publish(
 ) -> bytes:
     """Write `out/name.safetensors`, the graphs that the model has, and their digests; returns the model id.
 
-    Nothing is replaced before the files have been compared with the trained model: see `check`.
+    Nothing is replaced before the files have been compared with the trained model: see `check`. Raises IntegrityError
+    where that fails, or where `out` holds a packaged model of this name that decodes otherwise.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
         path = Path(folder) / f"{name}.safetensors"
         model_id = save(path, model, tensors)
+        if (out / path.name).resolve() in {each.resolve() for each in weights.packaged().values()}:
+            _keep_frozen(out / path.name, model_id)
         shipped = from_weights(weights.load_file(path)).eval()
         for graph in graphs.graphs(shipped):
             graphs.write(graph, path, path.with_name(f"{name}.{graph.name}.onnx"))
@@ -106,6 +109,15 @@ def publish(
         # The list is written last: until then an older list refuses files that a killed run has replaced in part.
         checksums.write(out, [file.name for file in written])
     return model_id
+
+
+def _keep_frozen(packaged: Path, model_id: bytes) -> None:
+    """Raise IntegrityError where a packaged model is there that decodes otherwise: people have its files."""
+    if packaged.exists() and weights.read_metadata(packaged)["model_id"] != model_id.hex():
+        raise IntegrityError(
+            f"{packaged} was not written: it is packaged, and its files would not decode with these weights; choose "
+            "another --name"
+        )
 
 
 def save(path: Path, model: HPCM, tensors: Mapping[str, np.ndarray]) -> bytes:
