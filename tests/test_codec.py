@@ -657,10 +657,17 @@ def test_torch_engine_decodes_the_same_whatever_surrounds_it(surroundings: Any, 
 
 
 def loss_of(pixels: np.ndarray, quality: float, **options: Any) -> float:
-    """What training minimises: bits + lambda * 255^2 * MSE, in bits a pixel."""
+    """What training of the shipped model minimises: bits and lambda times its distortion, in bits a pixel."""
+    torch = pytest.importorskip("torch")
+    from hpcmcodec.model.distortion import Distortion
+
     data = codec.encode(pixels, quality, **options)
-    error = np.mean((np.asarray(codec.decode(data)).astype(float) - pixels) ** 2)
-    return 8 * len(data) / (pixels.shape[0] * pixels.shape[1]) + lmbda(quality / 100) * float(error)
+    x_hat, x = (
+        torch.from_numpy(v.astype(np.float32) / 255).permute(2, 0, 1)[None]
+        for v in (np.asarray(codec.decode(data)), pixels)
+    )
+    distortion = Distortion.of(weights.load().config)(x_hat, x, torch.tensor([lmbda(quality / 100)]))
+    return 8 * len(data) / (pixels.shape[0] * pixels.shape[1]) + float(distortion)
 
 
 @pytest.mark.parametrize("engine", ["light", "torch"])

@@ -52,9 +52,12 @@ def long_file(width: int, height: int, n_bytes: int) -> bytes:
     return container.pack(model_id=bytes(4), streams=streams, **size)
 
 
-def test_streams_longer_than_any_picture_of_the_declared_size_are_refused_by_the_header() -> None:
+def test_streams_longer_than_any_picture_of_the_declared_size_are_refused_by_the_header(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     most = 8 * 64 * 64
     assert container.parse_header(long_file(1, 64, most)).lengths[-1] == most
+    monkeypatch.setattr(container.writer, "max_stream_bytes", lambda width, height: 2**32)
     data = long_file(64, 1, most + 4)
     end = container.header.extent(data)[1]
     with pytest.raises(InputError, match=f"streams of {most + 4} bytes, 64x1 has {most} at most"):

@@ -51,7 +51,10 @@ def test_it_refuses_what_is_damaged(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr.startswith("refused: ")) == (1, True), place
 
 
-def test_it_refuses_streams_that_are_longer_than_those_of_any_picture_of_this_size(tmp_path: Path) -> None:
+def test_it_refuses_streams_that_are_longer_than_those_of_any_picture_of_this_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container.writer, "max_stream_bytes", lambda width, height: 2**32)
     streams = {s: [container.Stream(bytes(4 * 8193 * (s == "z")), 0)] for s in container.STREAM_ORDER}
     options = {"model_id": tiny.load().model_id, "quality": Quality(0), "streams": streams}
     path = tmp_path / "long.hpcm"

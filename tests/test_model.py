@@ -773,7 +773,10 @@ def test_onnxruntime_gives_torchs_gradient(name: str, quality: Quality) -> None:
     found, wanted = (engine(k, name).gradient(y_hat, pixels, weight, quality, None) for k in ("light", "torch"))
     assert found.dtype == wanted.dtype == np.float32
     assert found.shape == wanted.shape == y_hat.shape
-    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    # What eyes see has kinks: where a rounding lands on the other side of one, a gradient differs by more.
+    bound = 1e-4 if name == tiny.NAME else 1e-2
+    assert np.abs(found - wanted).max() <= bound * np.abs(wanted).max()
+    assert np.linalg.norm(found - wanted) <= 5e-3 * np.linalg.norm(wanted)
 
 
 VISUAL = replace(TINY, metric="visual", metric_share=1.0, metric_weight=1.4)
