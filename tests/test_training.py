@@ -987,6 +987,42 @@ def test_export_never_replaces_a_packaged_model_by_one_that_decodes_otherwise(
     assert export.export(first_values().eval(), "tiny-9", tmp_path, photographs) == old_id
 
 
+def test_stage_d_trains_the_encoder_alone(recipe: Recipe, tmp_path: Path) -> None:
+    loop.train(recipe.override({"stage": "c", "steps": 1, "save_every": 1}), tmp_path / "c")
+    with pytest.raises(InputError, match="init_from"):
+        loop.train(recipe.override({"stage": "d"}), tmp_path / "nothing")
+    wider = {"stage": "d", "init_from": str(tmp_path / "c"), "model": '{"width": 32}'}
+    with pytest.raises(InputError, match=r"has no values for .*, which stage d does not train"):
+        loop.train(recipe.override(wider), tmp_path / "nothing")
+    start = {"stage": "d", "init_from": str(tmp_path / "c"), "first_step": 0, "calibrate_at": ""}
+    loop.train(recipe.override(start), tmp_path / "d")
+    before, after = (states.checkpoints(tmp_path / n)[0] for n in "cd")
+    old, new = states.read(before).under("ema"), states.read(after).under("model")
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert {name.split(".")[0] for name in changed} == {"g_a", "h_a", "gain"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
+def test_an_encoder_is_exported_beside_a_decoder_whose_files_stay_what_they_are(tmp_path: Path) -> None:
+    photographs = [(tiny.picture(128, 128, s), Quality(4000 * s)) for s in range(3)]
+    base, model = tiny.load(), from_weights(tiny.load()).eval()
+    with torch.no_grad():
+        model.gain.log_scale.add_(0.05)
+    assert export.export_encoder(model, base, tmp_path, photographs) == base.model_id
+    w = weights.load_file(tmp_path / "tiny-0.safetensors")
+    assert w.model_id == weights.compute_model_id(w.config, w.grids, w.tensors) == base.model_id
+    changed = {name for name in base.tensors if not np.array_equal(w.tensors[name], base.tensors[name])}
+    assert "gain.log_scale" in changed
+    assert {name.split(".")[0] for name in changed} <= {"g_a", "h_a", "gain"}
+    pixels, quality = photographs[1]
+    y, wanted = (LightEngine(each).analyse(pixels, quality, None)[0] for each in (w, base))
+    assert np.abs(y - np.exp(0.05) * wanted).max() <= 0.01 * np.abs(y).max()
+    wider = from_weights(base)
+    wider.config = replace(base.config, width=32)
+    with pytest.raises(IntegrityError, match="a decoder of other sizes"):
+        export.export_encoder(wider, base, tmp_path, photographs)
+
+
 def test_export_states_what_exact_arithmetic_costs_and_refuses_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,8 @@ def join(state: Path, folder: Path | None) -> None:
 
 @main.command()
 @click.argument("state", type=PATH)
-@click.option("--name", required=True, help="Of the model; a packaged one's files stay what they are.")
+@click.option("--name", help="Of the model; a packaged one's files stay what they are.")
+@click.option("--encoder-of", metavar="MODEL", help="Take the encoder from STATE, the decoder and the name from MODEL.")
 @click.option("-o", "--out", required=True, type=PATH, help="Folder of the weights.")
 @click.option("--cache", required=True, type=EXISTING, help="Where the crops come from.")
 @click.option(
@@ -171,18 +172,28 @@ def join(state: Path, folder: Path | None) -> None:
     help="Crops of 384 pixels to fit grids and tables to, and 4 times as many of 512 pixels to fit z's.",
 )
 @click.option("--held-out", type=EXISTING, help="PNGs on which exact arithmetic may cost 0.3% of the bits, mean of q.")
-def export(state: Path, name: str, out: Path, cache: Path, crops: int, held_out: Path | None) -> None:
+def export(
+    state: Path, name: str | None, encoder_of: str | None, out: Path, cache: Path, crops: int, held_out: Path | None
+) -> None:
     """Write weights from STATE, and the graphs with which they encode without torch."""
+    from hpcmcodec import weights
     from hpcmcodec.model.family.model import Member
     from hpcmcodec.model.hpcm import HPCM
     from hpcmcodec.training import packing
-    from hpcmcodec.training.export import crops_at_all_qualities
+    from hpcmcodec.training.export import CHECKED, crops_at_all_qualities, export_encoder
     from hpcmcodec.training.export import export as run
     from hpcmcodec.training.states import load_model
 
     model = load_model(state)
     if not isinstance(model, HPCM):
         raise click.UsageError(f"{state} is a {type(model).__name__}, which has no context to code with")
+    if name is None:
+        if encoder_of is None or isinstance(model, Member):
+            raise click.UsageError("--name says what the model is called, or --encoder-of whose encoder it becomes")
+        base = weights.load(encoder_of)
+        model_id = export_encoder(model, base, out, crops_at_all_qualities(cache, CHECKED))
+        click.echo(f"{base.name}: model id {model_id.hex()}, with another encoder")
+        return
     photographs = crops_at_all_qualities(cache, crops)
     if isinstance(model, Member):
         model_id = packing.export(model, name, out, [pixels for pixels, _ in photographs], held_out, click.echo)

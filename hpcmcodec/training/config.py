@@ -25,6 +25,7 @@ STAGES = {
     "a": "transforms, gains and hyperprior, with a causal context that stands in for the progressive one",
     "b": "hyperprior and context on frozen transforms, rate alone",
     "c": "everything together",
+    "d": "the encoder alone, g_a, h_a and the gains, beside a decoder that stays as it is",
 }
 
 

@@ -26,7 +26,7 @@ from hpcmcodec.model.float_ops import FakeOps
 from hpcmcodec.model.hpcm import HPCM
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.quality import Quality
-from hpcmcodec.training import graphs, report
+from hpcmcodec.training import graphs, report, stages
 from hpcmcodec.training.data import Crops, pictures
 from hpcmcodec.training.fitting import fit_grids, fit_tables, model_inputs, synthesis_integers
 
@@ -78,6 +78,30 @@ def export(
     tables = fit_tables(model, integers, photographs, more)
     tensors |= {f"tables.{k}": v for k, v in tables.items()}
     return publish(name, out, model, tensors, trained, photographs)
+
+
+def export_encoder(
+    model: HPCM, base: weights.Weights, out: Path, photographs: Iterable[tuple[np.ndarray, Quality]]
+) -> bytes:
+    """Write `out/NAME.safetensors` of the model `base`, with the encoder of `model`: g_a, h_a and the gains.
+
+    All that decoding uses is that of `base`, and so is the model id, which is returned: files of either decode alike.
+    `model` gets the grids of `base`. photographs: as for `export`, to check the files on.
+
+    Raises IntegrityError where `model` has another decoder's sizes, and what `publish` raises.
+    """
+    if model.config.decoding_json() != base.config.decoding_json():
+        raise IntegrityError(f"{base.name} was not written: the encoder was trained beside a decoder of other sizes")
+    trained = copy.deepcopy(model).eval()
+    model.grids = dict(base.grids)
+    state = model.state_dict()
+    encoder = {
+        key: (value.half() if key.startswith(TRANSFORMS) and not key.endswith("log_scale") else value).numpy()
+        for key, value in state.items()
+        if key.startswith(stages.ENCODER)
+    }
+    kept = {key: value for key, value in base.tensors.items() if not key.startswith(stages.ENCODER)}
+    return publish(base.name, out, model, kept | encoder, trained, list(photographs))
 
 
 def publish(

@@ -134,6 +134,8 @@ class Trainer:
         """
         run = self.recipe.run
         if not run.init_from:
+            if run.stage == "d":
+                raise InputError("stage d makes an encoder for a decoder that is there: init_from names its state")
             self.first = max(0, run.first_step)
             start = None
             if isinstance(model, OfOneLambda):
@@ -155,6 +157,9 @@ class Trainer:
             if not match.matched:
                 raise InputError(f"{run.init_from}: none of its tensors fits {run.preset} in stage {run.stage}")
             self.fresh, lines = match.first_values, match.lines()
+        lacking = [name for name in self.fresh if not name.startswith(stages.ENCODER)] if run.stage == "d" else []
+        if lacking:
+            raise InputError(f"{run.init_from} has no values for {lacking[0]}, which stage d does not train")
         if self.recipe.rates.alone and not self.fresh:
             raise InputError(f"{run.init_from} has values for all of {run.preset}: there is nothing to train alone")
         same = state.facts.get("stage") == "a" if run.stage == "a" else state.facts.get("stage") != "a"

@@ -39,6 +39,8 @@ from hpcmcodec.training.stand_in import StandIn
 
 VALIDATION_QUALITIES = (0.1, 0.3, 0.5, 0.7, 0.9)
 MSE = Distortion()
+ENCODER = ("g_a.", "h_a.", "gain.")
+"""The beginnings of the names of what the encoder has alone."""
 
 
 def build(recipe: Recipe) -> Estimator:
@@ -50,6 +52,9 @@ def build(recipe: Recipe) -> Estimator:
     if run.stage == "b":
         for name, p in model.named_parameters():
             p.requires_grad_(part_of(name) != "transforms")
+    elif run.stage == "d":
+        for name, p in model.named_parameters():
+            p.requires_grad_(name.startswith(ENCODER))
     return model
 
 
