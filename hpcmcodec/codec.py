@@ -43,9 +43,9 @@ from hpcmcodec.engines import base
 from hpcmcodec.engines.strips import Z_STRIDE, Progress, pad
 from hpcmcodec.errors import InputError, IntegrityError, UnsupportedError
 from hpcmcodec.exact.schedule import SCALES
-from hpcmcodec.image import Picture, colour, flattened, load, read_alpha, thumbnail_of_alpha, to_image, with_alpha_chunk
+from hpcmcodec.image import Picture, flattened, load, read_alpha, thumbnail_of_alpha, to_image, with_alpha_chunk
 from hpcmcodec.image.carried import usable
-from hpcmcodec.image.colour import rgb_of
+from hpcmcodec.image.colour import of_header, rgb_of
 from hpcmcodec.image.editing import resized
 from hpcmcodec.model.coder import RATE_WEIGHT, Cut
 from hpcmcodec.quality import Quality
@@ -362,13 +362,13 @@ def decode_picture(
     header = reader.header
     check_complete(reader, scale)
     metadata, notes = usable(reader.metadata(partial=scale is not None))
-    if "ALPH" not in metadata and any(chunk.name == "ALPH" and chunk.known for chunk in header.chunks):
+    if header.alpha and "ALPH" not in metadata:
         notes = (*notes, "the file is cut before its transparency: the preview is opaque")
     runner = base.find(weights.find(header.model_id), device, engine)
     depth = depth or (16 if header.depth > 8 else 8)
     opacity = metadata.pop("ALPH", None)
     alpha = None if opacity is None else read_alpha(opacity, header.width, header.height, 8 if thumbnail else depth)
-    cicp = None if header.cicp is None else colour.of_header(*header.cicp)
+    cicp = None if header.cicp is None else of_header(*header.cicp)
     if thumbnail:
         pixels = thumbnail_of(reader, runner, scale, progress)
         height, width, _ = pixels.shape

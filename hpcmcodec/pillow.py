@@ -55,8 +55,7 @@ class HpcmImageFile(ImageFile.ImageFile):
         # Pillow counts pixels as they are shown; what is decoded are whole squares of latents.
         Image._decompression_bomb_check((LATENT * header.latent_width, LATENT * header.latent_height))
         self._thumbnail = False
-        alpha = any(chunk.name == "ALPH" and chunk.known for chunk in header.chunks)
-        self._mode = ("L" if header.grey else "RGB") + ("A" if alpha else "")
+        self._mode = ("L" if header.grey else "RGB") + ("A" if header.alpha else "")
         self.tile = [self._whole()]
         self._take(metadata, header.cicp)
         if text is not None:

@@ -888,6 +888,13 @@ def test_two_sigkills_and_damaged_checkpoints_change_nothing(
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
+PICTURES = [(tiny.picture(128, 128, s), Quality(4000 * s)) for s in range(3)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_grids_that_ship_are_as_fine_as_the_activations_allow_and_never_coarser() -> None:
     model = tiny.make_model()
     model.grids = {g: e if g in FIXED_GRIDS else max(0, e - 2) for g, e in model.grids.items()}
@@ -926,9 +933,8 @@ def test_grids_that_ship_are_as_fine_as_the_activations_allow_and_never_coarser(
 def test_export_replaces_nothing_where_its_files_differ_from_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photographs = [(tiny.picture(128, 128, s), Quality(4000 * s)) for s in range(3)]
-    export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    export.export(first_values().eval(), "tiny-9", tmp_path, PICTURES)
+    before = contents(tmp_path)
     assert len(before) == 4
     wrong = {}
     save = safetensors.numpy.save_file
@@ -942,27 +948,26 @@ def test_export_replaces_nothing_where_its_files_differ_from_the_model(
 
         monkeypatch.setattr(safetensors.numpy, "save_file", damaged)
         with pytest.raises(IntegrityError, match="tiny-9 was not written") as caught:
-            export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
+            export.export(first_values().eval(), "tiny-9", tmp_path, PICTURES)
         wrong[name] = str(caught.value).split("written: ")[1].split()[0]
-        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        assert contents(tmp_path) == before
     assert list(wrong.values()) == ["bits", "latents", "pixels"]
     monkeypatch.undo()
     transposed = transforms._transposed
     monkeypatch.setattr(transforms, "_transposed", lambda conv, g: 1.1 * transposed(conv, g))
     with pytest.raises(IntegrityError, match="tiny-9 was not written: gradients are"):
-        export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        export.export(first_values().eval(), "tiny-9", tmp_path, PICTURES)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
 def test_the_gradient_of_a_model_trained_for_looks_is_exported_as_torch_computes_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     recipe = Recipe(run=Run(preset="tiny", stage="c"), objective=Objective(distortion="visual", share=0.75, weight=1.4))
-    photographs = [(tiny.picture(128, 128, s), Quality(4000 * s)) for s in range(3)]
-    export.export(stages.build(recipe).eval(), "tiny-9", tmp_path, photographs)
+    export.export(stages.build(recipe).eval(), "tiny-9", tmp_path, PICTURES)
     w = weights.load_file(tmp_path / "tiny-9.safetensors")
     assert (w.config.metric, w.config.metric_share, w.config.metric_weight) == ("visual", 0.75, 1.4)
-    pixels, quality = photographs[1]
+    pixels, quality = PICTURES[1]
     y_hat = np.random.default_rng(0).integers(-64, 65, (8, 8, w.config.latent)).astype(np.int32)
     weight = np.ones((128, 128, 1), np.float32)
     found, wanted = (e.gradient(y_hat, pixels, weight, quality, None) for e in (LightEngine(w), TorchEngine(w, "cpu")))
@@ -973,18 +978,17 @@ def test_the_gradient_of_a_model_trained_for_looks_is_exported_as_torch_computes
 def test_export_never_replaces_a_packaged_model_by_one_that_decodes_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photographs = [(tiny.picture(128, 128, s), Quality(4000 * s)) for s in range(3)]
-    export.export(first_values().eval(), "tiny-9", tmp_path, photographs)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    export.export(first_values().eval(), "tiny-9", tmp_path, PICTURES)
+    before = contents(tmp_path)
     monkeypatch.setattr(weights, "packaged", lambda: {"tiny-9": tmp_path / "tiny-9.safetensors"})
     model = first_values().eval()
     with torch.no_grad():
         model.ungain.log_scale.add_(0.1)
     with pytest.raises(IntegrityError, match=r"tiny-9\.safetensors was not written: it is packaged"):
-        export.export(model, "tiny-9", tmp_path, photographs)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        export.export(model, "tiny-9", tmp_path, PICTURES)
+    assert contents(tmp_path) == before
     old_id = weights.load_file(tmp_path / "tiny-9.safetensors").model_id
-    assert export.export(first_values().eval(), "tiny-9", tmp_path, photographs) == old_id
+    assert export.export(first_values().eval(), "tiny-9", tmp_path, PICTURES) == old_id
 
 
 def test_stage_d_trains_the_encoder_alone(recipe: Recipe, tmp_path: Path) -> None:
@@ -1004,23 +1008,22 @@ def test_stage_d_trains_the_encoder_alone(recipe: Recipe, tmp_path: Path) -> Non
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
 def test_an_encoder_is_exported_beside_a_decoder_whose_files_stay_what_they_are(tmp_path: Path) -> None:
-    photographs = [(tiny.picture(128, 128, s), Quality(4000 * s)) for s in range(3)]
     base, model = tiny.load(), from_weights(tiny.load()).eval()
     with torch.no_grad():
         model.gain.log_scale.add_(0.05)
-    assert export.export_encoder(model, base, tmp_path, photographs) == base.model_id
+    assert export.export_encoder(model, base, tmp_path, PICTURES) == base.model_id
     w = weights.load_file(tmp_path / "tiny-0.safetensors")
     assert w.model_id == weights.compute_model_id(w.config, w.grids, w.tensors) == base.model_id
     changed = {name for name in base.tensors if not np.array_equal(w.tensors[name], base.tensors[name])}
     assert "gain.log_scale" in changed
     assert {name.split(".")[0] for name in changed} <= {"g_a", "h_a", "gain"}
-    pixels, quality = photographs[1]
+    pixels, quality = PICTURES[1]
     y, wanted = (LightEngine(each).analyse(pixels, quality, None)[0] for each in (w, base))
     assert np.abs(y - np.exp(0.05) * wanted).max() <= 0.01 * np.abs(y).max()
     wider = from_weights(base)
     wider.config = replace(base.config, width=32)
     with pytest.raises(IntegrityError, match="a decoder of other sizes"):
-        export.export_encoder(wider, base, tmp_path, photographs)
+        export.export_encoder(wider, base, tmp_path, PICTURES)
 
 
 def test_export_states_what_exact_arithmetic_costs_and_refuses_too_much(
@@ -1041,6 +1044,13 @@ def test_export_states_what_exact_arithmetic_costs_and_refuses_too_much(
     assert [line.split()[0] for line in said[0].splitlines()] == ["exact", "q", "q", "mean"]
     assert [line.split()[5] for line in said[0].splitlines()[1:3]] == [f"{v:.4f}:" for v in assumed]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [[], ["--name", "a", "--encoder-of", "b"]])
+def test_export_wants_a_name_or_the_model_whose_encoder_it_is(names: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["export", "state", "-o", str(tmp_path), "--cache", str(tmp_path), *names])
+    assert done.exit_code == 2
+    assert "either --name" in done.output
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

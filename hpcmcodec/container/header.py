@@ -123,6 +123,11 @@ class Header:
         return tiles(self.latent_height, self.latent_width, self.tile_side)
 
     @property
+    def alpha(self) -> bool:
+        """Whether the file has an alpha channel."""
+        return any(chunk.name == "ALPH" and chunk.known for chunk in self.chunks)
+
+    @property
     def n_tiles(self) -> int:
         """The number of tiles."""
         return len(self.lengths) // len(STREAM_ORDER)

@@ -230,8 +230,7 @@ def to_image(picture: Picture) -> DecodedImage:
     image = Image.fromarray(np.ascontiguousarray(_samples(picture, 8)))
     image.__class__ = DecodedImage
     metadata, info = picture.metadata, image.info
-    icc = _profile(picture)
-    if icc:
+    if icc := _profile(picture):
         info["icc_profile"] = icc
     if picture.cicp:
         info["cicp"] = tuple(picture.cicp)
@@ -281,8 +280,7 @@ def _write_samples(picture: Picture, form: str, file: BinaryIO) -> None:
     samples = samples if samples.ndim == 3 else samples[..., None]
     metadata = picture.metadata
     dpi = resolution_of(metadata.get("EXIF", b""))
-    icc = _profile(picture)
-    icc = b"" if picture.grey else icc
+    icc = b"" if picture.grey else _profile(picture)
     if form == "PPM":
         netpbm.write(samples, 16, file)
     elif form == "TIFF":

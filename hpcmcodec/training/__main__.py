@@ -184,13 +184,15 @@ def export(
     from hpcmcodec.training.export import export as run
     from hpcmcodec.training.states import load_model
 
+    if (name is None) == (encoder_of is None):
+        raise click.UsageError("either --name says what the model is called, or --encoder-of whose encoder it becomes")
     model = load_model(state)
     if not isinstance(model, HPCM):
         raise click.UsageError(f"{state} is a {type(model).__name__}, which has no context to code with")
     if name is None:
-        if encoder_of is None or isinstance(model, Member):
-            raise click.UsageError("--name says what the model is called, or --encoder-of whose encoder it becomes")
-        base = weights.load(encoder_of)
+        if isinstance(model, Member):
+            raise click.UsageError("--encoder-of is for models of all qualities")
+        base = weights.load(str(encoder_of))
         model_id = export_encoder(model, base, out, crops_at_all_qualities(cache, CHECKED))
         click.echo(f"{base.name}: model id {model_id.hex()}, with another encoder")
         return

@@ -65,12 +65,8 @@ def export(
     integers, synthesis = model.integers(), synthesis_integers(trained, photographs)
     if held_out is not None:
         check_price(name, trained, model, synthesis, held_out, say)
-    transforms: dict[str, np.ndarray] = {}
-    for key, value in model.state_dict().items():
-        if key.startswith(TRANSFORMS) and not key.endswith("log_scale"):
-            transforms[key] = value.half().numpy()
-        elif key.startswith((*TRANSFORMS, "gain.", "z_prior.")):
-            transforms[key] = value.numpy()
+    prior = {key: value.numpy() for key, value in model.state_dict().items() if key.startswith("z_prior.")}
+    transforms = _encoder_of(model) | prior
     tensors = {f"entropy.{k}": v for k, v in integers.items()} | synthesis | transforms
     # Everything below sees the transforms as they ship.
     shipped_as = transforms | fold.training(model.config, synthesis)
@@ -94,14 +90,17 @@ def export_encoder(
         raise IntegrityError(f"{base.name} was not written: the encoder was trained beside a decoder of other sizes")
     trained = copy.deepcopy(model).eval()
     model.grids = dict(base.grids)
-    state = model.state_dict()
-    encoder = {
+    kept = {key: value for key, value in base.tensors.items() if not key.startswith(stages.ENCODER)}
+    return publish(base.name, out, model, kept | _encoder_of(model), trained, list(photographs))
+
+
+def _encoder_of(model: HPCM) -> dict[str, np.ndarray]:
+    """g_a and h_a as they ship, in half precision, and their factors and the gains as they are."""
+    return {
         key: (value.half() if key.startswith(TRANSFORMS) and not key.endswith("log_scale") else value).numpy()
-        for key, value in state.items()
+        for key, value in model.state_dict().items()
         if key.startswith(stages.ENCODER)
     }
-    kept = {key: value for key, value in base.tensors.items() if not key.startswith(stages.ENCODER)}
-    return publish(base.name, out, model, kept | encoder, trained, list(photographs))
 
 
 def publish(

@@ -157,8 +157,7 @@ class Trainer:
             if not match.matched:
                 raise InputError(f"{run.init_from}: none of its tensors fits {run.preset} in stage {run.stage}")
             self.fresh, lines = match.first_values, match.lines()
-        lacking = [name for name in self.fresh if not name.startswith(stages.ENCODER)] if run.stage == "d" else []
-        if lacking:
+        if run.stage == "d" and (lacking := [name for name in self.fresh if not name.startswith(stages.ENCODER)]):
             raise InputError(f"{run.init_from} has no values for {lacking[0]}, which stage d does not train")
         if self.recipe.rates.alone and not self.fresh:
             raise InputError(f"{run.init_from} has values for all of {run.preset}: there is nothing to train alone")

@@ -204,9 +204,8 @@ def _chunk_table(cursor: Cursor) -> list[ChunkEntry]:
     if sum(entry.length for entry in entries) > MAX_INFLATED:
         raise InvalidFileError("the chunks are longer than those of any file")
     order = [(not entry.leading, entry.tag) for entry in entries]
-    if any(first >= second for first, second in itertools.pairwise(order)) or len(
-        {entry.tag for entry in entries}
-    ) < len(entries):
+    tags = {entry.tag for entry in entries}
+    if len(tags) < len(entries) or any(first >= second for first, second in itertools.pairwise(order)):
         raise InvalidFileError("the chunks are out of order")
     return entries
 
