@@ -115,7 +115,7 @@ def test_every_value_of_a_recipe_is_overridden_by_an_option_of_its_name() -> Non
         ({"crops": "100:4"}, "multiple of 16"),
         ({"crops": ""}, "names none"),
         ({"preset": "huge"}, "one of lite, tiny"),
-        ({"stage": "d"}, "one of a, b, c"),
+        ({"stage": "e"}, "one of a, b, c, d"),
         ({"optimiser": "sgd"}, "one of muon, adam"),
         ({"schedule": "plateau"}, "one of root, cosine, steps"),
         ({"warm_from": 2.0}, "share of the full rates"),
