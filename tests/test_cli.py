@@ -772,6 +772,7 @@ def test_output_that_cannot_be_is_exit_code_6_before_the_work(
         assert_refused(inside(command, photo, "-o", name, "-f"), 6, "no such directory")
     assert_refused(inside(command, photo, "-o", ""), 6, "no name")
     assert_refused(inside(command, there, "-o", there, "-f"), 6, "the input itself")
+    assert_refused(inside(command, there, "-f"), 6, "the input itself; name another output with -o")
     (tmp_path / f"link{suffix}").symlink_to(there)
     assert_refused(inside(command, there, "-o", tmp_path / f"link{suffix}", "-f"), 6, "the input itself")
     (tmp_path / f"loop{suffix}").symlink_to(tmp_path / f"loop{suffix}")

@@ -1026,6 +1026,17 @@ def test_an_encoder_is_exported_beside_a_decoder_whose_files_stay_what_they_are(
         export.export_encoder(wider, base, tmp_path, PICTURES)
 
 
+@given(st.lists(st.floats(-60000, 60000, width=16), min_size=1))
+def test_the_encoder_ships_in_the_nearest_numbers_of_seven_bits(values: list[float]) -> None:
+    exact = torch.tensor(values, dtype=torch.float16)
+    shipped = export.coarse(exact)
+    assert shipped.dtype == np.float16
+    assert not (shipped.view(np.uint16) % 2**export.SPARED).any()
+    unit = 2.0 ** np.maximum(np.frexp(exact.double().numpy())[1] - 7, -24 + export.SPARED)  # of the last bit kept
+    assert (np.abs(shipped.astype(np.float64) - exact.double().numpy()) <= unit / 2).all()
+    assert np.array_equal(export.coarse(torch.from_numpy(shipped)), shipped)
+
+
 def test_export_states_what_exact_arithmetic_costs_and_refuses_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

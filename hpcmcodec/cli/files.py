@@ -162,6 +162,7 @@ class Output:
     """
 
     def __init__(self, source: str, target: str | None, suffix: str, force: bool, *, in_place: bool = False) -> None:
+        derived = target is None
         if target is None:
             piped = source == "-" or descriptor_of(source) is not None
             target = "-" if piped else str(Path(source).with_suffix(suffix))
@@ -189,7 +190,7 @@ class Output:
         if re.split(r"[\\/]" if os.altsep else "/", target)[-1] in ("", ".", ".."):
             raise OutputError(f"{target}: there is no such directory; name the file to write")
         if same and not in_place:
-            raise OutputError(f"{target}: is the input itself")
+            raise OutputError(f"{target}: is the input itself" + ("; name another output with -o" if derived else ""))
         if self._direct:
             self._path = Path(target)  # a link in /proc may resolve to something that is no path
             return
