@@ -201,17 +201,17 @@ def _streams_of(
     """
     height, width, _ = pixels.shape
     pixels = pad(pixels)
-    rounds, rate_weight = refine.ROUNDS[effort], refine.RATE_WEIGHT if effort else RATE_WEIGHT
+    rounds = refine.ROUNDS[effort]
     with timing.phase("transform"):
         y, z = runner.analyse(pixels, q, ticks[0][0])
 
     def code(y: np.ndarray, n: int | None, full: bool, cut: Cut | None = None) -> Coded:
         tick = None if n is None else ticks[n][1]
-        return _code(runner, y, z, q, rate_weight, tile, tick, full=full, cut=cut)
+        return _code(runner, y, z, q, tile, tick, full=full, cut=cut)
 
     cut: list[tuple[float, float]] = []
     streams, y_hat = code(y, 0, False, lambda *step: cut.append(step))
-    if full := _does_harm(cut, rate_weight, streams):
+    if full := _does_harm(cut, streams):
         streams, y_hat = code(y, None, full)
     if rounds:
         weight = refine.error_weight(height, width, q)
@@ -224,11 +224,11 @@ def _streams_of(
     return streams, full
 
 
-def _does_harm(cut: list[tuple[float, float]], rate_weight: float, streams: Streams) -> bool:
+def _does_harm(cut: list[tuple[float, float]], streams: Streams) -> bool:
     """Whether coding all symbols is better: `cut` has the error and the bits of those that are not, step by step."""
     error, saved = np.sum(cut, axis=0)
     n_bits = 8 * sum(len(stream.data) for of_scale in streams.values() for stream in of_scale)
-    return bool(error > rate_weight * (saved + FULL_FROM * n_bits))
+    return bool(error > RATE_WEIGHT * (saved + FULL_FROM * n_bits))
 
 
 def _levels(picture: Picture) -> np.ndarray:
@@ -254,7 +254,6 @@ def _code(
     y: np.ndarray,
     z: np.ndarray,
     quality: Quality,
-    rate_weight: float,
     tile: int,
     progress: Progress | None,
     *,
@@ -272,7 +271,7 @@ def _code(
         ]
         tick = part(progress, i / len(tiles), 1 / len(tiles))
         with runner.lock, timing.phase("entropy path"):
-            coded, y_hat[place] = runner.coder.encode(y[place], tile_z, quality, tick, rate_weight, full=full, cut=cut)
+            coded, y_hat[place] = runner.coder.encode(y[place], tile_z, quality, tick, full=full, cut=cut)
         for s, c in coded.items():
             streams[s].append(container.Stream(c.data, c.latents_crc))
     return streams, y_hat

@@ -34,9 +34,8 @@ from hpcmcodec.model.hyper import Contexts
 from hpcmcodec.quality import Quality
 from hpcmcodec.rans import MAX_SYMBOL, Decoder, Encoder, Tables, bits
 
-# What a bit weighs against a squared error, in squared quantisation steps. On three held-out photographs, 0.05 and 0.07
-# make files 0.6% smaller than 0 does at the same PSNR; 0.02 and 0.1 do not.
-RATE_WEIGHT = 0.06
+# What a bit weighs against a squared error, in squared quantisation steps: docs/NOTEBOOK.md has what 0.03 to 0.13 gave.
+RATE_WEIGHT = 0.08
 
 Ints = Any  # numpy.ndarray of int32
 Tick = Callable[[float], object]
