@@ -220,7 +220,8 @@ def _streams_of(
             with timing.phase("transform"):
                 return runner.gradient(y_hat, pixels, weight, q, ticks[n][0])
 
-        streams = refine.refined(y, (streams, y_hat), rounds, gradient, partial(code, full=full))
+        step = refine.step_of(runner.config)
+        streams = refine.refined(y, (streams, y_hat), rounds, step, gradient, partial(code, full=full))
     return streams, full
 
 
