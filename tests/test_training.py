@@ -1057,11 +1057,19 @@ def test_export_states_what_exact_arithmetic_costs_and_refuses_too_much(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("names", [[], ["--name", "a", "--encoder-of", "b"]])
-def test_export_wants_a_name_or_the_model_whose_encoder_it_is(names: list[str], tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["export", "state", "-o", str(tmp_path), "--cache", str(tmp_path), *names])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "either --name"),
+        (["--name", "a", "--encoder-of", "b"], "either --name"),
+        (["--encoder-of", "b", "--crops", "9"], "--crops and --held-out are about"),
+        (["--encoder-of", "b", "--held-out", "."], "--crops and --held-out are about"),
+    ],
+)
+def test_export_refuses_options_that_contradict_each_other(options: list[str], said: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["export", "state", "-o", str(tmp_path), "--cache", str(tmp_path), *options])
     assert done.exit_code == 2
-    assert "either --name" in done.output
+    assert said in done.output
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -167,13 +167,19 @@ def join(state: Path, folder: Path | None) -> None:
 @click.option("--cache", required=True, type=EXISTING, help="Where the crops come from.")
 @click.option(
     "--crops",
-    default=120,
-    show_default=True,
+    type=click.IntRange(min=1),
+    show_default="120",
     help="Crops of 384 pixels to fit grids and tables to, and 4 times as many of 512 pixels to fit z's.",
 )
 @click.option("--held-out", type=EXISTING, help="PNGs on which exact arithmetic may cost 0.3% of the bits, mean of q.")
 def export(
-    state: Path, name: str | None, encoder_of: str | None, out: Path, cache: Path, crops: int, held_out: Path | None
+    state: Path,
+    name: str | None,
+    encoder_of: str | None,
+    out: Path,
+    cache: Path,
+    crops: int | None,
+    held_out: Path | None,
 ) -> None:
     """Write weights from STATE, and the graphs with which they encode without torch."""
     from hpcmcodec import weights
@@ -186,6 +192,10 @@ def export(
 
     if (name is None) == (encoder_of is None):
         raise click.UsageError("either --name says what the model is called, or --encoder-of whose encoder it becomes")
+    if encoder_of and (crops or held_out):
+        raise click.UsageError(
+            "--crops and --held-out are about what decoding uses, and --encoder-of leaves that alone"
+        )
     model = load_model(state)
     if not isinstance(model, HPCM):
         raise click.UsageError(f"{state} is a {type(model).__name__}, which has no context to code with")
@@ -196,6 +206,7 @@ def export(
         model_id = export_encoder(model, base, out, crops_at_all_qualities(cache, CHECKED))
         click.echo(f"{base.name}: model id {model_id.hex()}, with another encoder")
         return
+    crops = crops or 120
     photographs = crops_at_all_qualities(cache, crops)
     if isinstance(model, Member):
         model_id = packing.export(model, name, out, [pixels for pixels, _ in photographs], held_out, click.echo)
