@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,18 +151,17 @@ def test_a_member_compared_with_itself_shows_no_difference(
     monkeypatch.setattr(comparing, "TIMED", (64, 96))
     for seed in range(3):
         Image.fromarray(picture(64, 80, seed)).save(tmp_path / f"{seed}.png")
-    out = tmp_path / "result.json"
     for metric in ("counts", "rate", "files"):
-        list(comparing.run((str(weights_file), str(weights_file)), metric, tmp_path, output=out))
-        result = json.loads(out.read_text())
+        result: dict[str, Any] = {}
+        list(comparing.run((str(weights_file), str(weights_file)), [metric], tmp_path, result))
         if metric == "counts":
             assert result["counts"]["parameters"][0] == result["counts"]["parameters"][1] > 0
             continue
         gap = next(v["difference"] for v in result[metric].values() if isinstance(v, dict))
         assert gap == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert [m["model_id"] for m in result["members"]] == [coding.Coder(weights_file).weights.model_id.hex()] * 2
-    list(comparing.run((str(weights_file), str(weights_file)), "time", tmp_path, rounds=3, output=out))
-    gap = json.loads(out.read_text())["time"]["seconds of decoding, 96x64"]["difference"]
+    list(comparing.run((str(weights_file), str(weights_file)), ["time"], tmp_path, result, rounds=3))
+    gap = result["time"]["seconds of decoding, 96x64"]["difference"]
     assert gap["low"] <= gap["mean"] <= gap["high"]
 
 

@@ -23,7 +23,7 @@ from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.evaluation.results import compare
 from hpcmcodec.evaluation.store import Record, Store
 from tests import tiny
-from tools import collect, deadzone, facts, monotone, previews, results, robustness, speed
+from tools import collect, deadzone, facts, family, monotone, previews, results, robustness, speed
 from tools.__main__ import main
 from tools.monotone import Point
 
@@ -251,6 +251,24 @@ def test_published_tables_leave_their_bd_rates_alone(
         "source": "their source",
     }
     assert "26.5, 30.5" not in out.read_text()
+
+
+def test_members_of_the_family_stand_beside_what_they_were_made_from() -> None:
+    seconds = {"values": [[2.0, 4.0, 3.0], [3.0, 6.0, 4.5]], "difference": {"mean": 0.5, "low": 0.25, "high": 0.75}}
+    pair = {
+        "members": [{"name": "base-phase2"}, {"name": "base-phase3"}],
+        "time": {"seconds of encoding, 9x9": seconds, "seconds of decoding, 9x9": seconds},
+        "memory": {"forward": [1.0, 1.0], "encoding": [1000.0, 1500.0], "decoding": [400.0, 300.0]},
+    }
+    cells = family.markdown([pair])[-1].strip("| ").split(" | ")
+    taken = ["4.50 and 3.00", "+50.0% [+25.0%, +75.0%]"]
+    assert cells == [
+        "base-phase3 against base-phase2",
+        *taken,
+        *taken,
+        "1,500 and 1,000: +50.0%",
+        "300 and 400: -25.0%",
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"metrics": {"psnr": "1"}, "images": 3, "codecs": {"hpcm": {}}}'])

@@ -8,8 +8,10 @@ monotone    whether a larger quality is always a better file
 tiles       what tiles cost in bytes, and the time of a region
 deadzone    what the dead zone and the centroids are worth, in PSNR and MS-SSIM
 robustness  pictures that are no photographs, compared with AVIF and with a flat picture
+family      time and memory of the research members at full size
 collect     makes a small result file from a folder that `hpcm eval` has written
 published   compares a result file with published tables of other codecs
+family      time and memory of the research members at full size
 results     makes docs/RESULTS.md and its plots from the result files
 golden      makes the golden corpus of a model: files, and what they decode to for ever
 desktop     makes the manual page and the completion scripts in docs/desktop
@@ -28,6 +30,7 @@ from tools import (
     collect,
     deadzone,
     desktop,
+    family,
     golden,
     kernels,
     monotone,
@@ -74,6 +77,7 @@ for command in (
     results.command,
     golden.command,
     desktop.command,
+    family.command,
 ):
     main.add_command(command)
 

@@ -21,7 +21,7 @@ from hpcmcodec.evaluation.metrics import METRICS, BDRate
 from hpcmcodec.evaluation.plots import THEMES, rd_plot
 from hpcmcodec.evaluation.results import Comparison, Series, compare, table
 from hpcmcodec.evaluation.store import write_whole
-from tools import bench, facts, previews, speed
+from tools import bench, facts, family, previews, speed
 from tools.collect import OURS, series_of
 
 PAGE = "RESULTS.md"
@@ -97,7 +97,12 @@ def page(folder: Path) -> str:
     lines += ["", "### BD-rate of each image, PSNR", "", *_by_image(series, others, names)]
     if (folder / "held-out.json").exists():
         lines += ["", *_held_out(facts.read(folder / "held-out.json"))]
-    for name, section in (("previews.json", _previews), ("commands.json", _commands), ("sizes.json", _sizes)):
+    for name, section in (
+        ("previews.json", _previews),
+        ("commands.json", _commands),
+        ("sizes.json", _sizes),
+        ("family.json", _family),
+    ):
         if (folder / name).exists():
             lines += ["", *section(facts.read(folder / name))]
     return "\n".join(lines) + "\n"
@@ -282,6 +287,23 @@ def _commands(content: Mapping[str, Any]) -> list[str]:
         "the same run."
     )
     return ["## Whole commands", "", text, "", *_source(content), "", speed.markdown(content["seconds"])]
+
+
+def _family(content: Mapping[str, Any]) -> list[str]:
+    text = (
+        "Members of [the family](FAMILY.md) at full size with random weights, coding 768 x 512 pixels in one process: "
+        "medians, means of the ratios of turns with their 95% intervals, and what a process takes at most beyond its "
+        "imports. An interval that holds zero shows no difference."
+    )
+    return [
+        "## Time and memory of the research members",
+        "",
+        text,
+        "",
+        *_source(content),
+        "",
+        *family.markdown(content["pairs"]),
+    ]
 
 
 def _sizes(content: Mapping[str, Any]) -> list[str]:

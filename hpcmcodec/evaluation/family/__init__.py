@@ -10,11 +10,14 @@ They need torch. What is printed as a gain or a loss has a 95% interval that doe
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from hpcmcodec.evaluation.counts import count
+from hpcmcodec.evaluation.store import write_whole
 from hpcmcodec.model.config import PRESETS
 
 EXISTING = click.Path(exists=True, path_type=Path)
@@ -84,8 +87,11 @@ def compare(
     """
     from hpcmcodec.evaluation.family import comparing
 
-    for line in comparing.run((first, second), metric, images, rounds=rounds, seed=seed, output=output):
+    wanted, result = comparing.METRICS if metric == "all" else (metric,), dict[str, Any]()
+    for line in comparing.run((first, second), wanted, images, result, rounds=rounds, seed=seed):
         click.echo(line)
+    if output is not None:
+        write_whole(output, json.dumps(result, indent=1) + "\n")
 
 
 @family.command()

@@ -8,7 +8,6 @@ after its imports.
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import os
@@ -31,7 +30,6 @@ from hpcmcodec.evaluation.family.checks import picture
 from hpcmcodec.evaluation.family.coding import Coder, config_of, module_of, weights_of
 from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.evaluation.process import peak_bytes
-from hpcmcodec.evaluation.store import write_whole
 from hpcmcodec.model.config import MEMBERS, Config
 from hpcmcodec.model.hpcm import bits
 from hpcmcodec.training.data import pictures
@@ -63,24 +61,23 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 def run(
     members: tuple[str, str],
-    metric: str,
+    wanted: Sequence[str],
     folder: Path | None,
+    result: dict[str, Any],
     *,
     rounds: int = 9,
     seed: int = 0,
-    output: Path | None = None,
 ) -> Iterator[str]:
-    """Lines for people; `output` gets the measurements as JSON.
+    """Lines for people; `result` gets the measurements, as JSON has them.
 
-    members: as `coding.weights_of` takes them. metric: "all" or one of METRICS. folder: of PNGs.
+    members: as `coding.weights_of` takes them. wanted: of METRICS. folder: of PNGs.
 
     Raises InputError where a member or the folder cannot be used.
     """
-    wanted = METRICS if metric == "all" else (metric,)
     measured: dict[str, Any]
     images = _images(folder)
-    result: dict[str, Any] = {"machine": _machine(), "images": len(images), "rounds": rounds, "members": []}
-    if wanted == ("counts",):
+    result |= {"machine": _machine(), "images": len(images), "rounds": rounds, "members": []}
+    if list(wanted) == ["counts"]:
         result["counts"] = measured = {}
         yield from _counts([_config_of(member) for member in members], measured)
     else:
@@ -100,8 +97,6 @@ def run(
                     yield from _counts([Coder(path).weights.config for path in paths], measured)
                 else:
                     yield from _MEASURES[name](paths, images, rounds, measured)
-    if output is not None:
-        write_whole(output, json.dumps(result, indent=1) + "\n")
 
 
 def _images(folder: Path | None) -> list[np.ndarray]:
