@@ -34,11 +34,13 @@ HEAD = ("second against first", "encoding, s", "", "decoding, s", "", "peak MB o
 @click.option("--size", type=click.Choice(("base", "small")), default="base", show_default=True, help="Of the members.")
 @click.option("--rounds", default=3, show_default=True, help="Times that each member codes, in turns.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="JSON", help="Also write the figures.")
-def command(size: str, rounds: int, output: Path | None) -> None:
+@click.option("--note", help="A sentence on the circumstances, for the page of results.")
+def command(size: str, rounds: int, output: Path | None, note: str | None) -> None:
     """Time and memory of the paper's members, untrained, coding 768 x 512 pixels."""
     from hpcmcodec.evaluation.family import comparing
 
     pairs: list[dict[str, Any]] = []
+    head = {"model": "untrained members, seed 0"} | ({"note": note} if note else {})
     told = f"python -m tools family --size {size} --rounds {rounds}"
     for first, second in PAIRS:
         pairs.append({})
@@ -46,7 +48,7 @@ def command(size: str, rounds: int, output: Path | None) -> None:
         for line in comparing.run(members, ("time", "memory"), None, pairs[-1], rounds=rounds):
             click.echo(line)
         if output:
-            facts.write(output, facts.about(told) | {"pairs": pairs})
+            facts.write(output, facts.about(told) | head | {"pairs": pairs})
     click.echo("\n".join(markdown(pairs)))
 
 
