@@ -11,7 +11,6 @@ robustness  pictures that are no photographs, compared with AVIF and with a flat
 family      time and memory of the research members at full size
 collect     makes a small result file from a folder that `hpcm eval` has written
 published   compares a result file with published tables of other codecs
-family      time and memory of the research members at full size
 results     makes docs/RESULTS.md and its plots from the result files
 golden      makes the golden corpus of a model: files, and what they decode to for ever
 desktop     makes the manual page and the completion scripts in docs/desktop
@@ -72,12 +71,12 @@ for command in (
     tiles.command,
     deadzone.command,
     robustness.command,
+    family.command,
     collect.collect,
     collect.published,
     results.command,
     golden.command,
     desktop.command,
-    family.command,
 ):
     main.add_command(command)
 

@@ -40,15 +40,15 @@ def command(size: str, rounds: int, output: Path | None, note: str | None) -> No
     from hpcmcodec.evaluation.family import comparing
 
     pairs: list[dict[str, Any]] = []
-    head = {"model": "untrained members, seed 0"} | ({"note": note} if note else {})
-    told = f"python -m tools family --size {size} --rounds {rounds}"
+    head = facts.about(f"python -m tools family --size {size} --rounds {rounds}")
+    head |= {"model": "untrained members, seed 0"} | ({"note": note} if note else {})
     for first, second in PAIRS:
         pairs.append({})
         members = f"{size}-{first}", f"{size}-{second}"
         for line in comparing.run(members, ("time", "memory"), None, pairs[-1], rounds=rounds):
             click.echo(line)
         if output:
-            facts.write(output, facts.about(told) | head | {"pairs": pairs})
+            facts.write(output, head | {"pairs": pairs})
     click.echo("\n".join(markdown(pairs)))
 
 

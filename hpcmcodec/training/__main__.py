@@ -84,7 +84,7 @@ def cache(out: Path, sources: tuple[Path, ...]) -> None:
 @click.option("--run", "folder", required=True, type=PATH, help="Folder of the run, which is resumed where it exists.")
 @recipe_options
 def train(recipe: str | None, folder: Path, **overrides: Any) -> None:
-    """Train as RECIPE says: lite-a, -b, -c, tiny, small-a, -b, base-a, -b, -c, or a TOML file; a run that exists needs
+    """Train as RECIPE says: lite-a to -d, tiny, small-a, -b, base-a, -b, -c, or a TOML file; a run that exists needs
     none.
 
     A run that was stopped or killed goes on where its newest checkpoint was.
