@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -84,3 +85,10 @@ def deadly_record(task: Task, attempt: int) -> Record:
 def replacing_record(task: Task, attempt: int) -> Record:
     """Says in its notes whether the output may be replaced."""
     return Record(task.source, task.target, "done", notes=(str(task.overwrite or attempt > 0),))
+
+
+def noisy_record(task: Task, attempt: int) -> Record:
+    """Has its worker's loggers say what they say of a connection that is closed."""
+    for name in ("distributed.worker", "distributed.client", "tornado.application", "asyncio"):
+        logging.getLogger(name).error("Traceback in a worker")
+    return Record(task.source, task.target, "done")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import re
 import signal
@@ -179,6 +180,16 @@ def test_local_cluster_writes_what_workers_write_and_blames_the_file_that_kills(
         assert len(manifest.read_bytes().splitlines()) == 4
         trees.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert trees[0] == trees[1]
+
+
+def test_what_dask_logs_reaches_no_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def done(task: Task, result: Record | Lost) -> None:
+        assert isinstance(result, Record)
+        for name in ("distributed.client", "tornado.application", "asyncio"):
+            logging.getLogger(name).error("Traceback here")
+
+    cluster.run(jobs.noisy_record, tasks(tmp_path, 1), done, Limits(1), address="local")
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.slow

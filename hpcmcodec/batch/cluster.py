@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ __all__ = ["run"]
 # A batch ends at so many files or bytes of input: some seconds of work, beside which a round trip does not count.
 _FILES, _BYTES = 16, 16 << 20
 _AHEAD = 4  # batches for each thread of the cluster that the scheduler holds
+_LOGGERS = ("distributed", "tornado", "asyncio")
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 
 
@@ -91,12 +93,10 @@ def run(
 @contextlib.contextmanager
 def _client(address: str, limits: Limits) -> Iterator[Any]:
     """A client of the cluster; a local one is made for it."""
-    import logging
-
+    import dask
     from distributed import Client, LocalCluster
 
-    for name in ("distributed", "tornado"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said by records
+    _silence()
     if address != "local":
 
         class WholeOrNone(Client):  # type: ignore[misc]
@@ -119,10 +119,26 @@ def _client(address: str, limits: Limits) -> Iterator[Any]:
             memory_limit=memory,
             dashboard_address=None,
             host="127.0.0.1",
+            preload=[*dask.config.get("distributed.worker.preload"), __name__],
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+def _silence() -> None:
+    """Has Dask and what it stands on log nothing in this process: what goes wrong is said by records.
+
+    Without it a connection that is closed while a worker still speaks is a traceback on the terminal now and then.
+    """
+    for name in [*_LOGGERS, *logging.root.manager.loggerDict]:
+        if name.partition(".")[0] in _LOGGERS:  # several have levels of their own
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def dask_setup(worker: object) -> None:
+    """Called by Dask in each worker of a local cluster before it begins, under this name."""
+    _silence()
 
 
 def _batches(tasks: Sequence[Task]) -> Iterator[list[Task]]:
