@@ -27,7 +27,7 @@ from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.errors import HpcmError
 from hpcmcodec.evaluation import sample_photo
 from hpcmcodec.evaluation.codecs import CODECS, Coded, jpeg_near, near
-from hpcmcodec.evaluation.metrics import psnr_db
+from hpcmcodec.evaluation.metrics import psnr_db, ssimulacra2
 from hpcmcodec.image import load, plain, to_image
 
 Pixels = npt.NDArray[np.uint8]
@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--readme-picture",
         type=Path,
         metavar="PATH",
-        help=f"also write four panels, AVIF's among them, as a PNG below {README_LIMIT // 1000} kB",
+        help=f"also write four panels, AVIF's among them, as a PNG below {README_LIMIT // 1000} kB "
+        "(needs the package ssimulacra2)",
     )
     options = parser.parse_args(arguments)
     try:
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HpcmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     return 0
@@ -171,22 +172,30 @@ def comparison_sheet(pixels: Pixels, results: Sequence[Result]) -> Image.Image:
 
 
 def readme_png(pixels: Pixels, result: Result) -> bytes:
-    """PNG file of four crops: the original, the codec's picture, and the AVIF and the JPEG nearest in size.
+    """PNG file of four crops: the original, the codec's picture, and the AVIF (`tune=iq`) and the JPEG nearest in size.
 
-    The crops are as large as they can be while the file stays below `README_LIMIT`. pixels: as in `comparison_sheet`.
+    Beside the sizes stands SSIMULACRA2 of the whole photograph. The crops are as large as they can be while the file stays below `README_LIMIT`. pixels: as in `comparison_sheet`.
     """
     height, width, _ = pixels.shape
-    avif = near(CODECS["avif"], pixels, len(result.hpcm.data))[1]
+    avif = near(CODECS["avif-iq"], pixels, len(result.hpcm.data))[1]
+    coded = {
+        f"hpcm, quality {result.quality}": result.hpcm,
+        "AVIF (tune=iq) nearest in size": avif,
+        "JPEG nearest in size": result.jpeg,
+    }
+    figures = {
+        title: f"{len(each.data):,} bytes, SSIMULACRA2 {ssimulacra2(pixels, each.pixels):.0f}"
+        for title, each in coded.items()
+    }
     for side in range(COLUMN, 0, -16):
         box = _centre(width, height, side, side)
         original = Panel(_enlarged(Image.fromarray(pixels).crop(box)), ("original", f"{width} x {height} pixels"))
-        codec = _panel(pixels, result.hpcm, f"hpcm, quality {result.quality}", box)
         others = [
-            _panel(pixels, avif, "AVIF nearest in size", box),
-            _panel(pixels, result.jpeg, "JPEG nearest in size", box),
+            Panel(_enlarged(Image.fromarray(each.pixels).crop(box)), (title, figures[title]))
+            for title, each in coded.items()
         ]
         file = io.BytesIO()
-        _sheet([[original, codec, *others]], columns=side).save(file, "PNG", optimize=True)
+        _sheet([[original, *others]], columns=side).save(file, "PNG", optimize=True)
         if file.tell() < README_LIMIT:
             break
     return file.getvalue()
