@@ -4,6 +4,8 @@ import itertools
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.evaluation.results import compare
 from hpcmcodec.evaluation.store import Record, Store
 from tests import tiny
-from tools import collect, deadzone, facts, family, monotone, previews, results, robustness, speed
+from tools import collect, deadzone, facts, family, many, monotone, previews, results, robustness, speed
 from tools.__main__ import main
 from tools.monotone import Point
 
@@ -371,3 +373,51 @@ def test_robustness_measures_real_files_against_avif_at_equal_psnr(pixels: np.nd
     assert [line for line in robustness.lines("photograph", verdict) if "photograph" in line] == [
         f"photograph: flat {verdict.flat:.2f} dB; BD-rate against AVIF: {verdict.bd_rate:+.1f}%"
     ]
+
+
+# --- many files -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(4, 500))
+def test_pictures_of_many_sizes_are_many_small_and_few_large_ones(count: int) -> None:
+    areas = [width * height / 1e6 for width, height in many.sizes(count)]
+    assert areas[0] == pytest.approx(many.SMALLEST, rel=0.01)
+    assert areas[-1] == pytest.approx(many.LARGEST, rel=0.01)
+    assert sorted(areas) == pytest.approx(areas, rel=0.01)
+    assert sum(area < 0.5 for area in areas) >= sum(area > 0.5 for area in areas)
+
+
+def test_pictures_of_any_size_are_cut_from_photographs_or_fill_up(folder: Path, tmp_path: Path) -> None:
+    wanted = [(100, 30), (300, 200)]
+    paths = many.make([folder / "a.png", folder / "b.png"], wanted, tmp_path / "made")
+    for path, size in zip(paths, wanted, strict=True):
+        with Image.open(path) as image:
+            assert image.size == size
+            assert np.asarray(image).std(axis=(0, 1)).min() > 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_and_processor_time_are_those_of_a_command_and_all_below_it() -> None:
+    def child(inner: str) -> str:
+        return f"import subprocess, sys, time; {inner}; time.sleep(0.5); sum(range(10**6))"
+
+    grand = child("x = bytearray(b'1') * 60_000_000")
+    command = [sys.executable, "-c", child(f"subprocess.run([sys.executable, '-c', {grand!r}])")]
+    ran = many.run(command)
+    assert 60e6 < ran.peak_bytes < 150e6
+    assert ran.elapsed > 1
+    assert 0 < ran.processor < ran.elapsed
+    with pytest.raises(subprocess.CalledProcessError):
+        many.run([sys.executable, "-c", "raise SystemExit(1)"])
+
+
+@pytest.mark.slow
+def test_workers_are_measured_beside_one_process_and_a_process_each(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "LARGEST", 0.2)
+    done = run("many", folder, "--count", 4, "--small", 2, "-o", tmp_path / "many.json")
+    assert done.exit_code == 0
+    assert len([line for line in done.stdout.splitlines() if " s | " in line]) == 6
+    figures = json.loads((tmp_path / "many.json").read_text())
+    assert 0 < figures["own_seconds"] < figures["runs"]["one process"]["elapsed"]

@@ -8,6 +8,7 @@ monotone    whether a larger quality is always a better file
 tiles       what tiles cost in bytes, and the time of a region
 deadzone    what the dead zone and the centroids are worth, in PSNR and MS-SSIM
 robustness  pictures that are no photographs, compared with AVIF and with a flat picture
+many        workers against one process and against a process for each file
 family      time and memory of the research members at full size
 collect     makes a small result file from a folder that `hpcm eval` has written
 published   compares a result file with published tables of other codecs
@@ -32,6 +33,7 @@ from tools import (
     family,
     golden,
     kernels,
+    many,
     monotone,
     previews,
     results,
@@ -71,6 +73,7 @@ for command in (
     tiles.command,
     deadzone.command,
     robustness.command,
+    many.command,
     family.command,
     collect.collect,
     collect.published,

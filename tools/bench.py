@@ -54,7 +54,7 @@ SIZES: Mapping[str, tuple[int, int]] = {"0.4": (768, 512), "2": (1728, 1152), "1
 QUALITIES: Mapping[str, float] = {"hpcm": 50, "avif": 45, "jxl": 55, "webp": 60}
 _LARGEST = {"mbt2018-mean": 2.0, "cheng2020-anchor": 0.4}  # megapixels beyond which a run takes minutes
 _PIECE = (448, 288)  # width and height, in pixels, of what is cut from the middle of each photograph
-_PHOTOS = ("coffee", "chelsea", "astronaut", "motorcycle_left")
+PHOTOS = ("coffee", "chelsea", "astronaut", "motorcycle_left")
 _NOT_IN_PROCESS = ("start-up", "load", "I/O", "other")
 
 # How many positions for each pixel a layer of `lite`'s transforms has. A layer is found by the beginning of its name;
@@ -142,7 +142,7 @@ def bench_photo(width: int, height: int) -> npt.NDArray[np.uint8]:
         FileNotFoundError: scikit-image's photographs are not installed.
     """
     pieces = []
-    for name in _PHOTOS:
+    for name in PHOTOS:
         with Image.open(sample_photo(name)) as image:
             rgb = np.asarray(image.convert("RGB"))
         top, left = (rgb.shape[0] - _PIECE[1]) // 2, (rgb.shape[1] - _PIECE[0]) // 2
