@@ -74,14 +74,9 @@ class Cluster:
         raise AssertionError(log.read_text(errors="replace"))
 
     def end(self) -> None:
-        for process in reversed(self.processes):
-            process.terminate()
         for process in self.processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()  # asked to end, each would wait for the others
+            process.wait()
 
 
 def paths() -> str:
