@@ -594,3 +594,19 @@ def test_cores_are_limited_by_the_option_for_threads(monkeypatch: pytest.MonkeyP
         hpcm("encode", folder, "-r", *options)
     assert [limits.cores for limits in found] == [6, 4, 3, 6]
     assert (found[-1].memory, found[-1].timeout, found[-1].retries) == (int(0.8 * 1.5 * 2**30), 9.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "n_bytes"),
+    [
+        *(("3000000", 3_000_000), ("2k", 2048), ("1.5G", 3 << 29), ("1.5g", 3 << 29), ("1T", 1 << 40)),
+        *(("6Gi", 6 << 30), ("6GiB", 6 << 30), ("1500MB", 1_500_000_000), ("1 GB", 10**9), ("512 MiB", 512 << 20)),
+        *((said, None) for said in ("", "G", "0", "0G", "-1G", "1.5.5G", "1Z", "1iB", "1Gb ps", "1e99", "1GG")),
+    ],
+)
+def test_a_size_is_written_as_for_other_tools(said: str, n_bytes: int | None, folder: Path, monkeypatch: Any) -> None:
+    found: list[Limits] = []
+    monkeypatch.setattr("hpcmcodec.batch.supervisor.run", lambda *args, **options: found.append(args[3]))
+    done = hpcm("encode", folder, "-r", "--max-memory", said)
+    assert [limits.memory for limits in found] == ([] if n_bytes is None else [int(0.8 * n_bytes)])
+    assert (done.exit_code == 2) == (n_bytes is None)

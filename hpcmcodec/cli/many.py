@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Function = TypeVar("Function", bound=Callable[..., object])
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS = "KMGT"  # powers of 1024, of 1000 with a B behind them alone: 1.5G, 1.5Gi and 1.5GiB, but 1.5GB
 
 
 class Many(NamedTuple):
@@ -63,10 +63,11 @@ def _jobs(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
 def _bytes(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([KMG]?)", value.upper())
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(?:([KMGT])(I?B?))?", value.upper())
     if not match or not float(match[1]):
         raise click.BadParameter(f"{value!r} is no size: a number, with K, M or G behind it", ctx, parameter)
-    return int(float(match[1]) * _UNITS[match[2]])
+    power = _UNITS.index(match[2]) + 1 if match[2] else 0
+    return int(float(match[1]) * (1000 if match[3] == "B" else 1024) ** power)
 
 
 def _shard(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -174,7 +174,8 @@ def comparison_sheet(pixels: Pixels, results: Sequence[Result]) -> Image.Image:
 def readme_png(pixels: Pixels, result: Result) -> bytes:
     """PNG file of four crops: the original, the codec's picture, and the AVIF (`tune=iq`) and the JPEG nearest in size.
 
-    Beside the sizes stands SSIMULACRA2 of the whole photograph. The crops are as large as they can be while the file stays below `README_LIMIT`. pixels: as in `comparison_sheet`.
+    Beside the sizes stands SSIMULACRA2 of the whole photograph. The crops are as large as they can be while the file
+    stays below `README_LIMIT`. pixels: as in `comparison_sheet`.
     """
     height, width, _ = pixels.shape
     avif = near(CODECS["avif-iq"], pixels, len(result.hpcm.data))[1]
