@@ -673,10 +673,14 @@ def loss_of(pixels: np.ndarray, quality: float, **options: Any) -> float:
 @pytest.mark.parametrize(
     ("name", "top", "left", "quality", "engine"),
     [
-        *(("motorcycle_left", 100, 200, quality, "light") for quality in (20, 50, 90)),
-        ("coffee", 100, 100, 50, "light"),
-        ("chelsea", 60, 60, 80, "light"),
-        ("chelsea", 60, 60, 80, "torch"),  # several times slower
+        # torch is several times slower: one of its pictures in the quick suite, the others in the slow one.
+        pytest.param(*case, engine, marks=[pytest.mark.slow] * (engine == "torch" and case[0] != "chelsea"))
+        for case in (
+            *(("motorcycle_left", 100, 200, quality) for quality in (20, 50, 90)),
+            ("coffee", 100, 100, 50),
+            ("chelsea", 60, 60, 80),
+        )
+        for engine in ("light", "torch")
     ],
 )
 def test_effort_lowers_the_loss_and_more_of_it_lowers_it_further(

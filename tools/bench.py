@@ -148,8 +148,13 @@ def bench_photo(width: int, height: int) -> npt.NDArray[np.uint8]:
         top, left = (rgb.shape[0] - _PIECE[1]) // 2, (rgb.shape[1] - _PIECE[0]) // 2
         pieces.append(rgb[top : top + _PIECE[1], left : left + _PIECE[0]])
     mosaic = np.concatenate([np.concatenate(pieces[:2], axis=1), np.concatenate(pieces[2:], axis=1)])
-    beyond = [(0, max(0, wanted - there)) for wanted, there in zip((height, width), mosaic.shape, strict=False)]
-    return np.pad(mosaic, [*beyond, (0, 0)], "symmetric")[:height, :width]
+    return mirrored(mosaic, width, height)[:height, :width]
+
+
+def mirrored(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Pixels (H, W, 3) continued by mirroring to the right and below, where they are smaller than width and height."""
+    beyond = [(0, max(0, wanted - there)) for wanted, there in zip((height, width), pixels.shape, strict=False)]
+    return np.pad(pixels, [*beyond, (0, 0)], "symmetric")
 
 
 def measure(sizes: Sequence[str], codecs: Sequence[str], rounds: int, threads: int) -> Results:

@@ -1,9 +1,9 @@
 """Many files: workers against one process, against a process for each file, and within a limit of memory.
 
-    python -m tools many [FOLDER] [--count 400] [--small 60] [--max-memory 1.5G] [-o many.json]
+    python -m tools many [PATH]... [--count 400] [--small 60] [--max-memory 1.5G] [-o many.json]
 
 The pictures are JPEG files of 0.1 to 12 megapixels, many small and few large ones, and as many of 0.4 megapixels as
-`--small` says: photographs of FOLDER, or scikit-image's, cut to their sizes, or mirrored to fill them. Everything is
+`--small` says: photographs of the paths, or scikit-image's, cut to their sizes, or mirrored to fill them. Everything is
 done on two workers, or two processes at once; the one process codes one half of the files before the workers have
 their turn and the other half after it, so that a change in the machine's clock or load meets both. Nothing else should
 be running. The memory is the sum over all processes, shared pages counted once, looked at ten times a second.
@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,16 +27,18 @@ import click
 import numpy as np
 from PIL import Image
 
+from hpcmcodec.container import DEFAULT_MAX_PIXELS
 from hpcmcodec.evaluation import sample_photo
+from hpcmcodec.evaluation.evaluate import find_photos
+from hpcmcodec.evaluation.process import THREAD_VARIABLES
 from hpcmcodec.evaluation.results import table
-from tools import facts
-from tools.bench import PHOTOS
+from tools import facts, speed
+from tools.bench import PHOTOS, mirrored
 
 SMALLEST, LARGEST = 0.1, 12.0  # megapixels
 _DENSITY = -1.8  # the number of pictures of a size falls with this power of the size
 _SHAPES = ((3, 2), (4, 3), (2, 3), (16, 9), (1, 1))
 _SMALL = (768, 512)
-_SUFFIXES = {".avif", ".jpg", ".jpeg", ".png", ".webp"}
 _LOOK_SECONDS = 0.1
 
 # Codes the files that standard input names, one thread, and prints the sum of their own seconds.
@@ -58,17 +61,16 @@ class Ran(NamedTuple):
 
 
 @click.command("many")
-@click.argument("folder", required=False, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--count", default=400, show_default=True, type=click.IntRange(min=4), help="Pictures of all sizes.")
 @click.option("--small", default=60, show_default=True, type=click.IntRange(min=2), help="Pictures of 0.4 megapixels.")
 @click.option("--max-memory", default="1.5G", show_default=True, metavar="SIZE", help="The limit of the last run.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="JSON", help="Also write the figures.")
-def command(folder: Path | None, count: int, small: int, max_memory: str, output: Path | None) -> None:
+def command(paths: tuple[Path, ...], count: int, small: int, max_memory: str, output: Path | None) -> None:
     """What workers take for many files, beside one process and beside a process for each file."""
-    photos = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES) if folder else [*map(sample_photo, PHOTOS)]
-    if not photos:
-        raise click.UsageError(f"no photographs in {folder}")
-    about = facts.about(f"python -m tools many --count {count} --small {small} --max-memory {max_memory}")
+    photos = [photo.path for photo in find_photos(paths or [*map(sample_photo, PHOTOS)], DEFAULT_MAX_PIXELS)]
+    told = " ".join(["python -m tools many", *(f"path/to/{path.name}" for path in paths)])
+    about = facts.about(f"{told} --count {count} --small {small} --max-memory {max_memory}")
     with tempfile.TemporaryDirectory() as place:
         figures = measure(photos, count, small, max_memory, Path(place))
     click.echo(f"{about['machine']}\n")
@@ -96,8 +98,7 @@ def make(photos: Sequence[Path], wanted: Sequence[tuple[int, int]], folder: Path
     for n, (width, height) in enumerate(wanted):
         with Image.open(photos[n % len(photos)]) as image:
             pixels = np.asarray(image.convert("RGB"))
-        beyond = [(0, max(0, side - there)) for side, there in zip((height, width), pixels.shape, strict=False)]
-        filled = np.pad(pixels, [*beyond, (0, 0)], "symmetric")
+        filled = mirrored(pixels, width, height)
         top, left = (filled.shape[0] - height) // 2, (filled.shape[1] - width) // 2
         paths.append(folder / f"{n:05}.jpg")
         Image.fromarray(filled[top : top + height, left : left + width]).save(paths[-1], quality=92)
@@ -126,13 +127,9 @@ def measure(photos: Sequence[Path], count: int, small: int, max_memory: str, pla
     first = loop(paths[::2], "one-a")
     supervised = workers("all", "two")
     second = loop(paths[1::2], "one-b")
-    pair: list[Ran] = []
-    threads = [threading.Thread(target=lambda n=n: pair.append(loop(paths[n::2], f"both-{n}"))) for n in range(2)]
     before, started = processor_seconds(), time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as both:
+        pair = list(both.map(lambda n: loop(paths[n::2], f"both-{n}"), range(2)))
     at_once, pair_processor = time.perf_counter() - started, processor_seconds() - before
     small_workers = workers("small", "few-two")
     each = run(["xargs", "-P2", "-n1", *python], "\n".join(map(str, few)))
@@ -174,14 +171,12 @@ def run(command: Sequence[str], said: str = "") -> Ran:
         subprocess.CalledProcessError: it failed.
     """
     before, started = processor_seconds(), time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=speed.environment() | dict.fromkeys(THREAD_VARIABLES, "1"),
         text=True,
     ) as child:
         peak, ended = [0], threading.Event()
@@ -192,9 +187,11 @@ def run(command: Sequence[str], said: str = "") -> Ran:
 
         looking = threading.Thread(target=look)
         looking.start()
-        out, err = child.communicate(said)
-        ended.set()
-        looking.join()
+        try:
+            out, err = child.communicate(said)
+        finally:
+            ended.set()
+            looking.join()
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command, out, err)
     return Ran(time.perf_counter() - started, processor_seconds() - before, peak[0], out)
@@ -221,7 +218,7 @@ def memory_of_tree(pid: int) -> int:
 
 
 def markdown(figures: dict[str, Any]) -> str:
-    """Two tables and the ratios that matter."""
+    """A table and the ratios that matter."""
     runs = figures["runs"]
     names = {
         "one process": "one process, one thread: `batch.encode_file` in a loop",

@@ -59,16 +59,22 @@ def measure(image: Path, rounds: int) -> dict[str, list[float]]:
         }
         if find_spec("torch"):
             commands = {UNIT: [sys.executable, "-c", UNIT], **commands}
-        # Otherwise Python would compile this package in every run, but not torch, which pip has compiled.
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         times: dict[str, list[float]] = {name: [] for name in commands}
         for counted in [False] + [True] * rounds:
             for name, command in commands.items():
                 start = time.perf_counter()
-                subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, env=environment)
+                subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, env=environment())
                 if counted:
                     times[name].append(time.perf_counter() - start)
     return times
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, but with bytecode written.
+
+    Otherwise Python would compile this package in every run, but not torch, which pip has compiled.
+    """
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 def markdown(times: Mapping[str, Sequence[float]]) -> str:
