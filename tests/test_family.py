@@ -469,19 +469,41 @@ PICTURES = [(1, 1), (7, 5), (131, 77), (256, 256), (300, 517)]
 
 @pytest.mark.parametrize("name", quick([*SMALL, *FULL]))
 def test_a_member_codes_pictures_of_any_size_and_all_engines_decode_them_alike(name: str) -> None:
-    with members.installed(MEMBERS[name]) as w:
+    if name in QUICK:
+        assert_codes(MEMBERS[name], PICTURES[:3], torch_too=False)
+    else:
+        assert_codes(MEMBERS[name], PICTURES)
+
+
+PHASES = ("phi", "large", "phase1", "phase2", "phase3", "phase4")
+MEMORIES = ("light", "full", "handover", "linear")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("name", PHASES)
+def test_every_phase_codes_with_every_memory(name: str, memory: str) -> None:
+    bank = {k: v for k, v in vars(MEMBERS[f"small-{memory}"]).items() if k.startswith("memory")}
+    assert_codes(replace(MEMBERS[f"small-{name}"], name=f"small-{name}-{memory}", **bank), PICTURES)
+
+
+def assert_codes(config: Config, sizes: list[tuple[int, int]], *, torch_too: bool = True) -> None:
+    """Pictures of these sizes (width, height) decode alike with kernels, in plain numpy and in torch, and damage is
+    refused.
+    """
+    with members.installed(config) as w:
         reference = light.LightEngine(w)
         reference.coder.ops = ExactOps(NUMPY, w.under("entropy"), w.grids)
         reference.synthesis = ExactOps(NUMPY, w.synthesis(), w.grids)
-        for size in PICTURES if name not in QUICK else PICTURES[:3]:
-            data = codec.encode(picture(*size), model=name)
+        for size in sizes:
+            data = codec.encode(picture(*size), model=config.name)
             y_hat, shown = codec.decode_latents(data), np.asarray(codec.decode(data))
             assert shown.shape == (size[1], size[0], 3)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(codec.base, "find", lambda *_, **__: reference)
                 assert np.array_equal(codec.decode_latents(data), y_hat)
                 assert np.array_equal(np.asarray(codec.decode(data)), shown)
-            if name not in QUICK:
+            if torch_too:
                 assert np.array_equal(codec.decode_latents(data, engine="torch"), y_hat)
                 assert np.array_equal(np.asarray(codec.decode(data, engine="torch")), shown)
         for at in range(5, len(data), max(1, len(data) // 40)):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.evaluation.results import compare
 from hpcmcodec.evaluation.store import Record, Store
 from tests import tiny
-from tools import collect, deadzone, facts, family, many, monotone, previews, results, robustness, speed
+from tools import collect, deadzone, facts, family, many, monotone, previews, results, robustness, speed, twins
 from tools.__main__ import main
 from tools.monotone import Point
 
@@ -271,6 +272,53 @@ def test_members_of_the_family_stand_beside_what_they_were_made_from() -> None:
         "1,500 and 1,000: +50.0%",
         "300 and 400: -25.0%",
     ]
+
+
+def trained(preset: str, seed: int, sizes: list[list[int]], seconds: float, curve: list[list[float]]) -> dict[str, Any]:
+    """A run as `tools twins` measures it, of two images."""
+    psnr = [[30.0, 32.0] for _ in sizes]
+    return {
+        "name": f"{preset}-{seed}",
+        "member": preset,
+        "model": {},
+        "seed": seed,
+        "steps": 100,
+        "crops": ["64:1"],
+    } | {
+        "model_id": "0",
+        "parameters": 1000,
+        "seconds_a_step": seconds,
+        "bytes": sizes,
+        "psnr": psnr,
+        "validated": curve,
+    }
+
+
+CURVE = [[0, 2.0], [50, 1.5], [100, 1.0]]
+
+
+def test_twins_are_compared_image_by_image_and_by_the_spread_of_the_baseline() -> None:
+    baseline = [trained("a", seed, [[size, 2 * size]], 0.1, CURVE) for seed, size in enumerate((990, 1010, 1000))]
+    others = [trained("b", 0, [[900, 1800]], 0.2, CURVE), trained("c", 0, [[990, 1980]], 0.1, CURVE)]
+    content = {"runs": [*baseline, *others], "pixels": [8000, 8000], "qualities": []}
+    head, _, first, smaller, same, _, words = twins.markdown(content)
+    assert head.count("|") == first.count("|")
+    assert "| 1,000 | 0, 1, 2 | 1.5000 | 31.000 |" in first
+    # Both images agree in a tenth; three seeds that differ by 1% leave 4.3 * sqrt(4 / 3) % to chance.
+    assert "-10.0% [-14.4%, -5.4%]: smaller" in smaller
+    assert "-1.0% [-5.8%, +4.0%]: no difference shown" in same
+    # While the baseline does 100 steps, b does 50.
+    assert "| 200 | +50.0% |" in smaller
+    assert "differ by 1.00% in bytes" in words
+
+
+def test_without_a_second_seed_the_page_says_what_the_intervals_leave_out() -> None:
+    baseline = trained("a", 0, [[1000, 1000], [2000, 2000]], 0.1, CURVE)
+    other = trained("a", 0, [[1100, 1210], [2200, 2420]], 0.1, CURVE) | {"model": {"memory": "full"}}
+    *_, row, _, words = twins.markdown({"runs": [baseline, other], "pixels": [8000, 8000], "qualities": [10, 50]})
+    assert "a with memory full" in row
+    assert "[+10.0%, +21.0%]: larger" in row
+    assert words.startswith("One seed")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"metrics": {"psnr": "1"}, "images": 3, "codecs": {"hpcm": {}}}'])

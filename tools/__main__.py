@@ -10,6 +10,7 @@ deadzone    what the dead zone and the centroids are worth, in PSNR and MS-SSIM
 robustness  pictures that are no photographs, compared with AVIF and with a flat picture
 many        workers against one process and against a process for each file
 family      time and memory of the research members at full size
+twins       rates of trained members, after equal steps and after equal seconds
 collect     makes a small result file from a folder that `hpcm eval` has written
 published   compares a result file with published tables of other codecs
 results     makes docs/RESULTS.md and its plots from the result files
@@ -40,6 +41,7 @@ from tools import (
     robustness,
     speed,
     tiles,
+    twins,
 )
 
 
@@ -75,6 +77,7 @@ for command in (
     robustness.command,
     many.command,
     family.command,
+    twins.command,
     collect.collect,
     collect.published,
     results.command,

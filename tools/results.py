@@ -21,7 +21,7 @@ from hpcmcodec.evaluation.metrics import METRICS, BDRate
 from hpcmcodec.evaluation.plots import THEMES, rd_plot
 from hpcmcodec.evaluation.results import Comparison, Series, compare, table
 from hpcmcodec.evaluation.store import write_whole
-from tools import bench, facts, family, previews, speed
+from tools import bench, facts, family, previews, speed, twins
 from tools.collect import OURS, series_of
 
 PAGE = "RESULTS.md"
@@ -102,6 +102,9 @@ def page(folder: Path) -> str:
         ("commands.json", _commands),
         ("sizes.json", _sizes),
         ("family.json", _family),
+        ("imports.json", _imports),
+        ("twins.json", _twins),
+        ("memories.json", _memories),
     ):
         if (folder / name).exists():
             lines += ["", *section(facts.read(folder / name))]
@@ -295,15 +298,40 @@ def _family(content: Mapping[str, Any]) -> list[str]:
         "medians, means of the ratios of turns with their 95% intervals, and what a process takes at most beyond its "
         "imports. An interval that holds zero shows no difference."
     )
-    return [
-        "## Time and memory of the research members",
-        "",
-        text,
-        "",
-        *_source(content),
-        "",
-        *family.markdown(content["pairs"]),
-    ]
+    return ["## Time and memory of the research members", "", text, *_pairs(content)]
+
+
+def _imports(content: Mapping[str, Any]) -> list[str]:
+    text = "The same of HPCM-Base with codes of 16 bits, which [imports](FAMILY.md#published-checkpoints) have."
+    return ["### Imports", "", text, *_pairs(content)]
+
+
+def _pairs(content: Mapping[str, Any]) -> list[str]:
+    return ["", *_source(content), "", *family.markdown(content["pairs"])]
+
+
+_TRAINED = (
+    "Differences have 95% intervals over the images and over the seeds of the first member; one that holds zero shows "
+    "no difference. After equal seconds, each has trained for as long as the first member's steps take, and rates are "
+    "those of validation."
+)
+
+
+def _twins(content: Mapping[str, Any]) -> list[str]:
+    text = (
+        "Members of [the family](FAMILY.md) at a tenth of its size, trained alike on the transforms of one stage A, "
+        f"coding {content['images']} Kodak images. {_TRAINED} Minutes of training at this size say little about weeks "
+        "at full size."
+    )
+    return ["## Rates of the research members", "", text, "", *_source(content), "", *twins.markdown(content)]
+
+
+def _memories(content: Mapping[str, Any]) -> list[str]:
+    text = (
+        "`lite` with each of the memory banks, all trained on for the same steps from the state of lite-1, with frozen "
+        f"transforms, coding {content['images']} Kodak images. {_TRAINED}"
+    )
+    return ["## Memory banks in the shipped model", "", text, "", *_source(content), "", *twins.markdown(content)]
 
 
 def _sizes(content: Mapping[str, Any]) -> list[str]:

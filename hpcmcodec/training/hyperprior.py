@@ -6,6 +6,8 @@ A learns is taken over whole.
 The transforms start as the best linear ones, level by level: each convolution of g_a keeps the principal axes of its
 input's 2 x 2 neighbours (of the 4 x 4 taps that the first one has, those in the middle), g_s is its inverse, and every
 block is the identity. The latents are scaled so that steps of one are the best for the lambda at high rates.
+
+The context starts by passing on what h_s says (`pass_on`), so that a member's rate begins where stage A's ended.
 """
 
 from __future__ import annotations
@@ -18,15 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcmcodec.exact.constants import SCALES_MAX, SCALES_MIN
+from hpcmcodec.exact.layers import Linear
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.family.flow import CARRY, hyper_synthesis
 from hpcmcodec.model.family.gaussian import DEVIATION
-from hpcmcodec.model.family.model import PARAMETERS, OfOneLambda
+from hpcmcodec.model.family.model import PARAMETERS, Member, OfOneLambda
 from hpcmcodec.model.family.transforms import PConvBlock
 from hpcmcodec.model.float_members import bounded
 from hpcmcodec.model.float_ops import FloatOps
 from hpcmcodec.model.hpcm import ste_round
+from hpcmcodec.model.parameters import raw_name
+from hpcmcodec.training.grow import CLOSED
 
+BRANCH = 0.02  # times the usual size of the weights with which branches of the context begin
 SPARE = 0.1  # size of the weights of channels that no axis is left for
 OFFSET = 0.5  # the middle of pixels' range
 
@@ -85,6 +91,26 @@ def start_from_principal_axes(model: OfOneLambda, patches: Tensor) -> None:
     scales = (y.std(1) / DEVIATION).clamp(SCALES_MIN, SCALES_MAX)
     model.raw[PARAMETERS].copy_(torch.cat([scales, y.mean(1)]))
     model.raw["h_s/4/weight"].mul_(0.1)  # at first it is these that say most
+
+
+@torch.no_grad()
+def pass_on(model: Member) -> None:
+    """Let the context begin with what h_s says of every latent, to which its branches add little.
+
+    Ten coding steps follow each other, each on what the one before it made of scales and means, whose sizes differ by
+    hundreds between channels. What random first values add would grow from step to step beyond all latents.
+    """
+    for layer in model.layers.values():
+        if not isinstance(layer, Linear) or layer.name.startswith("h_s."):
+            continue
+        weight = model.raw[raw_name(layer, "weight")]
+        if layer.start in ("same", "mean"):
+            weight.copy_(torch.eye(*weight.shape))
+        elif layer.start == "small" or layer.branch or layer.name.endswith(".cell.v"):
+            weight.mul_(BRANCH)
+        elif layer.name.endswith(".gate"):
+            weight.zero_()
+            model.raw[raw_name(layer, "bias")].fill_(CLOSED)
 
 
 def _axes(v: Tensor, keep: int) -> Tensor:

@@ -27,7 +27,7 @@ from hpcmcodec.errors import InputError
 from hpcmcodec.exact.constants import ARITHMETIC
 from hpcmcodec.model.config import Config
 from hpcmcodec.model.distortion import Distortion
-from hpcmcodec.model.family.model import OfOneLambda
+from hpcmcodec.model.family.model import Member, OfOneLambda
 from hpcmcodec.model.hpcm import Estimator
 from hpcmcodec.training import hyperprior, stages, stand_in, states
 from hpcmcodec.training.config import Recipe
@@ -133,6 +133,8 @@ class Trainer:
         Returns lines for people, and the names of the grids that `init_from` had.
         """
         run = self.recipe.run
+        if isinstance(model, Member):
+            hyperprior.pass_on(model)
         if not run.init_from:
             if run.stage == "d":
                 raise InputError("stage d makes an encoder for a decoder that is there: init_from names its state")

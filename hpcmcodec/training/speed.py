@@ -35,14 +35,14 @@ def table(recipe: Recipe, rounds: int, of: Collection[str] = tuple(STAGES)) -> I
     yield "|---" * (5 + len(PARTS)) + "|"
     for stage, (size, batch), fast in product(of, recipe.crops, (True, False)):
         one = recipe.override({"stage": stage, "without_context": False, "crops": f"{size}:{batch}"})
-        shares = _measure(one, device, fast, rounds)
+        shares = measure(one, device, fast, rounds)
         total = sum(shares.values())
         cells = [f"{size}:{batch}", "bfloat16" if fast else "float32", f"{batch / total:.1f}", f"{1000 * total:.0f}"]
         cells += [f"{100 * shares[part] / total:.0f}%" if shares[part] else "" for part in PARTS]
         yield f"| {stage} | {' | '.join(cells)} |"
 
 
-def _measure(recipe: Recipe, device: torch.device, fast: bool, rounds: int) -> dict[str, float]:
+def measure(recipe: Recipe, device: torch.device, fast: bool, rounds: int) -> dict[str, float]:
     """Seconds of each part of a training step: the smallest over the rounds."""
     size, batch = recipe.crops[0]
     torch.manual_seed(0)
