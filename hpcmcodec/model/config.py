@@ -7,7 +7,7 @@ encoder can write files that existing decoders read.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from hpcmcodec.errors import UnsupportedError
@@ -194,6 +194,13 @@ def _paper(size: str, member: str, **kinds: Any) -> Config:
     return Config(name=name, flow="hpcm", qualities=0, **sizes | first | kinds)
 
 
+_FULL: dict[str, Any] = {"memory": "full", "memory_references": (2, 3, 4), "memory_topk": (1, 2, 2)}
+_BANKS: dict[str, dict[str, Any]] = {
+    "light": {"memory": "light"},
+    "full": _FULL,
+    "handover": _FULL | {"memory_handover": True},
+    "linear": {"memory": "linear", "memory_references": 8},
+}
 _RWKV: dict[str, Any] = {"cells": ("rwkv",) * 3}
 _MEMBERS: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -203,12 +210,16 @@ _MEMBERS: dict[str, dict[str, Any]] = {
     "phase2": _RWKV,
     "phase3": _RWKV | {"fusion": "rwkv"},
     "phase4": _RWKV | {"fusion": "rwkv", "prior": "rwkv"},
-    "light": {"memory": "light"},
-    "full": {"memory": "full", "memory_references": (2, 3, 4), "memory_topk": (1, 2, 2)},
-    "handover": {"memory": "full", "memory_references": (2, 3, 4), "memory_topk": (1, 2, 2), "memory_handover": True},
-    "linear": {"memory": "linear", "memory_references": 8},
+    **_BANKS,
 }
 """What distinguishes the paper's members from its baseline, HPCM-Base."""
 
 MEMBERS = {c.name: c for c in (_paper(size, name, **k) for size in ("base", "small") for name, k in _MEMBERS.items())}
-PRESETS = {c.name: c for c in (LITE, TINY)} | MEMBERS
+LITES = {
+    f"lite-{bank}": replace(LITE, name=f"lite-{bank}", **({"memory": "none"} | _BANKS.get(bank, {})))
+    for bank in ("none", *_BANKS)
+    if bank != LITE.memory
+}
+"""`lite` with other memories than its own, which is light."""
+
+PRESETS = {c.name: c for c in (LITE, TINY)} | LITES | MEMBERS
