@@ -33,7 +33,8 @@ from tools import facts
 
 HEAD = ("member", "parameters", "seeds", "bits per pixel", "PSNR, dB", "bytes after equal steps", "ms a step")
 SECONDS = "rate after equal seconds"
-_FITTED = 24  # crops to which the grids and tables of a model with qualities are fitted
+_FITTED = 24  # crops of training photographs to which grids are fitted, and the tables of a model with qualities
+_SIDE = 256  # of those crops
 _ROUNDS = 5  # steps that are timed, of which the quickest counts
 
 
@@ -82,7 +83,7 @@ def measured(run: Path, photographs: Sequence[np.ndarray], qualities: Sequence[f
         raise click.UsageError(f"{run}: {found.name} has {'' if found.qualities else 'no '}qualities")
     logged = records.read_log(run / "log.jsonl", newest.facts["step"])
     seconds = measure(recipe, torch.device("cpu"), False, _ROUNDS)
-    with written(run, photographs) as path:
+    with written(run) as path:
         model_id = weights.load_file(path).model_id.hex()
         options: list[dict[str, Any]] = [{"quality": q} for q in qualities] or [{}]
         files = [[codec.encode(p, model=str(path), **option) for p in photographs] for option in options]
@@ -104,7 +105,7 @@ def measured(run: Path, photographs: Sequence[np.ndarray], qualities: Sequence[f
 
 
 @contextmanager
-def written(run: Path, photographs: Sequence[np.ndarray]) -> Iterator[Path]:
+def written(run: Path) -> Iterator[Path]:
     """The weights file of a run's EMA, which decoding finds while the context lasts."""
     from hpcmcodec.evaluation.family.coding import weights_of
     from hpcmcodec.model.family.model import Member
@@ -112,14 +113,14 @@ def written(run: Path, photographs: Sequence[np.ndarray]) -> Iterator[Path]:
     from hpcmcodec.training.export import crops_at_all_qualities, export
 
     model = states.load_model(run)
+    crops = crops_at_all_qualities(Path(config.load(run / "recipe.json").data.cache), _FITTED, _SIDE)
     if isinstance(model, Member):
-        with weights_of(str(run), [np.ascontiguousarray(p[:256, :256]) for p in photographs]) as (path, _):
+        with weights_of(str(run), [pixels for pixels, _ in crops]) as (path, _):
             os.environ["HPCM_MODELS"] = str(path.parent)
             yield path
     else:
-        cache = Path(config.load(run / "recipe.json").data.cache)
         with tempfile.TemporaryDirectory(prefix="hpcm-twins-") as place:
-            export(model, run.name, Path(place), crops_at_all_qualities(cache, _FITTED))  # type: ignore[arg-type]
+            export(model, run.name, Path(place), crops)  # type: ignore[arg-type]
             os.environ["HPCM_MODELS"] = place
             yield Path(place) / f"{run.name}.safetensors"
 
