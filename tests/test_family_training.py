@@ -278,6 +278,23 @@ def test_files_of_two_runs_are_measured_as_the_runs_left_them(recipe: Recipe, tm
         assert run["bytes"] == [[pytest.approx(len(data), rel=0.02) for data in files]]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's exporter
+def test_files_of_a_run_that_has_qualities_are_measured_at_those_that_are_asked_for(
+    cache: Path, tmp_path: Path
+) -> None:
+    Image.fromarray(picture(64, 48)).save(tmp_path / "a.png")
+    recipe = config.load("tiny").override({"cache": str(cache), "crops": "64:2", "steps": 2, "stage": "c"})
+    loop.train(recipe.override({"precision": "float32", "log_every": 1}), tmp_path / "run")
+    arguments = ["twins", str(tmp_path / "run"), "--images", str(tmp_path), "-o", str(tmp_path / "out.json")]
+    assert CliRunner().invoke(tools, arguments).exit_code == 2
+    done = CliRunner().invoke(tools, [*arguments, "--qualities", "20,80"])
+    assert done.exit_code == 0, done.output
+    (run,) = json.loads((tmp_path / "out.json").read_text())["runs"]
+    ((small,), (large,)) = run["bytes"]
+    assert 40 < small < large
+    assert len(run["psnr"]) == 2
+
+
 # --- export -----------------------------------------------------------------------------------------------------------
 
 

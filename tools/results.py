@@ -104,7 +104,6 @@ def page(folder: Path) -> str:
         ("family.json", _family),
         ("imports.json", _imports),
         ("twins.json", _twins),
-        ("memories.json", _memories),
     ):
         if (folder / name).exists():
             lines += ["", *section(facts.read(folder / name))]
@@ -324,14 +323,6 @@ def _twins(content: Mapping[str, Any]) -> list[str]:
         "at full size."
     )
     return ["## Rates of the research members", "", text, "", *_source(content), "", *twins.markdown(content)]
-
-
-def _memories(content: Mapping[str, Any]) -> list[str]:
-    text = (
-        "`lite` with each of the memory banks, all trained on for the same steps from the state of lite-1, with frozen "
-        f"transforms, coding {content['images']} Kodak images. {_TRAINED}"
-    )
-    return ["## Memory banks in the shipped model", "", text, "", *_source(content), "", *twins.markdown(content)]
 
 
 def _sizes(content: Mapping[str, Any]) -> list[str]:
