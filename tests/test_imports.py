@@ -351,7 +351,10 @@ def test_the_command_writes_weights_that_code_files(tmp_path: Path, monkeypatch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
-def test_files_of_a_full_size_import_decode_alike_in_both_engines(name: str, tmp_path: Path) -> None:
+def test_files_of_a_full_size_import_decode_alike_in_both_engines(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPCM_MODELS", str(tmp_path))
     checkpoint, path = tmp_path / "a.pth.tar", tmp_path / f"{name}.safetensors"
     torch.save(dict(Published(FULL[name]).state_dict()) | BUFFERS, checkpoint)
     settings = {"name": name, "fixed_lambda": 0.013, "precision": 16}
