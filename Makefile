@@ -37,7 +37,7 @@ PINS = $(if $(CONSTRAINT),-c $(CONSTRAINT))
 INPUTS = Makefile constraints.txt pyproject.toml
 
 CODING = click ninja numpy onnxruntime pillow rich safetensors
-CHECKS = dask distributed einops hatchling hypothesis mypy onnx packaging pytest pytest-xdist ruff torch
+CHECKS = dask distributed einops hatchling hypothesis mypy onnx packaging pytest pytest-xdist ruff scipy torch
 EVALUATION = matplotlib pillow-heif pillow-jxl-plugin pytorch-msssim ssimulacra2
 # Installed without what they depend on: of compressai only the entropy coder is used, of scikit-image the photographs.
 BARE = compressai scikit-image

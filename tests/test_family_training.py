@@ -24,7 +24,7 @@ from hpcmcodec.model.family.model import MEANS, Member, model_of  # noqa: E402
 from hpcmcodec.quality import Quality  # noqa: E402
 from hpcmcodec.training import config, loop, packing, records, stages, states  # noqa: E402
 from hpcmcodec.training.config import Rates, Recipe  # noqa: E402
-from hpcmcodec.training.data import build_cache  # noqa: E402
+from hpcmcodec.training.data import build_cache, patches  # noqa: E402
 from hpcmcodec.training.hyperprior import Hyperprior, pass_on, start_from_principal_axes  # noqa: E402
 from hpcmcodec.training.optim import factor_of, optimisers, part_of, rate_factor  # noqa: E402
 from hpcmcodec.training.speed import table  # noqa: E402
@@ -121,7 +121,7 @@ def test_a_member_s_rate_begins_where_that_of_its_hyperprior_ended(name: str) ->
     torch.manual_seed(0)
     config = mini(name.removeprefix("small-"))
     bare, whole, x = Hyperprior(config).eval(), model_of(config).eval(), _planar(picture(128, 128))
-    start_from_principal_axes(bare, x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
+    start_from_principal_axes(bare, patches(x))
     pass_on(whole)
     whole.load_state_dict(bare.state_dict(), strict=False)
     alone, (found, _) = stages.rate(bare, x, Q, False, fake=False)[0], stages.rate(whole, x, Q, False, fake=False)
@@ -138,7 +138,7 @@ def test_the_first_step_of_each_stage_has_a_gradient_for_all_that_it_trains(stag
     model = stages.build(Recipe().override({"preset": "small-phase3", "model": MINI, "stage": stage})).train()
     x = _planar(picture(64, 128))
     if stage == "a":
-        start_from_principal_axes(model, x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
+        start_from_principal_axes(model, patches(x))
     stages.loss_of(model, x, Q, False, joint=stage != "b", fake=False)[0].backward()
     trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
     wanted = {"hyperprior", "context"} if stage == "b" else {"transforms", "hyperprior", "context"}
@@ -159,11 +159,10 @@ def test_z_begins_away_from_zero_and_h_s_with_scales_of_one() -> None:
 
 def test_principal_axes_are_their_own_inverse_and_scale_latents_for_the_lambda() -> None:
     x = torch.rand(1, 3, 6, 8).repeat_interleave(16, 2).repeat_interleave(16, 3)  # three numbers for each latent
-    patches = x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     found = []
     for lmbda in (0.013, 0.052):
         model = Hyperprior(mini("baseline", fixed_lambda=lmbda)).eval()
-        start_from_principal_axes(model, patches)
+        start_from_principal_axes(model, patches(x))
         with torch.no_grad():
             y, _ = model.analyse(x, Q)
             assert (model.synthesise(y, Q) - x).abs().max() < 1e-4

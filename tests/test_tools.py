@@ -284,7 +284,6 @@ def trained(preset: str, seed: int, sizes: list[list[int]], seconds: float, curv
         "seed": seed,
         "steps": 100,
         "crops": ["64:1"],
-    } | {
         "model_id": "0",
         "parameters": 1000,
         "seconds_a_step": seconds,

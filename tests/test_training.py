@@ -43,7 +43,7 @@ from hpcmcodec.quality import Quality
 from hpcmcodec.training import config, export, fitting, judge, loop, records, report, stages, states, synthetic
 from hpcmcodec.training.__main__ import main
 from hpcmcodec.training.config import Objective, Rates, Recipe, Run
-from hpcmcodec.training.data import Crops, build_cache, to_unit, validation_images
+from hpcmcodec.training.data import Crops, build_cache, patches, to_unit, validation_images
 from hpcmcodec.training.optim import is_matrix, optimisers, part_of, rate_factor
 from hpcmcodec.training.speed import table
 from hpcmcodec.training.stand_in import StandIn, centre_of_mass, start_from_principal_axes
@@ -299,7 +299,7 @@ def test_principal_axes_that_keep_everything_lose_nothing() -> None:
     widths = {"analysis_widths": (192, 768), "synthesis_widths": (192, 768), "latent": 768}
     model = StandIn(replace(TINY, **widths))
     x = to_unit(torch.from_numpy(np.stack([tiny.picture(128, 128, s) for s in range(3)])).permute(0, 3, 1, 2))
-    start_from_principal_axes(model, x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
+    start_from_principal_axes(model, patches(x))
     with torch.no_grad():
         found = model.g_s(model.g_a(x, model.g_a.s8.factors(torch.zeros(3))), torch.ones(3, 192, 1, 1))
     assert (found - x).abs().max() < 1e-4
@@ -311,8 +311,7 @@ def test_principal_axes_keep_more_of_a_picture_than_random_weights_do() -> None:
     for axes in (False, True):
         model = first_values("a").eval()
         if axes:
-            patches = x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-            start_from_principal_axes(model, patches)
+            start_from_principal_axes(model, patches(x))
         with torch.no_grad():
             errors.append((model(x, torch.ones(1))["x_hat"] - x).square().mean().item())
     assert errors[1] < 0.2 * errors[0]

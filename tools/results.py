@@ -309,18 +309,13 @@ def _pairs(content: Mapping[str, Any]) -> list[str]:
     return ["", *_source(content), "", *family.markdown(content["pairs"])]
 
 
-_TRAINED = (
-    "Differences have 95% intervals over the images and over the seeds of the first member; one that holds zero shows "
-    "no difference. After equal seconds, each has trained for as long as the first member's steps take, and rates are "
-    "those of validation."
-)
-
-
 def _twins(content: Mapping[str, Any]) -> list[str]:
     text = (
         "Members of [the family](FAMILY.md) at a tenth of its size, trained alike on the transforms of one stage A, "
-        f"coding {content['images']} Kodak images. {_TRAINED} Minutes of training at this size say little about weeks "
-        "at full size."
+        f"coding {content['images']} Kodak images. Differences have 95% intervals over the images and over the "
+        "seeds of the first member; one that holds zero shows no difference. After equal seconds, each has trained for "
+        "as long as the first member's steps take, and rates are those of validation. Minutes of training at this size "
+        "say little about weeks at full size."
     )
     return ["## Rates of the research members", "", text, "", *_source(content), "", *twins.markdown(content)]
 

@@ -21,18 +21,25 @@ import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
-from hpcmcodec.evaluation.results import table
+from hpcmcodec import search
+from hpcmcodec.evaluation.results import Difference, difference, table
+from hpcmcodec.evaluation.run import parse_qualities
 from tools import facts
 
-HEAD = ("member", "parameters", "seeds", "bits per pixel", "PSNR, dB", "bytes after equal steps", "ms a step")
-SECONDS = "rate after equal seconds"
+if TYPE_CHECKING:
+    from hpcmcodec.training.config import Recipe
+
+HEAD = (
+    *("member", "parameters", "seeds", "bits per pixel", "PSNR, dB"),
+    *("bytes after equal steps", "ms a step", "rate after equal seconds"),
+)
 _FITTED = 24  # crops of training photographs to which grids are fitted, and the tables of a model with qualities
 _SIDE = 256  # of those crops
 _ROUNDS = 5  # steps that are timed, of which the quickest counts
@@ -51,11 +58,14 @@ def command(runs: tuple[Path, ...], folder: Path, qualities: str | None, output:
     photographs = list(pictures(folder))
     if not photographs:
         raise click.UsageError(f"{folder} has no PNG files")
-    asked = [float(q) for q in qualities.split(",")] if qualities else []
+    try:
+        asked = parse_qualities([f"hpcm={qualities}"])["hpcm"] if qualities else ()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     told = " ".join(["python -m tools twins", *(run.name for run in runs), f"--images path/to/{folder.name}"])
     head = facts.about(told + (f" --qualities {qualities}" if qualities else ""))
     head |= {"model": "the runs' own"} | ({"note": note} if note else {})
-    content: dict[str, Any] = head | {"images": len(photographs), "qualities": asked, "runs": []}
+    content: dict[str, Any] = head | {"images": len(photographs), "qualities": list(asked), "runs": []}
     content["pixels"] = [int(np.prod(pixels.shape[:2])) for pixels in photographs]
     for run in runs:
         content["runs"].append(measured(run, photographs, asked))
@@ -75,15 +85,13 @@ def measured(run: Path, photographs: Sequence[np.ndarray], qualities: Sequence[f
     from hpcmcodec.training import config, records, states
     from hpcmcodec.training.speed import measure
 
-    recipe, newest = config.load(run / "recipe.json"), states.newest(run)
-    if newest is None:
-        raise click.UsageError(f"{run} has no checkpoint")
-    found = recipe.model_config()
+    recipe, facts_of_run = config.load(run / "recipe.json"), states.read(run).facts
+    found, last = recipe.model_config(), facts_of_run["step"]
     if bool(qualities) != bool(found.qualities):
         raise click.UsageError(f"{run}: {found.name} has {'' if found.qualities else 'no '}qualities")
-    logged = records.read_log(run / "log.jsonl", newest.facts["step"])
+    logged = records.read_log(run / "log.jsonl", last)
     seconds = measure(recipe, torch.device("cpu"), False, _ROUNDS)
-    with written(run) as path:
+    with written(run, recipe) as path:
         model_id = weights.load_file(path).model_id.hex()
         options: list[dict[str, Any]] = [{"quality": q} for q in qualities] or [{}]
         files = [[codec.encode(p, model=str(path), **option) for p in photographs] for option in options]
@@ -93,7 +101,7 @@ def measured(run: Path, photographs: Sequence[np.ndarray], qualities: Sequence[f
         "member": recipe.run.preset,
         "model": json.loads(recipe.run.model or "{}"),
         "seed": recipe.run.seed,
-        "steps": newest.facts["step"] - newest.facts["first"],
+        "steps": last - facts_of_run["first"],
         "crops": list(recipe.data.crops),
         "model_id": model_id,
         "parameters": count(found).parameters,
@@ -105,24 +113,28 @@ def measured(run: Path, photographs: Sequence[np.ndarray], qualities: Sequence[f
 
 
 @contextmanager
-def written(run: Path) -> Iterator[Path]:
+def written(run: Path, recipe: Recipe) -> Iterator[Path]:
     """The weights file of a run's EMA, which decoding finds while the context lasts."""
     from hpcmcodec.evaluation.family.coding import weights_of
-    from hpcmcodec.model.family.model import Member
-    from hpcmcodec.training import config, states
     from hpcmcodec.training.export import crops_at_all_qualities, export
+    from hpcmcodec.training.states import load_model
 
-    model = states.load_model(run)
-    crops = crops_at_all_qualities(Path(config.load(run / "recipe.json").data.cache), _FITTED, _SIDE)
-    if isinstance(model, Member):
-        with weights_of(str(run), [pixels for pixels, _ in crops]) as (path, _):
-            os.environ["HPCM_MODELS"] = str(path.parent)
+    crops = crops_at_all_qualities(Path(recipe.data.cache), _FITTED, _SIDE)
+    before = os.environ.get(search.VARIABLE)
+    with ExitStack() as stack:
+        if recipe.model_config().qualities:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hpcm-twins-")))
+            path = place / f"{run.name}.safetensors"
+            export(load_model(run), run.name, place, crops)  # type: ignore[arg-type]
+        else:
+            path, _ = stack.enter_context(weights_of(str(run), [pixels for pixels, _ in crops]))
+        os.environ[search.VARIABLE] = str(path.parent)
+        try:
             yield path
-    else:
-        with tempfile.TemporaryDirectory(prefix="hpcm-twins-") as place:
-            export(model, run.name, Path(place), crops)  # type: ignore[arg-type]
-            os.environ["HPCM_MODELS"] = place
-            yield Path(place) / f"{run.name}.safetensors"
+        finally:
+            del os.environ[search.VARIABLE]
+            if before is not None:
+                os.environ[search.VARIABLE] = before
 
 
 def markdown(content: Mapping[str, Any]) -> list[str]:
@@ -134,13 +146,13 @@ def markdown(content: Mapping[str, Any]) -> list[str]:
     spread = statistics.stdev(map(mean_log, baseline)) if len(baseline) > 1 else None
     rows = [[name, *_facts(content, baseline), "", _step(baseline), ""]]
     for other, runs in others:
-        by_steps = interval(baseline, runs, spread)
-        rows.append([other, *_facts(content, runs), said(*by_steps), _step(runs), equal_seconds(baseline, runs)])
+        by_steps = said(interval(baseline, runs, spread))
+        rows.append([other, *_facts(content, runs), by_steps, _step(runs), equal_seconds(baseline, runs)])
     if spread is None:
         words = "One seed: the intervals are those of the images alone, and say nothing of chance in training."
     else:
         words = f"Runs of {name} with {len(baseline)} seeds differ by {spread:.2%} in bytes (standard deviation)."
-    return [*table((*HEAD, SECONDS), rows), "", words]
+    return [*table(HEAD, rows), "", words]
 
 
 def label(run: Mapping[str, Any]) -> str:
@@ -169,11 +181,9 @@ def mean_log(run: Mapping[str, Any]) -> float:
 
 def interval(
     baseline: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], spread: float | None
-) -> tuple[float, float, float]:
+) -> Difference:
     """The mean relative difference in bytes, and its 95% interval; spread: of the baseline's seeds."""
     from scipy.stats import t
-
-    from hpcmcodec.evaluation.family.comparing import difference
 
     first, second = (np.exp(np.log([run["bytes"] for run in group]).mean((0, 1))) for group in (baseline, runs))
     by_image = difference(first.tolist(), second.tolist())
@@ -181,17 +191,14 @@ def interval(
     chance = 0.0
     if spread is not None:
         chance = float(t.ppf(0.975, len(baseline) - 1)) * spread * math.sqrt(1 / len(baseline) + 1 / len(runs))
-    return (
-        math.expm1(mean),
-        math.expm1(mean - math.hypot(mean - low, chance)),
-        math.expm1(mean + math.hypot(high - mean, chance)),
-    )
+    ends = mean, mean - math.hypot(mean - low, chance), mean + math.hypot(high - mean, chance)
+    return Difference(*map(math.expm1, ends))
 
 
-def said(mean: float, low: float, high: float) -> str:
+def said(gap: Difference) -> str:
     """A difference, its interval, and what it shows."""
-    verdict = "no difference shown" if low <= 0 <= high else "smaller" if high < 0 else "larger"
-    return f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]: {verdict}"
+    verdict = "no difference shown" if gap.low <= 0 <= gap.high else "smaller" if gap.high < 0 else "larger"
+    return f"{gap.mean:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]: {verdict}"
 
 
 def equal_seconds(baseline: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> str:

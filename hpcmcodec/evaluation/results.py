@@ -19,7 +19,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from hpcmcodec.container import take
 from hpcmcodec.errors import InputError
@@ -30,8 +32,10 @@ from hpcmcodec.evaluation.store import Record
 
 __all__ = [
     "Comparison",
+    "Difference",
     "Series",
     "compare",
+    "difference",
     "from_records",
     "read_series",
     "table",
@@ -41,6 +45,7 @@ __all__ = [
 ]
 
 _KEYS = {"psnr": ("psnr-rgb", "psnr"), "ms-ssim": ("ms-ssim-rgb", "ms-ssim"), "ssimulacra2": ("ssimulacra2",)}
+_SAMPLES = 2000  # bootstrap samples
 _MAX_RESULTS = 1 << 24  # bytes of a result file, far more than any has
 
 
@@ -344,6 +349,26 @@ def _averages(series: Mapping[str, Series], metrics: Sequence[str]) -> list[str]
             scores = [f"{each.curve(m).score[i]:.{METRICS[m].decimals}f}" for m in metrics]
             rows.append([each.name, f"{quality:g}", f"{bpp:.3f}", *scores])
     return table(["codec", "quality", "bpp", *(METRICS[metric].label for metric in metrics)], rows)
+
+
+class Difference(NamedTuple):
+    """The mean relative difference of the second's values from the first's, and its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def line(self) -> str:
+        verdict = "" if self.low <= 0 <= self.high else ": a difference"
+        return f"{self.mean:+.2%} [{self.low:+.2%}, {self.high:+.2%}]{verdict}"
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Of paired positive values, through the mean of the logarithms of their ratios."""
+    ratios = np.log(np.asarray(second, float) / np.asarray(first, float))
+    drawn = np.random.RandomState(0).randint(0, len(ratios), (_SAMPLES, len(ratios)))
+    low, high = np.percentile(ratios[drawn].mean(1), (2.5, 97.5))
+    return Difference(*(math.expm1(v) for v in (ratios.mean(), low, high)))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -216,8 +216,8 @@ _MEMBERS: dict[str, dict[str, Any]] = {
 
 MEMBERS = {c.name: c for c in (_paper(size, name, **k) for size in ("base", "small") for name, k in _MEMBERS.items())}
 LITES = {
-    f"lite-{bank}": replace(LITE, name=f"lite-{bank}", **({"memory": "none"} | _BANKS.get(bank, {})))
-    for bank in ("none", *_BANKS)
+    f"lite-{bank}": replace(LITE, name=f"lite-{bank}", **kinds)
+    for bank, kinds in ({"none": {"memory": "none"}} | _BANKS).items()
     if bank != LITE.memory
 }
 """`lite` with other memories than its own, which is light."""

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -128,6 +129,11 @@ class Crops:
 def to_unit(pixels: Tensor) -> Tensor:
     """Pixels uint8 of any shape -> float32 in [0, 1]."""
     return pixels.float().div_(255)
+
+
+def patches(x: Tensor) -> Tensor:
+    """Images (B, C, 16 h, 16 w) -> their patches (B h w, C, 16, 16)."""
+    return rearrange(x, "b c (h r) (w s) -> (b h w) c r s", r=16, s=16)
 
 
 def pictures(folder: Path, side: int = 1 << 16) -> Iterator[np.ndarray]:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from hpcmcodec.errors import InputError
@@ -31,7 +30,7 @@ from hpcmcodec.model.family.model import Member, OfOneLambda
 from hpcmcodec.model.hpcm import Estimator
 from hpcmcodec.training import hyperprior, stages, stand_in, states
 from hpcmcodec.training.config import Recipe
-from hpcmcodec.training.data import Crops, to_unit, validation_images
+from hpcmcodec.training.data import Crops, patches, to_unit, validation_images
 from hpcmcodec.training.grow import grow
 from hpcmcodec.training.optim import Polite, faster_in_bf16, optimisers, rate_factor
 from hpcmcodec.training.records import Log
@@ -128,7 +127,7 @@ class Trainer:
 
     def _start(self, model: Estimator) -> tuple[list[str], set[str]]:
         """Give the model the values of `init_from`, or without one the principal axes of photographs: in stage A, and a
-        member of one lambda in any stage.
+        member of one lambda in any stage. A context of the paper's begins by passing on what h_s says.
 
         Returns lines for people, and the names of the grids that `init_from` had.
         """
@@ -147,7 +146,7 @@ class Trainer:
             if start:
                 size, _ = max(self.recipe.crops)
                 x = to_unit(self.crops.batch(self._generator(AXES), 4 + 2**18 // size**2, size))
-                start(rearrange(x, "b c (h r) (w s) -> (b h w) c r s", r=16, s=16))
+                start(patches(x))
             return [], set()
         state = states.read(Path(run.init_from))
         if run.grow:

@@ -31,7 +31,7 @@ from hpcmcodec.model.family.model import Member, model_of
 from hpcmcodec.model.family.transforms import PConvBlock
 from hpcmcodec.pretrained import from_weights
 from hpcmcodec.training import packing, stages, states
-from hpcmcodec.training.data import to_unit
+from hpcmcodec.training.data import patches, to_unit
 from hpcmcodec.training.hyperprior import start_from_principal_axes
 from hpcmcodec.training.packing import ONLY
 
@@ -93,9 +93,8 @@ def untrained(config: Config, photographs: Sequence[np.ndarray], seed: int = 0) 
     if not isinstance(model, Member):
         raise InputError(f"{config.name} has qualities; the tools of the family are for members of one lambda")
     x = to_unit(torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2))
-    patches = x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
     with torch.no_grad():
-        start_from_principal_axes(model, patches)
+        start_from_principal_axes(model, patches(x))
         for name, value in model.raw.items():
             if name.startswith("h_s/"):
                 continue

@@ -8,7 +8,6 @@ after its imports.
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import platform
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,33 +29,13 @@ from hpcmcodec.evaluation.family.checks import picture
 from hpcmcodec.evaluation.family.coding import Coder, config_of, module_of, weights_of
 from hpcmcodec.evaluation.metrics import psnr_db
 from hpcmcodec.evaluation.process import peak_bytes
+from hpcmcodec.evaluation.results import difference
 from hpcmcodec.model.config import MEMBERS, Config
 from hpcmcodec.model.hpcm import bits
 from hpcmcodec.training.data import pictures
 
-SAMPLES = 2000  # bootstrap samples
 TIMED = (512, 768)  # rows and columns of the picture that times and memory are of
 METRICS = ("counts", "rate", "files", "time", "memory")
-
-
-class Difference(NamedTuple):
-    """The mean relative difference of the second member's values from the first's, and its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def line(self) -> str:
-        verdict = "" if self.low <= 0 <= self.high else ": a difference"
-        return f"{self.mean:+.2%} [{self.low:+.2%}, {self.high:+.2%}]{verdict}"
-
-
-def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Of paired positive values, through the mean of the logarithms of their ratios."""
-    ratios = np.log(np.asarray(second, float) / np.asarray(first, float))
-    drawn = np.random.RandomState(0).randint(0, len(ratios), (SAMPLES, len(ratios)))
-    low, high = np.percentile(ratios[drawn].mean(1), (2.5, 97.5))
-    return Difference(*(math.expm1(v) for v in (ratios.mean(), low, high)))
 
 
 def run(
